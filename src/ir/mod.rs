@@ -1,0 +1,5 @@
+//! The tensor IR.
+
+mod types;
+
+pub use types::{DType, Dim, Syms, TensorType};

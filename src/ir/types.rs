@@ -1,0 +1,257 @@
+//! Element types, symbolic dimensions and tensor types.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Element type of a tensor. Quantised formats are element types whose storage unit is a block.
+///
+/// Layouts are those of GGML, except [`DType::Q8Act`], which is this compiler's own format for
+/// activations quantised on the fly.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DType {
+    F32,
+    F16,
+    I32,
+    /// 32 weights: `f16 d`, 32 × `i8`.
+    Q8_0,
+    /// 256 weights: `f16 d`, `f16 dmin`, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles.
+    Q4_K,
+    /// 256 weights: 128 bytes of low nibbles, 64 bytes of high pairs, 16 × `i8` scales, `f16 d`.
+    Q6_K,
+    /// 32 activations: `f32 d`, `f32 s = d · Σq`, 32 × `i8 q`; value = `d · q`, `d = max|x| / 127`.
+    Q8Act,
+}
+
+impl DType {
+    /// Every element type, in declaration order.
+    pub const ALL: [DType; 7] = [
+        DType::F32,
+        DType::F16,
+        DType::I32,
+        DType::Q8_0,
+        DType::Q4_K,
+        DType::Q6_K,
+        DType::Q8Act,
+    ];
+
+    /// The name used in the text form and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::I32 => "i32",
+            DType::Q8_0 => "q8_0",
+            DType::Q4_K => "q4_k",
+            DType::Q6_K => "q6_k",
+            DType::Q8Act => "q8_act",
+        }
+    }
+
+    /// The inverse of [`DType::name`].
+    pub fn from_name(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// Elements in one storage block; 1 for plain types.
+    pub const fn block_len(self) -> usize {
+        match self {
+            DType::F32 | DType::F16 | DType::I32 => 1,
+            DType::Q8_0 | DType::Q8Act => 32,
+            DType::Q4_K | DType::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of one storage block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::F16 => 2,
+            DType::Q8_0 => 34,
+            DType::Q4_K => 144,
+            DType::Q6_K => 210,
+            DType::Q8Act => 40,
+        }
+    }
+
+    /// Whether elements share scales within a block.
+    pub const fn is_quantised(self) -> bool {
+        self.block_len() > 1
+    }
+
+    /// Whether `dequant` turns this type into f32.
+    pub const fn is_dequantisable(self) -> bool {
+        !matches!(self, DType::F32 | DType::I32)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Values of the symbols: the tokens of this step, the tokens already cached, the context size.
+///
+/// Also used for their upper bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Syms {
+    /// `T`: tokens in this step.
+    pub t: u64,
+    /// `P`: tokens already in the cache.
+    pub p: u64,
+    /// `S`: context size, the rows of a cache. A step needs `P + T <= S`.
+    pub s: u64,
+}
+
+/// A dimension: a constant, a symbol, or a sum of those.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Dim {
+    /// The constant term.
+    pub c: u64,
+    /// How often `T`, `P` and `S` occur.
+    pub t: u8,
+    pub p: u8,
+    pub s: u8,
+}
+
+impl Dim {
+    pub const ZERO: Dim = Dim { c: 0, t: 0, p: 0, s: 0 };
+    /// Tokens in this step.
+    pub const T: Dim = Dim { c: 0, t: 1, p: 0, s: 0 };
+    /// Tokens already cached.
+    pub const P: Dim = Dim { c: 0, t: 0, p: 1, s: 0 };
+    /// Context size.
+    pub const S: Dim = Dim { c: 0, t: 0, p: 0, s: 1 };
+
+    /// A constant dimension.
+    pub const fn n(c: u64) -> Dim {
+        Dim { c, t: 0, p: 0, s: 0 }
+    }
+
+    /// The constant, if no symbol occurs.
+    pub const fn as_const(self) -> Option<u64> {
+        if self.t == 0 && self.p == 0 && self.s == 0 { Some(self.c) } else { None }
+    }
+
+    /// The sum of two dimensions, if the counts still fit.
+    pub fn checked_add(self, o: Dim) -> Option<Dim> {
+        Some(Dim {
+            c: self.c.checked_add(o.c)?,
+            t: self.t.checked_add(o.t)?,
+            p: self.p.checked_add(o.p)?,
+            s: self.s.checked_add(o.s)?,
+        })
+    }
+
+    /// The value at `at`, saturating.
+    pub fn eval(self, at: &Syms) -> u64 {
+        let term = |n: u8, v: u64| u64::from(n).saturating_mul(v);
+        self.c
+            .saturating_add(term(self.t, at.t))
+            .saturating_add(term(self.p, at.p))
+            .saturating_add(term(self.s, at.s))
+    }
+
+    /// The largest value within `bounds`: as a step needs `P + T <= S`, each such pair is at most `S`.
+    pub fn max(self, bounds: &Syms) -> u64 {
+        let pairs = self.t.min(self.p);
+        let rest = Dim { t: self.t - pairs, p: self.p - pairs, ..self };
+        let pair = bounds.t.saturating_add(bounds.p).min(bounds.s);
+        rest.eval(bounds).saturating_add(u64::from(pairs).saturating_mul(pair))
+    }
+}
+
+impl From<u64> for Dim {
+    fn from(c: u64) -> Dim {
+        Dim::n(c)
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut first = true;
+        let mut term = |f: &mut fmt::Formatter<'_>, s: &dyn fmt::Display| {
+            let plus = if std::mem::take(&mut first) { "" } else { "+" };
+            write!(f, "{plus}{s}")
+        };
+        for (count, name) in [(self.p, "P"), (self.t, "T"), (self.s, "S")] {
+            for _ in 0..count {
+                term(f, &name)?;
+            }
+        }
+        if self.c > 0 || (self.t == 0 && self.p == 0 && self.s == 0) {
+            term(f, &self.c)?;
+        }
+        Ok(())
+    }
+}
+
+/// A row-major tensor; blocks of a quantised type run along the last dimension.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TensorType {
+    pub dtype: DType,
+    pub shape: Vec<Dim>,
+}
+
+impl TensorType {
+    pub fn new(dtype: DType, shape: impl IntoIterator<Item = impl Into<Dim>>) -> TensorType {
+        TensorType { dtype, shape: shape.into_iter().map(Into::into).collect() }
+    }
+
+    /// The last dimension (1 for a scalar).
+    pub fn last(&self) -> Dim {
+        self.shape.last().copied().unwrap_or(Dim::n(1))
+    }
+
+    /// The same shape with another element type.
+    pub fn with_dtype(&self, dtype: DType) -> TensorType {
+        TensorType { dtype, shape: self.shape.clone() }
+    }
+
+    /// The shape as numbers at `at`.
+    pub fn dims(&self, at: &Syms) -> Vec<u64> {
+        self.shape.iter().map(|d| d.eval(at)).collect()
+    }
+
+    /// Elements at `at`, saturating.
+    pub fn elements(&self, at: &Syms) -> u64 {
+        self.shape.iter().fold(1u64, |n, d| n.saturating_mul(d.eval(at)))
+    }
+
+    /// Bytes at `at`, saturating.
+    pub fn bytes(&self, at: &Syms) -> u64 {
+        self.bytes_of(self.elements(at))
+    }
+
+    /// The most elements within `bounds`, saturating.
+    pub fn max_elements(&self, bounds: &Syms) -> u64 {
+        self.shape.iter().fold(1u64, |n, d| n.saturating_mul(d.max(bounds)))
+    }
+
+    /// The most bytes within `bounds`, saturating.
+    pub fn max_bytes(&self, bounds: &Syms) -> u64 {
+        self.bytes_of(self.max_elements(bounds))
+    }
+
+    fn bytes_of(&self, elements: u64) -> u64 {
+        (elements / self.dtype.block_len() as u64).saturating_mul(self.dtype.block_bytes() as u64)
+    }
+
+    /// Whether the last dimension is a whole number of blocks.
+    pub fn is_blocked(&self) -> bool {
+        let block = self.dtype.block_len() as u64;
+        block == 1 || self.last().as_const().is_some_and(|n| n > 0 && n % block == 0)
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[", self.dtype)?;
+        for (i, d) in self.shape.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            write!(f, "{comma}{d}")?;
+        }
+        f.write_str("]")
+    }
+}
