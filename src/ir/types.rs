@@ -154,7 +154,7 @@ impl Dim {
     }
 
     /// The largest value within `bounds`: as a step needs `P + T <= S`, each such pair is at most `S`.
-    pub fn max(self, bounds: &Syms) -> u64 {
+    pub fn bound(self, bounds: &Syms) -> u64 {
         let pairs = self.t.min(self.p);
         let rest = Dim { t: self.t - pairs, p: self.p - pairs, ..self };
         let pair = bounds.t.saturating_add(bounds.p).min(bounds.s);
@@ -226,7 +226,7 @@ impl TensorType {
 
     /// The most elements within `bounds`, saturating.
     pub fn max_elements(&self, bounds: &Syms) -> u64 {
-        self.shape.iter().fold(1u64, |n, d| n.saturating_mul(d.max(bounds)))
+        self.shape.iter().fold(1u64, |n, d| n.saturating_mul(d.bound(bounds)))
     }
 
     /// The most bytes within `bounds`, saturating.

@@ -1,0 +1,419 @@
+//! The operations of the IR, closed and exhaustively matched, and the types they produce.
+
+use super::graph::Graph;
+use super::types::{DType, Dim, TensorType};
+use serde::{Deserialize, Serialize};
+
+/// What a node computes. Shapes are row-major; `H` heads, `G` cache heads, `D` head dimension.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A parameter of the graph, or of a fused body.
+    Input { name: String },
+    /// A tensor of the model file, by name.
+    Weight { name: String },
+    /// The first version of a state that outlives the step, such as a KV cache `[S,G,D]`.
+    State { name: String },
+    /// Every element is `value`.
+    Const { value: f32 },
+    /// `(table [V,N], ids i32 [T]) -> [T,N]`: rows of the table, in the table's format.
+    GetRows,
+    /// `x -> f32`: the exact values of a quantised or half-precision tensor.
+    Dequant,
+    /// `f32 [..,N] -> q8_act [..,N]`: see [`DType::Q8Act`].
+    QuantAct,
+    /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`.
+    MatMul,
+    /// Elementwise sum; the second operand may be `[N]`, added to every row.
+    Add,
+    /// Elementwise product; the second operand may be `[N]`, multiplied with every row.
+    Mul,
+    /// `x / (1 + e^-x)`.
+    Silu,
+    /// `(x [..,N], w [N])`: `x / √(mean(x²) + eps) · w` over the last dimension.
+    RmsNorm { eps: f32 },
+    /// `(x [T,H,D], pos i32 [T], factors? [dims/2])`: rotary position embedding.
+    Rope(Rope),
+    /// The same elements in another shape.
+    Reshape,
+    /// `[T,..] -> [1,..]`: the last token's row.
+    LastRow,
+    /// `(cache [S,G,D], x f32 [T,G,D]) -> [S,G,D]`: the next version, with `x` at rows `P..P+T`.
+    KvAppend,
+    /// `cache [S,G,D] -> [P+T,G,D]`: the rows that are filled.
+    KvRead,
+    /// `(q [T,H,D], k [L,G,D]) -> [H,T,L]`: `scale · q·k`; head `h` reads cache head `h·G/H`.
+    Scores { scale: f32 },
+    /// `[H,T,L]`: token `t` sees positions `0..=L-T+t`; the rest becomes -∞.
+    CausalMask,
+    /// `e^(x - max) / Σ` over the last dimension.
+    Softmax,
+    /// `(p [H,T,L], v [L,G,D]) -> [T,H,D]`: `Σ_l p·v`.
+    WeightedSum,
+    /// `f32 [T,N] -> i32 [T]`: the index of the largest element, the lowest of equals.
+    ArgMax,
+    /// One kernel in place of the nodes of its body.
+    Fused(Box<Fused>),
+    /// The end of a graph: its results, then the last version of each state.
+    Return,
+}
+
+/// Rotary position embedding over the first `dims` of each head: pair `i` turns by
+/// `pos · base^(-2i/dims) / factors[i]` (Su et al., 2021, arXiv:2104.09864).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rope {
+    pub base: f32,
+    pub dims: u32,
+    pub style: RopeStyle,
+}
+
+/// Which elements form a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RopeStyle {
+    /// `(2i, 2i+1)`, as `llama` files have it.
+    Interleaved,
+    /// `(i, i + dims/2)`, as `qwen2` files have it.
+    Halves,
+}
+
+/// A kernel and the primitives it stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fused {
+    pub kernel: Kernel,
+    /// Primitives only. Its inputs are the operands of the fused node, its results the node's.
+    pub body: Graph,
+}
+
+/// The fused kernels. Each is made by the pass in `src/passes/` that carries its name, but for
+/// [`Kernel::MatmulSwiglu`], which the `swiglu` pass makes where the cost model prefers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// dequant → matmul (+ bias, + residual).
+    DequantMatmul,
+    /// Several matmuls of one input.
+    Merge,
+    /// Gate and up matmuls → SiLU·mul (→ quant_act).
+    MatmulSwiglu,
+    /// Embedding rows → dequant → RMSNorm (→ quant_act), or RMSNorm with a quantised norm weight.
+    DequantRmsnorm,
+    /// (Residual add →) RMSNorm (→ quant_act).
+    AddRmsnorm,
+    /// (QK-norm →) RoPE → KV append, and V append.
+    RopeKv,
+    /// SiLU·mul (→ quant_act).
+    Swiglu,
+    /// Scores → mask → softmax → weighted sum (→ quant_act).
+    Attention,
+    /// Head matmul → argmax.
+    SampleHead,
+}
+
+impl Kernel {
+    pub const ALL: [Kernel; 9] = [
+        Kernel::DequantMatmul,
+        Kernel::Merge,
+        Kernel::MatmulSwiglu,
+        Kernel::DequantRmsnorm,
+        Kernel::AddRmsnorm,
+        Kernel::RopeKv,
+        Kernel::Swiglu,
+        Kernel::Attention,
+        Kernel::SampleHead,
+    ];
+
+    /// The name used in the text form, in plans and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kernel::DequantMatmul => "dequant_matmul",
+            Kernel::Merge => "merge",
+            Kernel::MatmulSwiglu => "matmul_swiglu",
+            Kernel::DequantRmsnorm => "dequant_rmsnorm",
+            Kernel::AddRmsnorm => "add_rmsnorm",
+            Kernel::RopeKv => "rope_kv",
+            Kernel::Swiglu => "swiglu",
+            Kernel::Attention => "attention",
+            Kernel::SampleHead => "sample_head",
+        }
+    }
+
+    /// The inverse of [`Kernel::name`].
+    pub fn from_name(name: &str) -> Option<Kernel> {
+        Kernel::ALL.into_iter().find(|k| k.name() == name)
+    }
+}
+
+impl Op {
+    /// The mnemonic of the text form, without attributes.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input { .. } => "input",
+            Op::Weight { .. } => "weight",
+            Op::State { .. } => "state",
+            Op::Const { .. } => "const",
+            Op::GetRows => "get_rows",
+            Op::Dequant => "dequant",
+            Op::QuantAct => "quant_act",
+            Op::MatMul => "matmul",
+            Op::Add => "add",
+            Op::Mul => "mul",
+            Op::Silu => "silu",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::Rope(_) => "rope",
+            Op::Reshape => "reshape",
+            Op::LastRow => "last_row",
+            Op::KvAppend => "kv_append",
+            Op::KvRead => "kv_read",
+            Op::Scores { .. } => "scores",
+            Op::CausalMask => "causal_mask",
+            Op::Softmax => "softmax",
+            Op::WeightedSum => "weighted_sum",
+            Op::ArgMax => "argmax",
+            Op::Fused(_) => "fused",
+            Op::Return => "return",
+        }
+    }
+
+    /// Inputs, weights, states and constants: no operands, and a type of their own.
+    pub fn is_leaf(&self) -> bool {
+        matches!(self, Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Const { .. })
+    }
+
+    /// Ops that only rename bytes: their result lies where their operand lies.
+    pub fn is_view(&self) -> bool {
+        matches!(self, Op::Reshape | Op::KvRead)
+    }
+
+    /// The fused kernel, if this is one.
+    pub fn kernel(&self) -> Option<Kernel> {
+        match self {
+            Op::Fused(f) => Some(f.kernel),
+            _ => None,
+        }
+    }
+
+    /// The result types for operands of types `x`. Leaves and `reshape` produce what `declared` says;
+    /// all others ignore it. The error says which rule is broken.
+    pub fn infer(&self, x: &[&TensorType], declared: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let arity = |n: usize| {
+            if x.len() == n { Ok(()) } else { Err(format!("takes {n} operands, not {}", x.len())) }
+        };
+        let one = |t: TensorType| Ok(vec![t]);
+        match self {
+            Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Const { .. } => {
+                arity(0)?;
+                let [t] = declared else { return Err("needs exactly one type".into()) };
+                if matches!(self, Op::Const { .. }) {
+                    f32s(t, "the constant")?;
+                }
+                if matches!(self, Op::Weight { .. }) && t.shape.iter().any(|d| d.as_const().is_none()) {
+                    return Err(format!("a weight has constant dimensions, not {t}"));
+                }
+                one(t.clone())
+            }
+            Op::GetRows => {
+                arity(2)?;
+                let (rows, cols) = matrix(x[0], "the table")?;
+                rows.as_const().ok_or("the table needs a constant number of rows")?;
+                if x[1].dtype != DType::I32 {
+                    return Err(format!("the ids must be i32, not {}", x[1].dtype));
+                }
+                one(TensorType { dtype: x[0].dtype, shape: vec![vector(x[1], "the ids")?, cols] })
+            }
+            Op::Dequant => {
+                arity(1)?;
+                if !x[0].dtype.is_dequantisable() {
+                    return Err(format!("{} needs no dequant", x[0].dtype));
+                }
+                one(x[0].with_dtype(DType::F32))
+            }
+            Op::QuantAct => {
+                arity(1)?;
+                f32s(x[0], "the operand")?;
+                let q = x[0].with_dtype(DType::Q8Act);
+                if !q.is_blocked() {
+                    return Err(format!("{} elements a row are not whole blocks of 32", x[0].last()));
+                }
+                one(q)
+            }
+            Op::MatMul => {
+                arity(2)?;
+                f32s(x[0], "the left operand")?;
+                f32s(x[1], "the right operand")?;
+                let ((t, k), (n, k2)) = (matrix(x[0], "the left operand")?, matrix(x[1], "the right operand")?);
+                if k != k2 {
+                    return Err(format!("inner dimensions differ: {k} and {k2}"));
+                }
+                one(TensorType { dtype: DType::F32, shape: vec![t, n] })
+            }
+            Op::Add | Op::Mul => {
+                arity(2)?;
+                f32s(x[0], "the left operand")?;
+                f32s(x[1], "the right operand")?;
+                let per_row = x[1].shape.len() == 1 && x[1].last() == x[0].last();
+                if x[0].shape != x[1].shape && !per_row {
+                    return Err(format!("shapes {} and {} do not match", x[0], x[1]));
+                }
+                one(x[0].clone())
+            }
+            Op::Silu | Op::Softmax => {
+                arity(1)?;
+                f32s(x[0], "the operand")?;
+                one(x[0].clone())
+            }
+            Op::RmsNorm { .. } => {
+                arity(2)?;
+                f32s(x[0], "the operand")?;
+                f32s(x[1], "the weight")?;
+                if vector(x[1], "the weight")? != x[0].last() {
+                    return Err(format!("the weight {} does not fit rows of {}", x[1], x[0].last()));
+                }
+                one(x[0].clone())
+            }
+            Op::Rope(rope) => {
+                if x.len() != 2 && x.len() != 3 {
+                    return Err(format!("takes 2 or 3 operands, not {}", x.len()));
+                }
+                f32s(x[0], "the operand")?;
+                let [t, _, d] = heads(x[0], "the operand")?;
+                if x[1].dtype != DType::I32 || vector(x[1], "the positions")? != t {
+                    return Err(format!("the positions must be i32[{t}], not {}", x[1]));
+                }
+                let dims = u64::from(rope.dims);
+                if dims == 0 || dims % 2 != 0 || d.as_const().is_none_or(|d| dims > d) {
+                    return Err(format!("cannot rotate {dims} dimensions of heads of {d}"));
+                }
+                if let Some(f) = x.get(2)
+                    && (f.dtype != DType::F32 || f.shape != [Dim::n(dims / 2)])
+                {
+                    return Err(format!("the factors must be f32[{}], not {f}", dims / 2));
+                }
+                one(x[0].clone())
+            }
+            Op::Reshape => {
+                arity(1)?;
+                let [t] = declared else { return Err("needs exactly one type".into()) };
+                if t.dtype != x[0].dtype || flat(t) != flat(x[0]) || !t.is_blocked() {
+                    return Err(format!("{} cannot be seen as {t}", x[0]));
+                }
+                one(t.clone())
+            }
+            Op::LastRow => {
+                arity(1)?;
+                let mut t = x[0].clone();
+                *t.shape.first_mut().ok_or("the operand has no rows")? = Dim::n(1);
+                one(t)
+            }
+            Op::KvAppend => {
+                arity(2)?;
+                let ([s, g, d], [t, g2, d2]) = (cache(x[0])?, heads(x[1], "the rows")?);
+                f32s(x[1], "the rows")?;
+                if (g, d) != (g2, d2) || s != Dim::S || t != Dim::T {
+                    return Err(format!("rows {} do not fit the cache {}", x[1], x[0]));
+                }
+                one(x[0].clone())
+            }
+            Op::KvRead => {
+                arity(1)?;
+                let [_, g, d] = cache(x[0])?;
+                let filled = Dim { p: 1, ..Dim::T };
+                one(TensorType { dtype: x[0].dtype, shape: vec![filled, g, d] })
+            }
+            Op::Scores { .. } => {
+                arity(2)?;
+                f32s(x[0], "the queries")?;
+                f32s(x[1], "the keys")?;
+                let ([t, h, d], [l, g, d2]) = (heads(x[0], "the queries")?, heads(x[1], "the keys")?);
+                if d != d2 {
+                    return Err(format!("head dimensions differ: {d} and {d2}"));
+                }
+                divides(g, h)?;
+                one(TensorType { dtype: DType::F32, shape: vec![h, t, l] })
+            }
+            Op::CausalMask => {
+                arity(1)?;
+                f32s(x[0], "the scores")?;
+                heads(x[0], "the scores")?;
+                one(x[0].clone())
+            }
+            Op::WeightedSum => {
+                arity(2)?;
+                f32s(x[0], "the probabilities")?;
+                f32s(x[1], "the values")?;
+                let ([h, t, l], [l2, g, d]) = (heads(x[0], "the probabilities")?, heads(x[1], "the values")?);
+                if l != l2 {
+                    return Err(format!("lengths differ: {l} and {l2}"));
+                }
+                divides(g, h)?;
+                one(TensorType { dtype: DType::F32, shape: vec![t, h, d] })
+            }
+            Op::ArgMax => {
+                arity(1)?;
+                f32s(x[0], "the operand")?;
+                let (t, _) = matrix(x[0], "the operand")?;
+                one(TensorType { dtype: DType::I32, shape: vec![t] })
+            }
+            Op::Fused(f) => {
+                let params = f.body.inputs();
+                arity(params.len())?;
+                for (i, (id, have)) in params.iter().zip(x).enumerate() {
+                    let want = &f.body.node(*id).outs[0];
+                    if want != *have {
+                        return Err(format!("operand {i} is {have}, the body of {} wants {want}", f.kernel.name()));
+                    }
+                }
+                Ok(f.body.results().into_iter().map(|v| f.body.ty(v).clone()).collect())
+            }
+            Op::Return => Ok(vec![]),
+        }
+    }
+}
+
+fn f32s(t: &TensorType, what: &str) -> Result<(), String> {
+    if t.dtype == DType::F32 { Ok(()) } else { Err(format!("{what} must be f32, not {}", t.dtype)) }
+}
+
+fn vector(t: &TensorType, what: &str) -> Result<Dim, String> {
+    match t.shape[..] {
+        [n] => Ok(n),
+        _ => Err(format!("{what} must have one dimension, not {t}")),
+    }
+}
+
+fn matrix(t: &TensorType, what: &str) -> Result<(Dim, Dim), String> {
+    match t.shape[..] {
+        [r, c] => Ok((r, c)),
+        _ => Err(format!("{what} must have two dimensions, not {t}")),
+    }
+}
+
+fn heads(t: &TensorType, what: &str) -> Result<[Dim; 3], String> {
+    t.shape.clone().try_into().map_err(|_| format!("{what} must have three dimensions, not {t}"))
+}
+
+fn cache(t: &TensorType) -> Result<[Dim; 3], String> {
+    if !matches!(t.dtype, DType::F32 | DType::F16) {
+        return Err(format!("a cache is f32 or f16, not {}", t.dtype));
+    }
+    heads(t, "the cache")
+}
+
+fn divides(g: Dim, h: Dim) -> Result<(), String> {
+    match (g.as_const(), h.as_const()) {
+        (Some(g), Some(h)) if g > 0 && h % g == 0 => Ok(()),
+        _ => Err(format!("{g} cache heads do not divide {h} heads")),
+    }
+}
+
+/// The number of elements as (constant factor, symbolic factors).
+fn flat(t: &TensorType) -> Option<(u64, Vec<Dim>)> {
+    let mut constant = 1u64;
+    let mut symbolic = vec![];
+    for d in &t.shape {
+        match d.as_const() {
+            Some(n) => constant = constant.checked_mul(n)?,
+            None => symbolic.push(*d),
+        }
+    }
+    symbolic.sort();
+    Some((constant, symbolic))
+}
