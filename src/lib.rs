@@ -1,5 +1,8 @@
 //! Sinter: a compute-graph compiler with operator fusion for GGUF language models.
 
-pub mod gguf;
+pub mod codegen;
 pub mod generate;
+pub mod gguf;
 pub mod ir;
+pub mod runtime;
+pub mod target;

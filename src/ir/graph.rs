@@ -166,8 +166,11 @@ impl Graph {
 
     /// The operands of a node, in order.
     pub fn operands(&self, id: NodeId) -> Vec<Value> {
-        let mut edges: Vec<_> =
-            self.g.edges_directed(id, Incoming).map(|e| (e.weight().slot, e.source(), e.weight().out)).collect();
+        let mut edges: Vec<_> = self
+            .g
+            .edges_directed(id, Incoming)
+            .map(|e| (e.weight().slot, e.source(), e.weight().out))
+            .collect();
         edges.sort_unstable();
         edges.into_iter().map(|(_, node, out)| Value { node, out }).collect()
     }

@@ -239,7 +239,8 @@ impl Op {
                 arity(2)?;
                 f32s(x[0], "the left operand")?;
                 f32s(x[1], "the right operand")?;
-                let ((t, k), (n, k2)) = (matrix(x[0], "the left operand")?, matrix(x[1], "the right operand")?);
+                let ((t, k), (n, k2)) =
+                    (matrix(x[0], "the left operand")?, matrix(x[1], "the right operand")?);
                 if k != k2 {
                     return Err(format!("inner dimensions differ: {k} and {k2}"));
                 }
@@ -358,7 +359,10 @@ impl Op {
                 for (i, (id, have)) in params.iter().zip(x).enumerate() {
                     let want = &f.body.node(*id).outs[0];
                     if want != *have {
-                        return Err(format!("operand {i} is {have}, the body of {} wants {want}", f.kernel.name()));
+                        return Err(format!(
+                            "operand {i} is {have}, the body of {} wants {want}",
+                            f.kernel.name()
+                        ));
                     }
                 }
                 Ok(f.body.results().into_iter().map(|v| f.body.ty(v).clone()).collect())

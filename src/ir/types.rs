@@ -25,15 +25,8 @@ pub enum DType {
 
 impl DType {
     /// Every element type, in declaration order.
-    pub const ALL: [DType; 7] = [
-        DType::F32,
-        DType::F16,
-        DType::I32,
-        DType::Q8_0,
-        DType::Q4_K,
-        DType::Q6_K,
-        DType::Q8Act,
-    ];
+    pub const ALL: [DType; 7] =
+        [DType::F32, DType::F16, DType::I32, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::Q8Act];
 
     /// The name used in the text form and in reports.
     pub const fn name(self) -> &'static str {

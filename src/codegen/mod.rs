@@ -1,0 +1,3 @@
+//! Codegen: a verified, fused graph becomes kernels and launches.
+
+pub mod spec;

@@ -1,0 +1,3 @@
+//! The runtime: plans, memory, devices.
+
+pub mod cpu;

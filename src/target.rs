@@ -1,0 +1,128 @@
+//! What a target can do and what things cost there: plain data, read by passes and codegen.
+
+use crate::ir::Kernel;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The kind of device that a plan is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetKind {
+    Cpu,
+    HipAmd,
+    HipNvidia,
+}
+
+/// A device as the compiler sees it. `sinter` reads one from JSON wherever it takes a target name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    pub name: String,
+    pub kind: TargetKind,
+    /// Instruction set, such as `gfx1100`; empty where the device decides at run time.
+    #[serde(default)]
+    pub arch: String,
+    /// Lanes that run in step.
+    pub wave: u32,
+    /// Memory shared by a block, in bytes; 0 if there is none.
+    pub lds_bytes: u32,
+    /// Streams that launches may be spread over.
+    pub streams: u32,
+    /// Memory bandwidth in GB/s (1e9 bytes).
+    pub bandwidth_gbs: f64,
+    /// What one launch costs beside its work, in microseconds.
+    pub launch_us: f64,
+    /// Rate of float32 arithmetic, in 1e9 operations per second.
+    pub f32_gflops: f64,
+    /// Rate of 8-bit integer dot products in 1e9 operations per second; none if the target lacks them.
+    pub dot4_gops: Option<f64>,
+    /// Share of bandwidth and arithmetic that a fused kernel reaches, by kernel; 1 where absent.
+    #[serde(default)]
+    pub efficiency: BTreeMap<Kernel, f64>,
+    /// Share of its speed that a matmul keeps when its epilogue adds a residual.
+    pub residual_epilogue: f64,
+}
+
+/// The targets that `--target` knows by name.
+pub const NAMES: [&str; 2] = ["cpu", "test-wave32"];
+
+impl Target {
+    /// A built-in target, by name.
+    pub fn named(name: &str) -> Option<Target> {
+        match name {
+            "cpu" => Some(Target::cpu()),
+            "test-wave32" => Some(Target::test_wave32()),
+            _ => None,
+        }
+    }
+
+    /// The host's processor. Rates are those of two cores of a server with AVX2; only their ratios matter
+    /// to the passes.
+    pub fn cpu() -> Target {
+        Target {
+            name: "cpu".into(),
+            kind: TargetKind::Cpu,
+            arch: String::new(),
+            wave: 1,
+            lds_bytes: 0,
+            streams: 1,
+            bandwidth_gbs: 27.0,
+            launch_us: 1.0,
+            f32_gflops: 60.0,
+            dot4_gops: Some(120.0),
+            efficiency: BTreeMap::new(),
+            residual_epilogue: 1.0,
+        }
+    }
+
+    /// A frozen, made-up GPU for goldens, so that tuning real targets does not churn them.
+    pub fn test_wave32() -> Target {
+        Target {
+            name: "test-wave32".into(),
+            kind: TargetKind::HipAmd,
+            arch: "test".into(),
+            wave: 32,
+            lds_bytes: 64 << 10,
+            streams: 1,
+            bandwidth_gbs: 800.0,
+            launch_us: 4.0,
+            f32_gflops: 30_000.0,
+            dot4_gops: Some(120_000.0),
+            efficiency: BTreeMap::new(),
+            residual_epilogue: 1.0,
+        }
+    }
+
+    /// Share of bandwidth and arithmetic that `kernel` reaches here.
+    pub fn efficiency_of(&self, kernel: Kernel) -> f64 {
+        self.efficiency.get(&kernel).copied().unwrap_or(1.0)
+    }
+
+    /// Checks that every rate makes sense, as a target may come from a file.
+    ///
+    /// # Errors
+    /// The field that does not, by name.
+    pub fn validate(&self) -> Result<(), String> {
+        let positive = |name: &str, x: f64| {
+            if x.is_finite() && x > 0.0 {
+                Ok(())
+            } else {
+                Err(format!("target {:?}: {name} must be above zero, not {x}", self.name))
+            }
+        };
+        positive("bandwidth_gbs", self.bandwidth_gbs)?;
+        positive("f32_gflops", self.f32_gflops)?;
+        positive("dot4_gops", self.dot4_gops.unwrap_or(1.0))?;
+        positive("residual_epilogue", self.residual_epilogue)?;
+        for (kernel, x) in &self.efficiency {
+            positive(&format!("efficiency.{}", kernel.name()), *x)?;
+        }
+        if !(self.launch_us.is_finite() && self.launch_us >= 0.0) {
+            return Err(format!("target {:?}: launch_us must not be negative", self.name));
+        }
+        if !(1..=64).contains(&self.streams) || !(1..=64).contains(&self.wave) {
+            return Err(format!("target {:?}: streams and wave must lie in 1..=64", self.name));
+        }
+        Ok(())
+    }
+}
