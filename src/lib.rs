@@ -4,5 +4,6 @@ pub mod codegen;
 pub mod generate;
 pub mod gguf;
 pub mod ir;
+pub mod passes;
 pub mod runtime;
 pub mod target;

@@ -14,4 +14,4 @@ pub use graph::{Graph, Node, NodeId, Value};
 pub use op::{Fused, Kernel, Op, Rope, RopeStyle};
 pub use text::ParseError;
 pub use types::{DType, Dim, Syms, TensorType};
-pub use verify::{Verified, VerifyError, verify};
+pub use verify::{Verified, VerifyError, check, verify};

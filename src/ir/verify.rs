@@ -7,3 +7,12 @@ pub struct VerifyError;
 pub fn verify(g: Graph) -> Result<Verified, VerifyError> {
     Ok(Verified(g))
 }
+
+pub fn check(_: &Graph) -> Result<(), VerifyError> {
+    Ok(())
+}
+impl std::fmt::Display for VerifyError {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Ok(())
+    }
+}
