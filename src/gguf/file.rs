@@ -1,0 +1,155 @@
+//! A GGUF file with its bytes.
+
+use super::description::{Gguf, TensorInfo};
+use super::error::GgufError;
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::{fmt, ops::Deref};
+
+/// Bytes hashed at each end of a tensor for [`Identity`].
+const SAMPLE_BYTES: usize = 4096;
+
+/// A validated file and its bytes: mapped from disk, or already in memory.
+#[derive(Debug)]
+pub struct GgufFile {
+    gguf: Gguf,
+    storage: Storage,
+}
+
+#[derive(Debug)]
+enum Storage {
+    Mapped(Mmap),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Deref for Storage {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Storage::Mapped(map) => map,
+            Storage::Memory(bytes) => bytes,
+        }
+    }
+}
+
+impl GgufFile {
+    /// Maps the file at `path` and reads its header; tensor data is not touched.
+    pub fn open(path: impl AsRef<Path>) -> Result<GgufFile, GgufError> {
+        let path = path.as_ref();
+        let map = map_file(path).map_err(|source| GgufError::Open { path: path.to_owned(), source })?;
+        let file = GgufFile::new(Storage::Mapped(map))?;
+        tracing::debug!(
+            path = %path.display(),
+            bytes = file.gguf.file_len,
+            tensors = file.gguf.tensors.len(),
+            "opened"
+        );
+        Ok(file)
+    }
+
+    /// Reads a file that is already in memory, such as an embedded one (`include_bytes!`).
+    ///
+    /// Tensors are as aligned as `bytes` itself is.
+    pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<GgufFile, GgufError> {
+        GgufFile::new(Storage::Memory(bytes.into()))
+    }
+
+    fn new(storage: Storage) -> Result<GgufFile, GgufError> {
+        let gguf = Gguf::parse(&storage, storage.len() as u64)?;
+        Ok(GgufFile { gguf, storage })
+    }
+
+    /// The description of the file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.storage
+    }
+
+    /// The bytes of one of this file's tensors.
+    ///
+    /// # Panics
+    ///
+    /// If `info` describes a tensor of another, longer file.
+    pub fn tensor_bytes(&self, info: &TensorInfo) -> &[u8] {
+        // The description was checked against the length of `storage`, so both fit a usize.
+        &self.storage[info.offset as usize..][..info.bytes as usize]
+    }
+
+    /// What tells this file from others, read from the header and both ends of each tensor.
+    pub fn identity(&self) -> Identity {
+        let mut samples = blake3::Hasher::new();
+        for info in self.gguf.tensors.values() {
+            let bytes = self.tensor_bytes(info);
+            let n = bytes.len().min(SAMPLE_BYTES);
+            samples.update(&bytes[..n]);
+            samples.update(&bytes[bytes.len() - n..]);
+        }
+        Identity {
+            len: self.gguf.file_len,
+            header: Digest(*blake3::hash(&self.storage[..self.gguf.data_start as usize]).as_bytes()),
+            samples: Digest(*samples.finalize().as_bytes()),
+        }
+    }
+
+    /// BLAKE3 of the whole file; reads all of it.
+    pub fn full_hash(&self) -> Digest {
+        Digest(*blake3::hash(&self.storage).as_bytes())
+    }
+}
+
+fn map_file(path: &Path) -> io::Result<Mmap> {
+    // Opening a pipe would block, and mapping a directory fails with an error that nobody understands.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let file = File::open(path)?;
+    // SAFETY: the map is read-only and only ever seen as bytes, any value of which is valid. That nobody
+    // truncates or rewrites the file while it is mapped cannot be enforced here; like every engine that
+    // maps models, we rely on the user not to edit a model that is running.
+    unsafe { Mmap::map(&file) }
+}
+
+/// Names a model file without reading all of it.
+///
+/// Equal identities mean the same length, the same header and the same first and last 4 KiB of every
+/// tensor; a change in the middle of a tensor needs [`GgufFile::full_hash`] to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// Length of the file in bytes.
+    pub len: u64,
+    /// BLAKE3 of everything before the tensor data.
+    pub header: Digest,
+    /// BLAKE3 of the first and last 4 KiB of each tensor, in file order.
+    pub samples: Digest,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, header {:.12}, samples {:.12}", self.len, self.header, self.samples)
+    }
+}
+
+/// A BLAKE3 hash; prints as 64 hexadecimal digits, or as many as a precision asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
