@@ -73,6 +73,21 @@ pub enum Kv {
 }
 
 impl CompileArgs {
+    /// The first of these options that was given a value other than its default.
+    pub fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            (self.target != "cpu", "--target"),
+            (self.exact, "--exact"),
+            (self.kv.is_some(), "--kv"),
+            (self.no_fuse, "--no-fuse"),
+            (self.passes.is_some(), "--passes"),
+            (self.fuel.is_some(), "--fuel"),
+            (self.context.is_some(), "--ctx-size"),
+            (self.chunk != DEFAULT_CHUNK, "--chunk"),
+        ];
+        given.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+    }
+
     /// The options they stand for.
     pub fn options(&self, greedy: bool) -> Result<Options, Error> {
         if self.chunk == 0 {

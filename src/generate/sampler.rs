@@ -111,6 +111,11 @@ impl Sampler {
         Ok(Sampler { sampling, seed, rng: ChaCha8Rng::seed_from_u64(seed), candidates: Vec::new() })
     }
 
+    /// Whether it always takes the largest of the logits as they come.
+    pub fn is_greedy(&self) -> bool {
+        self.sampling.temperature == 0.0 && self.sampling.repeat_penalty == 1.0
+    }
+
     /// The seed in use: the given one, or the one that was drawn.
     pub fn seed(&self) -> u64 {
         self.seed
