@@ -1,3 +1,6 @@
 //! The runtime: plans, memory, devices.
 
 pub mod cpu;
+pub mod plan;
+pub mod pool;
+pub mod schedule;

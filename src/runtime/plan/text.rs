@@ -1,0 +1,132 @@
+//! Plans as people read them.
+
+use super::{BufRef, Plan, PlannedLaunch, PlannedProgram, kind_name};
+use crate::codegen::spec::{Access, KernelSpec};
+use std::fmt;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { model, target, options, .. } = self;
+        writeln!(f, "plan by sinter {}, kernels {:.12}", self.engine, self.kernels_hash)?;
+        let source = model.source.as_deref().unwrap_or("embedded");
+        writeln!(f, "model   {:?} ({}), {source}: {}", model.name, model.architecture, model.identity)?;
+        writeln!(f, "target  {} ({})", target.name, kind_name(target.kind))?;
+        write!(f, "options context {}, chunk {}, kv {}", options.context, options.chunk, options.kv)?;
+        for (on, name) in [(options.exact, "exact"), (options.greedy, "greedy")] {
+            if on {
+                write!(f, ", {name}")?;
+            }
+        }
+        let (pool, weights) = (self.pool_bytes(), self.weight_bytes());
+        writeln!(f, "\npool    {pool} bytes: states {}, arena {}", self.arena_offset, self.arena_bytes)?;
+        for state in &self.states {
+            writeln!(f, "  @{:<10} {:?} {}", state.offset, state.name, state.ty)?;
+        }
+        writeln!(f, "weights {} ({weights} bytes)", self.weights.len())?;
+        for weight in &self.weights {
+            writeln!(f, "  {:?} {}", weight.name, weight.ty)?;
+        }
+        writeln!(f, "kernels {}", self.kernels.len())?;
+        for (i, kernel) in self.kernels.iter().enumerate() {
+            writeln!(f, "  k{i} {}", Signature(kernel))?;
+        }
+        for (name, program) in &self.programs {
+            write!(f, "program {name:?} ")?;
+            self.fmt_program(f, program)?;
+        }
+        Ok(())
+    }
+}
+
+/// A kernel's name, its arguments, what may share memory, and its grid.
+struct Signature<'a>(&'a KernelSpec);
+
+impl fmt::Display for Signature<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}(", self.0.name())?;
+        for (i, arg) in self.0.args.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{}{}", mark(arg.access), arg.ty)?;
+        }
+        f.write_str(")")?;
+        for alias in &self.0.may_alias {
+            write!(f, " {}={}", alias.write, alias.read)?;
+        }
+        f.write_str(" grid")?;
+        for extent in &self.0.grid {
+            match extent.per {
+                0 | 1 => write!(f, " {}", extent.dim)?,
+                per => write!(f, " {}/{per}", extent.dim)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How an argument is touched: read unless marked.
+fn mark(access: Access) -> &'static str {
+    match access {
+        Access::Read => "",
+        Access::Write => ">",
+        Access::Update => "&",
+        Access::Scratch => "~",
+    }
+}
+
+impl Plan {
+    fn fmt_program(&self, f: &mut fmt::Formatter<'_>, program: &PlannedProgram) -> fmt::Result {
+        let at = program.bounds;
+        writeln!(f, "T<={} P<={} S={}", at.t, at.p, at.s)?;
+        writeln!(f, "  arena {} bytes, {} live at once", program.arena_bytes, program.lower_bound)?;
+        for (i, buffer) in program.buffers.iter().enumerate() {
+            let end = buffer.offset.saturating_add(buffer.ty.max_bytes(&at));
+            write!(f, "  b{i} {} @{}..{end}", buffer.ty, buffer.offset)?;
+            for input in program.inputs.iter().filter(|x| x.buffer as usize == i) {
+                write!(f, " input %{}", input.name)?;
+                if let Some(below) = input.below {
+                    write!(f, " < {below}")?;
+                }
+            }
+            for (r, _) in program.results.iter().enumerate().filter(|(_, b)| **b as usize == i) {
+                write!(f, " result {r}")?;
+            }
+            writeln!(f)?;
+        }
+        for (i, launch) in program.launches.iter().enumerate() {
+            write!(f, "  {i:>4}: ")?;
+            self.fmt_launch(f, launch)?;
+        }
+        if !program.decisions.is_empty() {
+            writeln!(f, "  {} decisions", program.decisions.len())?;
+        }
+        Ok(())
+    }
+
+    fn fmt_launch(&self, f: &mut fmt::Formatter<'_>, launch: &PlannedLaunch) -> fmt::Result {
+        let slot = &launch.slot;
+        if self.target.streams > 1 {
+            write!(f, "stream {} ", slot.stream)?;
+        }
+        for event in &slot.waits {
+            write!(f, "wait e{event} ")?;
+        }
+        let kernel = self.kernels.get(launch.kernel as usize);
+        write!(f, "k{} {}(", launch.kernel, kernel.map_or("?", KernelSpec::name))?;
+        for (i, arg) in launch.args.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            let access = kernel.and_then(|k| k.args.get(i)).map_or("", |a| mark(a.access));
+            write!(f, "{comma}{access}")?;
+            let name = |name: Option<&String>| name.map_or("?", String::as_str).to_owned();
+            match *arg {
+                BufRef::Arena(b) => write!(f, "b{b}")?,
+                BufRef::State(s) => write!(f, "{:?}", name(self.states.get(s as usize).map(|s| &s.name)))?,
+                BufRef::Weight(w) => write!(f, "{:?}", name(self.weights.get(w as usize).map(|w| &w.name)))?,
+            }
+        }
+        f.write_str(")")?;
+        if let Some(event) = slot.signals {
+            write!(f, " signal e{event}")?;
+        }
+        writeln!(f, "  {}", launch.label)
+    }
+}
