@@ -40,6 +40,11 @@ impl Options {
         Options { pipeline: Pipeline::standard(true), kv: DType::F32, ..self }
     }
 
+    /// Whether activations stay float32 and the caches too.
+    pub fn is_exact(&self) -> bool {
+        self.kv == DType::F32 && !self.pipeline.enabled().contains(&"quantise_acts")
+    }
+
     /// The context for a model.
     pub fn context_of(&self, config: &Config) -> u64 {
         self.context.unwrap_or(config.trained_context.min(DEFAULT_CONTEXT))

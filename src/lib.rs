@@ -6,6 +6,7 @@ pub mod generate;
 pub mod gguf;
 pub mod ir;
 pub mod lower;
+pub mod model;
 pub mod passes;
 pub mod runtime;
 pub mod target;

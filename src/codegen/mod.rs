@@ -7,10 +7,13 @@ mod args;
 mod body;
 mod cpu;
 pub mod spec;
+mod text;
 
 use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value, Verified};
 use crate::target::{Target, TargetKind};
 use args::Args;
+pub use text::mark;
+
 use spec::{Access, BufId, Buffer, KernelSpec, Launch, Place, Primitive, Program, Template};
 use std::collections::HashMap;
 
@@ -25,11 +28,28 @@ pub enum CodegenError {
     Target { target: String },
 }
 
+/// Where a program's parts came from.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// The node of each launch.
+    pub launches: Vec<NodeId>,
+    /// The buffer of each value.
+    pub buffers: HashMap<Value, BufId>,
+}
+
 /// Turns a graph into kernels and launches, in the order of [`Graph::order`].
 ///
 /// # Errors
 /// A node that no kernel computes, or a target without kernels.
 pub fn generate(graph: &Verified, target: &Target) -> Result<Program, CodegenError> {
+    Ok(generate_traced(graph, target)?.0)
+}
+
+/// [`generate`], and which node and value each launch and buffer belongs to.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_traced(graph: &Verified, target: &Target) -> Result<(Program, Trace), CodegenError> {
     let span = tracing::debug_span!("codegen", graph = %graph.name, target = %target.name);
     let _guard = span.enter();
     if target.kind != TargetKind::Cpu {
@@ -38,36 +58,35 @@ pub fn generate(graph: &Verified, target: &Target) -> Result<Program, CodegenErr
     let mut out = Generator {
         g: graph,
         buffers: vec![],
-        of: HashMap::new(),
         kernels: vec![],
         launches: vec![],
         inputs: vec![],
+        trace: Trace::default(),
     };
     for &id in graph.inputs() {
         let Op::Input { name } = graph.op(id) else { continue };
         let buf = out.buffer(graph.ty(id.into()).clone(), Place::Arena);
-        out.of.insert(id.into(), buf);
+        out.trace.buffers.insert(id.into(), buf);
         out.inputs.push((name.clone(), buf));
     }
     for id in graph.order() {
         out.node(id)?;
     }
     let is_state = |buf: &BufId| matches!(out.buffers[*buf as usize].place, Place::State(_));
-    let results = graph.results().iter().map(|v| out.of[v]).filter(|b| !is_state(b)).collect();
+    let results = graph.results().iter().map(|v| out.trace.buffers[v]).filter(|b| !is_state(b)).collect();
     let (name, bounds) = (graph.name.clone(), graph.bounds);
-    let Generator { buffers, kernels, launches, inputs, .. } = out;
+    let Generator { buffers, kernels, launches, inputs, trace, .. } = out;
     tracing::debug!(kernels = kernels.len(), launches = launches.len());
-    Ok(Program { name, bounds, kernels, launches, buffers, inputs, results })
+    Ok((Program { name, bounds, kernels, launches, buffers, inputs, results }, trace))
 }
 
 struct Generator<'a> {
     g: &'a Graph,
     buffers: Vec<Buffer>,
-    /// Where each value lies.
-    of: HashMap<Value, BufId>,
     kernels: Vec<KernelSpec>,
     launches: Vec<Launch>,
     inputs: Vec<(String, BufId)>,
+    trace: Trace,
 }
 
 impl Generator<'_> {
@@ -83,16 +102,16 @@ impl Generator<'_> {
             Op::Input { .. } | Op::Return => Ok(()),
             Op::Weight { name } => {
                 let buf = self.buffer(node.outs[0].clone(), Place::Weight(name.clone()));
-                self.of.insert(id.into(), buf);
+                self.trace.buffers.insert(id.into(), buf);
                 Ok(())
             }
             Op::State { name } => {
                 let buf = self.buffer(node.outs[0].clone(), Place::State(name.clone()));
-                self.of.insert(id.into(), buf);
+                self.trace.buffers.insert(id.into(), buf);
                 Ok(())
             }
             op if op.is_view() => {
-                self.of.insert(id.into(), self.of[&operands[0]]);
+                self.trace.buffers.insert(id.into(), self.trace.buffers[&operands[0]]);
                 Ok(())
             }
             Op::Fused(fused) => {
@@ -124,10 +143,10 @@ impl Generator<'_> {
         let mut bufs = Vec::with_capacity(places.len());
         for (arg, place) in spec_args.iter().zip(&places) {
             let buf = match place {
-                args::ArgPlace::Operand(v) => self.of[v],
+                args::ArgPlace::Operand(v) => self.trace.buffers[v],
                 args::ArgPlace::Result(v) => {
                     let buf = self.buffer(arg.ty.clone(), Place::Arena);
-                    self.of.insert(*v, buf);
+                    self.trace.buffers.insert(*v, buf);
                     buf
                 }
                 args::ArgPlace::Scratch => self.buffer(arg.ty.clone(), Place::Arena),
@@ -136,7 +155,7 @@ impl Generator<'_> {
         }
         // A cache's next version lies where the cache lies.
         for (old, new) in args.versions {
-            self.of.insert(new, self.of[&old]);
+            self.trace.buffers.insert(new, self.trace.buffers[&old]);
         }
         debug_assert!(spec_args.iter().all(|a| a.access != Access::Update || a.ty.shape.len() == 3));
         let spec = KernelSpec { kernel, template, args: spec_args, may_alias, grid };
@@ -144,6 +163,7 @@ impl Generator<'_> {
             self.kernels.push(spec);
             self.kernels.len() - 1
         });
+        self.trace.launches.push(id);
         self.launches.push(Launch { kernel: index as u32, args: bufs, label: label(self.g, id) });
         Ok(())
     }
