@@ -1,3 +1,4 @@
 //! The runtime: plans, memory, devices.
 
 pub mod cpu;
+pub mod interp;
