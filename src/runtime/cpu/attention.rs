@@ -164,3 +164,148 @@ impl Kernel for Attention {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Features, bind};
+    use super::*;
+    use crate::codegen::spec::{Alias, Template};
+
+    fn attention(heads: u64, cache_heads: u64, head_dim: u64, cache: DType, out: DType) -> KernelSpec {
+        let rows = |access, dtype| arg(access, dtype, [Dim::T, n(heads * head_dim)]);
+        let cache = || arg(Access::Read, cache, [Dim::S, n(cache_heads), n(head_dim)]);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let m = AttentionSpec { q: 0, k: 1, v: 2, out: 3, heads, cache_heads, head_dim, scale };
+        let args = vec![rows(Access::Read, DType::F32), cache(), cache(), rows(Access::Write, out)];
+        let grid = vec![Extent::each(heads), Extent { dim: Dim::T, per: 8 }];
+        spec(Template::Attention(m), args, grid)
+    }
+
+    fn inputs(spec: &KernelSpec, at: &Syms, seed: u64) -> Vec<Option<Vec<u8>>> {
+        let mut rng = rng(seed);
+        let mut inputs: Vec<_> =
+            spec.args.iter().map(|a| Some(random(&mut rng, a.ty.dtype, a.ty.elements(at) as usize))).collect();
+        inputs[3] = None;
+        inputs
+    }
+
+    fn reference(spec: &KernelSpec, at: &Syms, inputs: &[Option<Vec<u8>>]) -> Vec<f64> {
+        let Template::Attention(m) = &spec.template else { unreachable!() };
+        let get = |i: usize| values(spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
+        let (q, k, v, d) = (get(0), get(1), get(2), m.head_dim as usize);
+        let (h, g) = (m.heads as usize, m.cache_heads as usize);
+        let mut out = vec![0.0; q.len()];
+        for (i, q) in q.chunks(d).enumerate() {
+            let (t, head) = (i / h, i % h);
+            let row = |l: usize| (l * g + head * g / h) * d;
+            let scores: Vec<f64> = (0..=at.p as usize + t)
+                .map(|l| {
+                    let dot: f64 = q.iter().zip(&k[row(l)..]).map(|(q, k)| q * k).sum();
+                    dot * f64::from(m.scale)
+                })
+                .collect();
+            let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+            let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            for (l, s) in scores.iter().enumerate() {
+                for (y, v) in out[i * d..(i + 1) * d].iter_mut().zip(&v[row(l)..]) {
+                    *y += (s - max).exp() / total * v;
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn agrees_with_softmax_in_double_precision() {
+        for (t, past, d, heads, cache_heads, cache, out, tolerance) in [
+            (1, 0, 64, 2, 2, DType::F32, DType::F32, 1e-6),
+            (1, 500, 64, 4, 2, DType::F16, DType::F32, 1e-6),
+            (7, 31, 32, 6, 2, DType::F16, DType::Q8Act, 5e-3),
+            (33, 40, 128, 2, 1, DType::F32, DType::F32, 1e-6),
+            (33, 0, 13, 3, 3, DType::F16, DType::F32, 1e-6),
+            (2, 70, 256, 2, 1, DType::F16, DType::F32, 1e-6),
+            (1, 3, 1024, 1, 1, DType::F32, DType::F32, 1e-6),
+        ] {
+            let spec = attention(heads, cache_heads, d, cache, out);
+            let at = syms(t, past, past + t + 3);
+            let inputs = inputs(&spec, &at, t);
+            let have = values(out, &launch_all(&spec, &at, &inputs, 3));
+            let have: Vec<f32> = have.iter().map(|x| *x as f32).collect();
+            assert_close(&have, &reference(&spec, &at, &inputs), tolerance);
+        }
+    }
+
+    #[test]
+    fn chunks_change_nothing_and_the_result_may_lie_on_the_queries() {
+        let mut spec = attention(4, 2, 64, DType::F16, DType::F32);
+        spec.may_alias.push(Alias { write: 3, read: 0 });
+        let at = syms(41, 0, 50);
+        let whole = inputs(&spec, &at, 5);
+        for features in Features::available() {
+            let want = launch(&spec, &features, &at, &whole, None).swap_remove(3);
+            for chunk in [1, 7, 32] {
+                let mut have = vec![];
+                for (i, q) in whole[0].as_ref().unwrap().chunks(chunk * 1024).enumerate() {
+                    let part = [Some(q.to_vec()), whole[1].clone(), whole[2].clone(), None];
+                    let at = syms(q.len() as u64 / 1024, (i * chunk) as u64, 50);
+                    have.extend(launch(&spec, &features, &at, &part, Some((3, 0))).swap_remove(3));
+                }
+                assert!(have == want, "chunks of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn large_scores_and_numbers_that_are_none() {
+        let mut spec = attention(1, 1, 32, DType::F32, DType::F32);
+        let Template::Attention(m) = &mut spec.template else { unreachable!() };
+        m.scale = 300.0;
+        let at = syms(2, 60, 62);
+        let mut inputs = inputs(&spec, &at, 6);
+        let have = to_f32s(&launch_all(&spec, &at, &inputs, 3));
+        assert_close(&have, &reference(&spec, &at, &inputs), 1e-2);
+        inputs[1].as_mut().unwrap()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        let have = to_f32s(&launch(&spec, &Features::detect(), &at, &inputs, None)[3]);
+        assert!(have.iter().all(|x| x.is_nan()), "a NaN among the keys is not lost");
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut AttentionSpec)| {
+            let mut spec = attention(4, 2, 64, DType::F16, DType::F32);
+            assert!(bind(&spec, &Features::baseline()).is_ok());
+            let Template::Attention(mut m) = spec.template.clone() else { unreachable!() };
+            change(&mut spec, &mut m);
+            spec.template = Template::Attention(m);
+            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        };
+        refuse("no heads", &|_, m| m.heads = 0);
+        refuse("no cache heads", &|_, m| m.cache_heads = 0);
+        refuse("cache heads", &|s, m| {
+            m.cache_heads = 3;
+            s.args[1].ty.shape[1] = n(3);
+            s.args[2].ty.shape[1] = n(3);
+        });
+        refuse("head dimension", &|_, m| m.head_dim = 32);
+        refuse("wide heads", &|s, m| {
+            m.head_dim = 2048;
+            s.args.iter_mut().for_each(|a| *a.ty.shape.last_mut().unwrap() = n(2048));
+        });
+        refuse("scale", &|_, m| m.scale = f32::INFINITY);
+        refuse("queries of one token", &|s, _| s.args[0].ty.shape[0] = n(1));
+        refuse("queries of halves", &|s, _| s.args[0].ty.dtype = DType::F16);
+        refuse("keys of few rows", &|s, _| s.args[1].ty.shape[0] = Dim::T);
+        refuse("quantised values", &|s, _| s.args[2].ty.dtype = DType::Q8_0);
+        refuse("keys written", &|s, _| s.args[1].access = Access::Update);
+        refuse("result", &|s, _| s.args[3].ty.shape[1] = n(64));
+        refuse("a quantised result on the queries", &|s, _| {
+            s.args[3].ty.dtype = DType::Q8Act;
+            s.may_alias.push(Alias { write: 3, read: 0 });
+        });
+        refuse("a result on the keys", &|s, _| s.may_alias.push(Alias { write: 3, read: 1 }));
+        refuse("grid", &|s, _| s.grid.swap(0, 1));
+        let odd = attention(8, 8, 20, DType::F16, DType::Q8Act);
+        assert!(bind(&odd, &Features::baseline()).is_err(), "blocks across heads");
+    }
+}

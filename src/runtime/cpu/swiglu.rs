@@ -63,3 +63,61 @@ impl Kernel for Swiglu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Features, bind};
+    use super::*;
+    use crate::codegen::spec::{Alias, Template};
+
+    fn swiglu(width: u64, out: DType) -> KernelSpec {
+        let row = |access, dtype| arg(access, dtype, [Dim::T, n(width)]);
+        let args =
+            vec![row(Access::Read, DType::F32), row(Access::Read, DType::F32), row(Access::Write, out)];
+        let grid = vec![Extent::each(Dim::T), Extent { dim: n(width), per: 1024 }];
+        spec(Template::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: width }), args, grid)
+    }
+
+    #[test]
+    fn any_width_and_both_results() {
+        for (t, width, out, tolerance) in [
+            (1, 768, DType::F32, 1e-6),
+            (7, 1500, DType::F32, 1e-6),
+            (2, 2080, DType::Q8Act, 5e-3),
+            (33, 1, DType::F32, 1e-6),
+        ] {
+            let (mut spec, at, mut rng) = (swiglu(width, out), syms(t, 0, 64), rng(t));
+            let mut fill = || Some(random(&mut rng, DType::F32, (t * width) as usize));
+            let inputs = [fill(), fill(), None];
+            let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
+            let want: Vec<f64> = get(0).iter().zip(get(1)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let have = values(out, &launch_all(&spec, &at, &inputs, 2));
+            assert_close(&have.iter().map(|x| *x as f32).collect::<Vec<_>>(), &want, tolerance);
+            if out == DType::F32 {
+                spec.may_alias = vec![Alias { write: 2, read: 0 }, Alias { write: 2, read: 1 }];
+                for read in [0, 1] {
+                    let have = launch(&spec, &Features::baseline(), &at, &inputs, Some((2, read)));
+                    assert_close(&to_f32s(&have[2]), &want, tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec)| {
+            let mut spec = swiglu(64, DType::Q8Act);
+            assert!(bind(&spec, &Features::baseline()).is_ok());
+            change(&mut spec);
+            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        };
+        refuse("gate", &|s| s.args[0].ty.dtype = DType::F16);
+        refuse("up", &|s| s.args[1].ty.shape[1] = n(96));
+        refuse("out", &|s| s.args[2].ty.shape[0] = n(1));
+        refuse("out read", &|s| s.args[2].access = Access::Read);
+        refuse("quantised in place", &|s| s.may_alias.push(Alias { write: 2, read: 0 }));
+        refuse("grid", &|s| s.grid[1].per = 512);
+        refuse("width", &|s| s.template = Template::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: 32 }));
+    }
+}
