@@ -7,14 +7,15 @@
 //! placed as one. An input may be overwritten once it was read for the last time, as it is written anew
 //! before every step; a result never is.
 //!
-//! Placing chains is dynamic storage allocation, which is NP-hard; greedy placement in a few orders, best
-//! kept, comes close to the lower bound, the peak of live bytes.
+//! Placing chains is dynamic storage allocation, which is NP-hard; greedy placement in a few orders, of which the
+//! best is kept, comes close to the lower bound, the peak of live bytes.
 
 #[cfg(test)]
 mod tests;
 
 use super::schedule::{Clocks, Flow, FlowError, FlowLaunch, Home, Life, Slot};
 use crate::codegen::spec::Access;
+use std::cmp::Reverse;
 
 /// Every offset is a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGN: u64 = 64;
@@ -69,21 +70,24 @@ pub fn place(flow: &Flow, slots: &[Slot], streams: u32) -> Result<Placement, Poo
     let clocks = flow.clocks(slots, streams)?;
     let users = flow.users();
     let (chains, chain_of) = chains(flow, &clocks, &users);
-    let padded: Option<u64> = chains.iter().try_fold(0u64, |sum, c| sum.checked_add(align_up(c.bytes)?));
-    padded.filter(|sum| i64::try_from(*sum).is_ok()).ok_or(PoolError::TooLarge)?;
+    let sizes: Option<Vec<u64>> = chains.iter().map(|c| align_up(c.bytes)).collect();
+    let sizes = sizes.ok_or(PoolError::TooLarge)?;
+    let sum = sizes.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
+    sum.filter(|sum| i64::try_from(*sum).is_ok()).ok_or(PoolError::TooLarge)?;
 
-    let lower_bound = peak(&chains, flow.launches.len());
+    let lower_bound = peak(&chains, flow.launches.len(), |c| chains[c].bytes);
+    let limit = peak(&chains, flow.launches.len(), |c| sizes[c]);
     let conflicts = conflicts(&chains);
-    let mut best: Option<(Vec<u64>, u64)> = None;
+    let mut best = by_moment(&chains, &sizes, &conflicts, limit);
     for order in orders(&chains) {
         for fit in [Fit::Best, Fit::Lowest] {
-            let (offsets, bytes) = greedy(&chains, &conflicts, &order, fit);
-            if best.as_ref().is_none_or(|(_, least)| bytes < *least) {
-                best = Some((offsets, bytes));
+            let placed = in_order(&sizes, &conflicts, &order, fit);
+            if placed.1 < best.1 {
+                best = placed;
             }
         }
     }
-    let (places, arena_bytes) = best.unwrap_or_default();
+    let (places, arena_bytes) = best;
     let offsets = chain_of.into_iter().map(|c| c.map(|c| places[c])).collect();
     Ok(Placement { offsets, arena_bytes, lower_bound })
 }
@@ -140,12 +144,12 @@ fn hands_over(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>], l: usize, from
     last && first && !flow.buffers[from].result && !flow.buffers[to].input
 }
 
-/// The most bytes in use at one moment of the order.
-fn peak(chains: &[Chain], launches: usize) -> u64 {
+/// The most bytes in use at one moment of the order, if chain `c` has `size(c)`.
+fn peak(chains: &[Chain], launches: usize, size: impl Fn(usize) -> u64) -> u64 {
     let mut change = vec![(0u64, 0u64); launches + 3];
-    for c in chains {
-        change[c.span.0].0 += c.bytes;
-        change[c.span.1 + 1].1 += c.bytes;
+    for (c, chain) in chains.iter().enumerate() {
+        change[chain.span.0].0 += size(c);
+        change[chain.span.1 + 1].1 += size(c);
     }
     let mut live = 0;
     change.into_iter().fold(0, |most, (starts, ends)| {
@@ -171,7 +175,7 @@ fn conflicts(chains: &[Chain]) -> Vec<Vec<usize>> {
 fn orders(chains: &[Chain]) -> [Vec<usize>; 5] {
     let by = |key: &dyn Fn(&Chain) -> (u64, u64)| {
         let mut order: Vec<usize> = (0..chains.len()).collect();
-        order.sort_by_key(|c| (std::cmp::Reverse(key(&chains[*c])), *c));
+        order.sort_by_key(|c| (Reverse(key(&chains[*c])), *c));
         order
     };
     let length = |c: &Chain| c.span.1.saturating_sub(c.span.0) as u64 + 1;
@@ -193,33 +197,103 @@ enum Fit {
     Best,
 }
 
-/// Places the chains in `order`; returns their offsets and the size of the arena.
-fn greedy(chains: &[Chain], conflicts: &[Vec<usize>], order: &[usize], fit: Fit) -> (Vec<u64>, u64) {
-    // `place` checked that the padded sizes can be added up.
-    let padded = |c: usize| chains[c].bytes.next_multiple_of(ALIGN);
-    let mut at: Vec<Option<u64>> = vec![None; chains.len()];
-    let mut arena = 0;
-    for &c in order {
-        let size = padded(c);
-        let mut taken: Vec<(u64, u64)> =
-            conflicts[c].iter().filter_map(|o| at[*o].map(|start| (start, start + padded(*o)))).collect();
+/// Chains that are being placed. Sizes are padded to [`ALIGN`]; their sum was checked to fit.
+struct Packing<'a> {
+    sizes: &'a [u64],
+    conflicts: &'a [Vec<usize>],
+    at: Vec<Option<u64>>,
+}
+
+impl<'a> Packing<'a> {
+    fn new(sizes: &'a [u64], conflicts: &'a [Vec<usize>]) -> Packing<'a> {
+        Packing { sizes, conflicts, at: vec![None; sizes.len()] }
+    }
+
+    /// Where chain `c` fits between those placed, from below: the starts and ends of the gaps, the last endless.
+    fn gaps(&self, c: usize) -> Vec<(u64, u64)> {
+        let taken = |o: &usize| self.at[*o].map(|start| (start, start + self.sizes[*o]));
+        let mut taken: Vec<(u64, u64)> = self.conflicts[c].iter().filter_map(taken).collect();
         taken.sort_unstable();
-        let (mut end, mut chosen) = (0, None);
+        taken.push((u64::MAX, u64::MAX));
+        let mut end = 0;
+        let mut gaps = vec![];
         for (start, stop) in taken {
-            if start > end && start - end >= size {
-                let gap = start - end;
-                let better = chosen.is_none_or(|(_, least)| fit == Fit::Best && gap < least);
-                if better {
-                    chosen = Some((end, gap));
-                }
+            if start.saturating_sub(end) >= self.sizes[c] && start >= end {
+                gaps.push((end, start));
             }
             end = end.max(stop);
         }
-        let offset = chosen.map_or(end, |(offset, _)| offset);
-        at[c] = Some(offset);
-        arena = arena.max(offset + size);
+        gaps
     }
-    (at.into_iter().map(Option::unwrap_or_default).collect(), arena)
+
+    fn place(&mut self, c: usize, fit: Fit) {
+        let gaps = self.gaps(c);
+        let gap = match fit {
+            Fit::Lowest => gaps.first(),
+            Fit::Best => gaps.iter().min_by_key(|(start, stop)| (stop - start, *start)),
+        };
+        self.at[c] = gap.map(|(start, _)| *start);
+    }
+
+    /// Places all of `todo` below `limit`, at either end of some gap each, if a search of `budget` steps finds how.
+    fn fit_all(&mut self, todo: &[usize], limit: u64, budget: &mut u32) -> bool {
+        let Some((&c, rest)) = todo.split_first() else { return true };
+        for (start, stop) in self.gaps(c) {
+            let Some(high) = stop.min(limit).checked_sub(self.sizes[c]).filter(|high| *high >= start) else {
+                continue;
+            };
+            for offset in [start, high] {
+                if *budget == 0 {
+                    break;
+                }
+                *budget -= 1;
+                self.at[c] = Some(offset);
+                if self.fit_all(rest, limit, budget) {
+                    return true;
+                }
+            }
+        }
+        self.at[c] = None;
+        false
+    }
+
+    /// The offsets and the size of the arena.
+    fn finish(self) -> (Vec<u64>, u64) {
+        let at: Vec<u64> = self.at.into_iter().map(Option::unwrap_or_default).collect();
+        let end = at.iter().zip(self.sizes).map(|(start, size)| start + size).max();
+        (at, end.unwrap_or(0))
+    }
+}
+
+/// Places the chains one by one.
+fn in_order(sizes: &[u64], conflicts: &[Vec<usize>], order: &[usize], fit: Fit) -> (Vec<u64>, u64) {
+    let mut packing = Packing::new(sizes, conflicts);
+    order.iter().for_each(|c| packing.place(*c, fit));
+    packing.finish()
+}
+
+/// Places all that lives at one moment together, the fullest moment first, so that each stays below `limit` (by
+/// breadth, as Pisarchyk and Lee, 2020, arXiv:2001.03288, with a search where they take the lowest gap).
+fn by_moment(chains: &[Chain], sizes: &[u64], conflicts: &[Vec<usize>], limit: u64) -> (Vec<u64>, u64) {
+    let end = chains.iter().map(|c| c.span.1 + 1).max().unwrap_or(0);
+    let mut moments = vec![(0u64, vec![]); end];
+    let mut by_size: Vec<usize> = (0..chains.len()).collect();
+    by_size.sort_by_key(|c| (Reverse(sizes[*c]), *c));
+    for c in by_size {
+        for (live, all) in moments.get_mut(chains[c].span.0..=chains[c].span.1).unwrap_or_default() {
+            *live += sizes[c];
+            all.push(c);
+        }
+    }
+    moments.sort_by_key(|(live, _)| Reverse(*live));
+    let mut packing = Packing::new(sizes, conflicts);
+    for (_, mut todo) in moments {
+        todo.retain(|c| packing.at[*c].is_none());
+        if !packing.fit_all(&todo, limit, &mut 500) {
+            todo.iter().for_each(|c| packing.place(*c, Fit::Lowest));
+        }
+    }
+    packing.finish()
 }
 
 /// Checks a placement without trusting who made it: launches that use the same bytes are ordered, no two

@@ -96,10 +96,7 @@ impl Plan {
             write!(f, "  {i:>4}: ")?;
             self.fmt_launch(f, launch)?;
         }
-        if !program.decisions.is_empty() {
-            writeln!(f, "  {} decisions", program.decisions.len())?;
-        }
-        Ok(())
+        writeln!(f, "  decisions: {}", program.decisions.len())
     }
 
     fn fmt_launch(&self, f: &mut fmt::Formatter<'_>, launch: &PlannedLaunch) -> fmt::Result {

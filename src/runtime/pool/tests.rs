@@ -149,6 +149,50 @@ fn streams_keep_apart_what_one_stream_would_overlap() {
     assert_ne!(two.offsets[1], two.offsets[3]);
 }
 
+/// The buffers of a transformer of many layers, by and large, with and without aliases.
+#[test]
+fn a_transformer_comes_close_to_the_lower_bound() {
+    for (tokens, alias) in [(512, false), (512, true), (1, false), (1, true), (7, false)] {
+        let (hidden, heads, kv, inner, vocab) = (4096, 4096, 1024, 14336, 128_256);
+        let mut all = vec![buffer("x", Home::Arena, tokens * hidden), buffer("pos", Home::Arena, tokens)];
+        all.iter_mut().for_each(|b| b.input = true);
+        let mut launches: Vec<(Vec<usize>, Vec<usize>)> = vec![];
+        let mut x = 0;
+        for _ in 0..32 {
+            let mut new = |columns: u64| {
+                all.push(buffer(format!("b{}", all.len()), Home::Arena, tokens * columns));
+                all.len() - 1
+            };
+            let [norm, q, k, v, turned] = [hidden, heads, kv, kv, heads].map(&mut new);
+            let [attended, out, sum] = [heads, hidden, hidden].map(&mut new);
+            let [norm2, gate, up, act, down, next] =
+                [hidden, inner, inner, inner, hidden, hidden].map(&mut new);
+            launches.extend([
+                (vec![x], vec![norm]),
+                (vec![norm], vec![q, k, v]),
+                (vec![q, k, v, 1], vec![turned]),
+                (vec![turned], vec![attended]),
+                (vec![attended], vec![out]),
+                (vec![x, out], vec![sum, norm2]),
+                (vec![norm2], vec![gate, up]),
+                (vec![gate, up], vec![act]),
+                (vec![act], vec![down]),
+                (vec![sum, down], vec![next]),
+            ]);
+            x = next;
+        }
+        all.push(FlowBuffer { result: true, ..buffer("logits", Home::Arena, vocab) });
+        launches.push((vec![x], vec![all.len() - 1]));
+        let mut flow = Flow::new(all, BOUNDS);
+        for (reads, writes) in &launches {
+            launch(&mut flow, reads, writes, alias && writes.len() == 1 && reads.len() == 2);
+        }
+        let (_, placement) = planned(&flow.finish().unwrap(), 1);
+        let Placement { arena_bytes, lower_bound, .. } = placement;
+        assert!(arena_bytes as f64 <= 1.05 * lower_bound as f64, "{arena_bytes} of {lower_bound}");
+    }
+}
+
 #[test]
 fn a_broken_placement_is_found() {
     let mut flow = Flow::new(buffers(&[16, 16, 16]), BOUNDS);
