@@ -97,7 +97,8 @@ pub fn check_step(
 
     let mut unfused = lowered.clone();
     run(&mut unfused, &options.pipeline.clone().without_fusions())?;
-    let mut walk = Walk { file, graph: &unfused, syms, tokens, caches: caches.clone(), kernels: None, nodes: vec![] };
+    let mut walk =
+        Walk { file, graph: &unfused, syms, tokens, caches: caches.clone(), kernels: None, nodes: vec![] };
     let expected = walk.results()?;
 
     let mut fused = lowered;
@@ -107,7 +108,8 @@ pub fn check_step(
     let fused = verify(fused).map_err(invalid)?;
     let (program, trace) = codegen::generate_traced(&fused, &options.target).map_err(CompileError::from)?;
     let kernels = Some(Kernels { specs: program.kernels, launches: program.launches, trace });
-    let mut walk = Walk { file, graph: &fused, syms, tokens, caches: std::mem::take(caches), kernels, nodes: vec![] };
+    let mut walk =
+        Walk { file, graph: &fused, syms, tokens, caches: std::mem::take(caches), kernels, nodes: vec![] };
     let found = walk.results()?;
 
     let mut whole = 0.0f64;
@@ -244,7 +246,8 @@ impl Walk<'_> {
                 _ => vec![0xff; usize::try_from(arg.ty.bytes(&self.syms)).unwrap_or(usize::MAX)],
             });
         }
-        let kernel = bind(spec, &Features::detect()).map_err(|source| CheckError::Bind { at: at.clone(), source })?;
+        let kernel =
+            bind(spec, &Features::detect()).map_err(|source| CheckError::Bind { at: at.clone(), source })?;
         let args: Vec<RawArg> =
             memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
         let items = usize::try_from(spec.items(&self.syms)).unwrap_or(0);

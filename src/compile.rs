@@ -64,7 +64,8 @@ impl Purpose {
     /// The steps of which the programs are compiled.
     pub fn steps(self, config: &Config, options: &Options) -> Vec<Step> {
         let context = options.context_of(config);
-        let step = |name, tokens, head| Step { name, tokens, head, greedy: options.greedy, kv: options.kv, context };
+        let step =
+            |name, tokens, head| Step { name, tokens, head, greedy: options.greedy, kv: options.kv, context };
         match self {
             Purpose::Generate => vec![
                 step("chunk", options.chunk, Head::None),

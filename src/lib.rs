@@ -1,5 +1,6 @@
 //! Sinter: a compute-graph compiler with operator fusion for GGUF language models.
 
+pub mod check;
 pub mod codegen;
 pub mod compile;
 pub mod generate;

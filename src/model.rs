@@ -1,8 +1,8 @@
 //! From a model file, or a plan, to a session that runs: what the commands share.
 
 use crate::compile::{self, CompileError, Options, Purpose};
-use crate::gguf::{GgufError, GgufFile};
 use crate::generate::Session;
+use crate::gguf::{GgufError, GgufFile};
 use crate::runtime::plan::{self, LoadedPlan, Parts, Plan, PlanError};
 use crate::runtime::{DeviceOptions, ExecError, Executor};
 use std::io::Read;
@@ -24,7 +24,9 @@ pub enum ModelError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     InPlan { path: PathBuf, source: PlanError },
-    #[error("{model}: the model file that the plan {plan} names cannot be used; give its place now with --model")]
+    #[error(
+        "{model}: the model file that the plan {plan} names cannot be used; give its place now with --model"
+    )]
     Weights { plan: PathBuf, model: PathBuf, source: GgufError },
 }
 
@@ -54,7 +56,12 @@ pub fn open(path: Option<&Path>) -> Result<GgufFile, GgufError> {
 ///
 /// # Errors
 /// A model that cannot be compiled, or does not fit together.
-pub fn plan(file: &GgufFile, path: Option<&Path>, options: &Options, purpose: Purpose) -> Result<Plan, ModelError> {
+pub fn plan(
+    file: &GgufFile,
+    path: Option<&Path>,
+    options: &Options,
+    purpose: Purpose,
+) -> Result<Plan, ModelError> {
     let gguf = file.gguf();
     let compiled = compile::compile(gguf, options, purpose)?;
     let config = crate::lower::Config::from_gguf(gguf).map_err(CompileError::from)?;
@@ -97,7 +104,8 @@ pub fn session(
 /// Whether the file at `path` begins as a plan does.
 pub fn is_plan(path: &Path) -> bool {
     let mut start = [0; 8];
-    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && LoadedPlan::is_plan(&start)
+    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok()
+        && LoadedPlan::is_plan(&start)
 }
 
 /// Loads a plan and the weights it names, or those at `model`.

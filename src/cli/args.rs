@@ -130,7 +130,11 @@ pub fn read_target(name: &str) -> Result<Target, Error> {
         return Ok(target);
     }
     if !name.ends_with(".json") {
-        return Err(format!("there is no target {name:?}; there are {}, or a .json file", target::NAMES.join(", ")).into());
+        return Err(format!(
+            "there is no target {name:?}; there are {}, or a .json file",
+            target::NAMES.join(", ")
+        )
+        .into());
     }
     let text = std::fs::read_to_string(name).map_err(|e| format!("target file {name}: {e}"))?;
     let target: Target = serde_json::from_str(&text).map_err(|e| format!("target file {name}: {e}"))?;

@@ -70,7 +70,8 @@ pub fn run(args: Args) -> super::Outcome {
         }
         Stage::Kernels => {
             let programs = compile::compile(gguf, &options, args.step.purpose())?;
-            let compiled = programs.into_iter().find(|c| c.program.name == step.name).ok_or("no such step")?;
+            let compiled =
+                programs.into_iter().find(|c| c.program.name == step.name).ok_or("no such step")?;
             match args.format {
                 Format::Text => compiled.program.to_string(),
                 Format::Dot => compiled.program.to_dot(),

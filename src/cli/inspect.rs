@@ -29,11 +29,26 @@ pub fn run(args: Args) -> super::Outcome {
     }
     let parameters: u64 = gguf.tensors.values().map(|t| t.elements()).sum();
     let bytes: u64 = gguf.tensors.values().map(|t| t.bytes).sum();
-    writeln!(out, "GGUF version {}, {} bytes, tensors aligned to {}", gguf.version, gguf.file_len, gguf.alignment)?;
-    writeln!(out, "{} tensors, {:.1} M parameters, {:.1} MB", gguf.tensors.len(), parameters as f64 / 1e6, bytes as f64 / 1e6)?;
+    writeln!(
+        out,
+        "GGUF version {}, {} bytes, tensors aligned to {}",
+        gguf.version, gguf.file_len, gguf.alignment
+    )?;
+    writeln!(
+        out,
+        "{} tensors, {:.1} M parameters, {:.1} MB",
+        gguf.tensors.len(),
+        parameters as f64 / 1e6,
+        bytes as f64 / 1e6
+    )?;
     writeln!(out, "\nformats")?;
     for (name, (count, parameters, bytes)) in formats(gguf) {
-        writeln!(out, "  {name:8} {count:4} tensors  {:10.1} M parameters  {:10.1} MB", parameters as f64 / 1e6, bytes as f64 / 1e6)?;
+        writeln!(
+            out,
+            "  {name:8} {count:4} tensors  {:10.1} M parameters  {:10.1} MB",
+            parameters as f64 / 1e6,
+            bytes as f64 / 1e6
+        )?;
     }
     writeln!(out, "\nmetadata")?;
     for (key, value) in &gguf.metadata {

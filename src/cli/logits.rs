@@ -28,7 +28,8 @@ pub fn run(args: Args) -> super::Outcome {
     let mut options = args.compile.options(false)?;
     let count = args.tokens.len() as u64;
     options = Options { context: Some(options.context.unwrap_or(count).max(1)), ..options };
-    let mut session = model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
+    let mut session =
+        model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
     let mut logits: Vec<f32> = vec![];
     session.score(&args.tokens, |_, row| logits.extend_from_slice(row))?;
 

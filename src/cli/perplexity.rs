@@ -34,12 +34,17 @@ pub fn run(args: Args) -> super::Outcome {
     let text = std::fs::read_to_string(&args.file).map_err(|e| format!("{}: {e}", args.file.display()))?;
     let tokenizer = Tokenizer::from_gguf(file.gguf())?;
     let tokens = tokenizer.encode(&text, EncodeOptions::default());
-    let mut session = model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
+    let mut session =
+        model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
     let mut perplexity = Perplexity::default();
     let mut out = std::io::stdout().lock();
     let window = usize::try_from(window)?;
     if tokens.len() < window || window < 4 {
-        return Err(format!("{} tokens do not fill a window of {window}; a window needs 4 at least", tokens.len()).into());
+        return Err(format!(
+            "{} tokens do not fill a window of {window}; a window needs 4 at least",
+            tokens.len()
+        )
+        .into());
     }
     let windows = (tokens.len() / window).min(args.chunks.unwrap_or(usize::MAX));
     for n in 0..windows {

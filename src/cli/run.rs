@@ -2,8 +2,8 @@
 
 use super::args::{CompileArgs, DeviceArgs, ModelArgs};
 use sinter::compile::Purpose;
-use sinter::gguf::GgufFile;
 use sinter::generate::{EncodeOptions, Sampler, Sampling, Session, Stop, Tokenizer};
+use sinter::gguf::GgufFile;
 use sinter::model;
 use std::io::{IsTerminal, Read, Write};
 use std::ops::ControlFlow;
@@ -94,17 +94,23 @@ pub fn run(args: Args) -> super::Outcome {
     let mut text = tokenizer.stream();
     let (mut generated, mut first, mut broken) = (0usize, None, None);
     let start = Instant::now();
-    let stop = session.generate(&tokens, args.count, &mut sampler, |id| tokenizer.is_end(id), |id| {
-        first.get_or_insert_with(|| start.elapsed());
-        generated += 1;
-        match write!(out, "{}", text.push(id)).and_then(|()| out.flush()) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(e) => {
-                broken = Some(e);
-                ControlFlow::Break(())
+    let stop = session.generate(
+        &tokens,
+        args.count,
+        &mut sampler,
+        |id| tokenizer.is_end(id),
+        |id| {
+            first.get_or_insert_with(|| start.elapsed());
+            generated += 1;
+            match write!(out, "{}", text.push(id)).and_then(|()| out.flush()) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    broken = Some(e);
+                    ControlFlow::Break(())
+                }
             }
-        }
-    })?;
+        },
+    )?;
     if let Some(e) = broken {
         return Err(e.into());
     }
@@ -166,7 +172,7 @@ fn load(
         if let Some(flag) = args.compile.first_given() {
             return Err(format!("{} is compiled already: {flag} does not apply", path.display()).into());
         }
-        return Ok(model::load_plan(path, args.model.as_deref(), args.verify, args.device.threads)?);
+        return Ok(model::load_plan(path, args.model.as_deref(), args.device.threads)?);
     }
     let source = ModelArgs { model: args.source.clone(), model_flag: args.model.clone() };
     if source.model.is_some() && source.model_flag.is_some() {

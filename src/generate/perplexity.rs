@@ -16,12 +16,17 @@ impl Perplexity {
     ///
     /// # Errors
     /// More tokens than fit the context.
-    pub fn window(&mut self, session: &mut Session, tokens: &[u32], bos: Option<u32>) -> Result<(), SessionError> {
+    pub fn window(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+        bos: Option<u32>,
+    ) -> Result<(), SessionError> {
         let mut read = tokens.to_vec();
         if let (Some(first), Some(bos)) = (read.first_mut(), bos) {
             *first = bos;
         }
-        session.reset();
+        session.reset()?;
         let half = tokens.len() / 2;
         session.score(&read, |row, logits| {
             if row >= half

@@ -13,9 +13,13 @@ pub enum SessionError {
     Sampling(#[from] SamplingError),
     #[error("the prompt has no tokens, and the model has no start token")]
     Empty,
-    #[error("{tokens} tokens do not fit a context of {context}; give a larger one with -c, or a shorter prompt")]
+    #[error(
+        "{tokens} tokens do not fit a context of {context}; give a larger one with -c, or a shorter prompt"
+    )]
     TooLong { tokens: u64, context: u64 },
-    #[error("the plan was compiled for greedy decoding, which returns no logits; use --temp 0 or compile it again")]
+    #[error(
+        "the plan was compiled for greedy decoding, which returns no logits; use --temp 0 or compile it again"
+    )]
     GreedyPlan,
     #[error("the model's logits are not numbers (NaN)")]
     Nan,
@@ -63,13 +67,17 @@ impl Session {
     }
 
     /// Forgets everything.
-    pub fn reset(&mut self) {
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn reset(&mut self) -> Result<(), SessionError> {
         self.filled = 0;
-        self.executor.reset();
+        Ok(self.executor.reset()?)
     }
 
     fn step(&mut self, program: &str, tokens: &[u32]) -> Result<(), SessionError> {
-        self.executor.step(program, tokens, self.filled)?;
+        let ids: Vec<i32> = tokens.iter().map(|&id| i32::try_from(id).unwrap_or(i32::MAX)).collect();
+        self.executor.forward(program, &ids, self.filled)?;
         self.filled += tokens.len() as u64;
         Ok(())
     }
@@ -176,7 +184,7 @@ impl Session {
     ///
     /// # Errors
     /// If the last step returned no logits.
-    pub fn best(&self) -> Result<u32, SessionError> {
+    pub fn best(&mut self) -> Result<u32, SessionError> {
         greedy(self.executor.result_f32(0)?).ok_or(SessionError::Nan)
     }
 }

@@ -23,7 +23,9 @@ impl Graph {
             };
             for v in self.operands(id) {
                 match self.op(v.node) {
-                    Op::Weight { name } | Op::State { name } => label += &format!("\n{name} : {}", self.ty(v)),
+                    Op::Weight { name } | Op::State { name } => {
+                        label += &format!("\n{name} : {}", self.ty(v))
+                    }
                     Op::Const { value } => label += &format!("\n{value}"),
                     _ => {}
                 }
@@ -81,7 +83,8 @@ impl Graph {
             Op::RmsNorm { eps } => json["attributes"] = json!({ "eps": eps }),
             Op::Scores { scale } => json["attributes"] = json!({ "scale": scale }),
             Op::Rope(rope) => {
-                json["attributes"] = json!({ "base": rope.base, "dims": rope.dims, "style": rope.style.name() });
+                json["attributes"] =
+                    json!({ "base": rope.base, "dims": rope.dims, "style": rope.style.name() });
             }
             Op::Fused(fused) => {
                 json["kernel"] = json!(fused.kernel.name());

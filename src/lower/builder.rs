@@ -61,8 +61,13 @@ impl<'a> Builder<'a> {
         let info = self.gguf.tensor(name)?;
         let dtype = info.dtype()?;
         if info.shape != shape {
-            let list = |s: &[u64]| format!("[{}]", s.iter().map(u64::to_string).collect::<Vec<_>>().join(","));
-            return Err(LowerError::Tensor { name: name.into(), found: list(&info.shape), wanted: list(shape) });
+            let list =
+                |s: &[u64]| format!("[{}]", s.iter().map(u64::to_string).collect::<Vec<_>>().join(","));
+            return Err(LowerError::Tensor {
+                name: name.into(),
+                found: list(&info.shape),
+                wanted: list(shape),
+            });
         }
         let ty = TensorType::new(dtype, shape.iter().copied());
         let v = self.g.leaf(Op::Weight { name: name.into() }, ty).map_err(LowerError::Graph)?;

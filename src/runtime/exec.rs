@@ -31,7 +31,9 @@ pub enum ExecError {
     NoProgram { name: String, known: Vec<String> },
     #[error("program {program:?} takes 1 to {most} tokens a step, not {tokens}")]
     Tokens { program: String, tokens: u64, most: u64 },
-    #[error("{cached} cached tokens and {tokens} new ones exceed the context of {context}; use a larger one (-c)")]
+    #[error(
+        "{cached} cached tokens and {tokens} new ones exceed the context of {context}; use a larger one (-c)"
+    )]
     Context { cached: u64, tokens: u64, context: u64 },
     #[error("program {program:?} takes the inputs {}", known.join(", "))]
     Inputs { program: String, known: Vec<String> },

@@ -184,8 +184,11 @@ mod tests {
 
     fn inputs(spec: &KernelSpec, at: &Syms, seed: u64) -> Vec<Option<Vec<u8>>> {
         let mut rng = rng(seed);
-        let mut inputs: Vec<_> =
-            spec.args.iter().map(|a| Some(random(&mut rng, a.ty.dtype, a.ty.elements(at) as usize))).collect();
+        let mut inputs: Vec<_> = spec
+            .args
+            .iter()
+            .map(|a| Some(random(&mut rng, a.ty.dtype, a.ty.elements(at) as usize)))
+            .collect();
         inputs[3] = None;
         inputs
     }

@@ -253,7 +253,8 @@ mod tests {
             let w = random(&mut rng, DType::F32, 512);
             let ids = i32_bytes(&[3, 0, 8, 9999, -5]);
             let rows = values(format, &table);
-            let x: Vec<f64> = [3, 0, 8, 8, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
+            let x: Vec<f64> =
+                [3, 0, 8, 8, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
             let want = reference(&x, &values(DType::F32, &w));
             let inputs = [Some(table), Some(ids), Some(w), None, None];
             assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 3)), &x, 1e-7);

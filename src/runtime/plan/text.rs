@@ -1,7 +1,9 @@
 //! Plans as people read them.
 
 use super::{BufRef, Plan, PlannedLaunch, PlannedProgram, kind_name};
+use crate::codegen::mark;
 use crate::codegen::spec::{Access, KernelSpec};
+use std::collections::HashMap;
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -28,48 +30,13 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "kernels {}", self.kernels.len())?;
         for (i, kernel) in self.kernels.iter().enumerate() {
-            writeln!(f, "  k{i} {}", Signature(kernel))?;
+            writeln!(f, "  k{i} {}", kernel)?;
         }
         for (name, program) in &self.programs {
             write!(f, "program {name:?} ")?;
             self.fmt_program(f, program)?;
         }
         Ok(())
-    }
-}
-
-/// A kernel's name, its arguments, what may share memory, and its grid.
-struct Signature<'a>(&'a KernelSpec);
-
-impl fmt::Display for Signature<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}(", self.0.name())?;
-        for (i, arg) in self.0.args.iter().enumerate() {
-            let comma = if i == 0 { "" } else { ", " };
-            write!(f, "{comma}{}{}", mark(arg.access), arg.ty)?;
-        }
-        f.write_str(")")?;
-        for alias in &self.0.may_alias {
-            write!(f, " {}={}", alias.write, alias.read)?;
-        }
-        f.write_str(" grid")?;
-        for extent in &self.0.grid {
-            match extent.per {
-                0 | 1 => write!(f, " {}", extent.dim)?,
-                per => write!(f, " {}/{per}", extent.dim)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// How an argument is touched: read unless marked.
-fn mark(access: Access) -> &'static str {
-    match access {
-        Access::Read => "",
-        Access::Write => ">",
-        Access::Update => "&",
-        Access::Scratch => "~",
     }
 }
 
@@ -125,5 +92,27 @@ impl Plan {
             write!(f, " signal e{event}")?;
         }
         writeln!(f, "  {}", launch.label)
+    }
+
+    /// The launches of a program as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
+    pub fn to_dot(&self, program: &str) -> String {
+        let mut dot = format!("digraph {program:?} {{\n  node [shape=box, fontname=monospace];\n");
+        let mut writer: HashMap<BufRef, usize> = HashMap::new();
+        let launches = self.programs.get(program).map_or(&[][..], |p| &p.launches);
+        for (i, launch) in launches.iter().enumerate() {
+            dot += &format!("  l{i} [label={:?}];\n", format!("{i}: {}", launch.label));
+            let Some(kernel) = self.kernels.get(launch.kernel as usize) else { continue };
+            let args = || kernel.args.iter().zip(&launch.args);
+            for (arg, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Read | Access::Update))
+            {
+                if let Some(from) = writer.get(place) {
+                    dot += &format!("  l{from} -> l{i} [label={:?}];\n", arg.ty.to_string());
+                }
+            }
+            for (_, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Write | Access::Update)) {
+                writer.insert(*place, i);
+            }
+        }
+        dot + "}\n"
     }
 }
