@@ -119,9 +119,9 @@ fn a_plan_is_readable() {
       decisions: 1
     program "decode" T<=1 P<=16 S=16
       arena 512 bytes, 512 live at once
-      b0 i32[T] @64..68 input %tokens < 5
-      b1 f32[T,8] @0..32
-      b2 f32[T,8] @0..32
+      b0 i32[T] @0..4 input %tokens < 5
+      b1 f32[T,8] @64..96
+      b2 f32[T,8] @64..96
       b3 f32[P+T,1,8] @0..512 result 0
          0: k0 get_rows("table", b0, >b1)  node 0
          1: k1 add(b1, "bias", >b2)  node 1
