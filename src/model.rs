@@ -88,7 +88,7 @@ pub fn plan(
 /// Compiles a model and makes it ready. What runs has gone through the plan's byte form.
 ///
 /// # Errors
-/// As [`plan`], or a device that cannot hold it.
+/// As [`plan()`], or a device that cannot hold it.
 pub fn session(
     file: &Arc<GgufFile>,
     path: Option<&Path>,

@@ -1,7 +1,7 @@
 //! Codegen: a verified, fused graph becomes kernels and launches.
 //!
 //! Each node becomes one launch; views and leaves become buffers. A fused node's template and parameters are read off
-//! its body ([`mod@body`]), so what is launched is what the body says, or codegen fails. Equal kernels are shared.
+//! its body, so what is launched is what the body says, or codegen fails. Equal kernels are shared.
 
 mod args;
 mod body;

@@ -123,7 +123,7 @@ pub struct Fusion<'a> {
     /// The nodes to absorb, in any order. Fused ones are inlined.
     pub members: Vec<NodeId>,
     /// The values of members that become results. Every other value of a member must have no user outside, unless
-    /// recomputing it is free (see [`is_free`]); then both sides keep their own.
+    /// recomputing it is free (a view, or dequantisation of what a kernel loads); then both sides keep their own.
     pub results: Vec<Value>,
 }
 
