@@ -48,7 +48,7 @@ pub fn run(args: Args) -> super::Outcome {
     }
     let windows = (tokens.len() / window).min(args.chunks.unwrap_or(usize::MAX));
     for n in 0..windows {
-        perplexity.window(&mut session, &tokens[n * window..][..window], tokenizer.bos())?;
+        perplexity.window(&mut session, &tokens[n * window..][..window], tokenizer.prefix())?;
         let comma = if n + 1 < windows { "," } else { "\n" };
         write!(out, "[{}]{:.4}{comma}", n + 1, perplexity.estimate())?;
         out.flush()?;

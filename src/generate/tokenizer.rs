@@ -142,6 +142,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// The token that [`Tokenizer::encode`] puts in front of a text, if it does so.
+    pub fn prefix(&self) -> Option<u32> {
+        self.bos.filter(|_| self.add_bos)
+    }
+
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
