@@ -113,6 +113,13 @@ pub fn select(
     passes: Option<&[String]>,
     fuel: Option<u64>,
 ) -> Result<Pipeline, Error> {
+    let changes_numbers = "quantise_acts";
+    if let Some(list) = passes
+        && list.iter().any(|p| p == changes_numbers)
+        && !pipeline.enabled().contains(&changes_numbers)
+    {
+        return Err(format!("--exact leaves activations in float32, so {changes_numbers} cannot run").into());
+    }
     let mut pipeline = match passes {
         Some(list) => pipeline.select(list)?,
         None => pipeline,

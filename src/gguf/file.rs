@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::{fmt, ops::Deref};
 
 /// Bytes hashed at each end of a tensor for [`Identity`].
@@ -18,6 +19,8 @@ const SAMPLE_BYTES: usize = 4096;
 pub struct GgufFile {
     gguf: Gguf,
     storage: Storage,
+    /// Computed once: it faults in two pages of every tensor.
+    identity: OnceLock<Identity>,
 }
 
 #[derive(Debug)]
@@ -61,7 +64,7 @@ impl GgufFile {
 
     fn new(storage: Storage) -> Result<GgufFile, GgufError> {
         let gguf = Gguf::parse(&storage, storage.len() as u64)?;
-        Ok(GgufFile { gguf, storage })
+        Ok(GgufFile { gguf, storage, identity: OnceLock::new() })
     }
 
     /// The description of the file.
@@ -86,6 +89,10 @@ impl GgufFile {
 
     /// What tells this file from others, read from the header and both ends of each tensor.
     pub fn identity(&self) -> Identity {
+        *self.identity.get_or_init(|| self.sample())
+    }
+
+    fn sample(&self) -> Identity {
         let mut samples = blake3::Hasher::new();
         for info in self.gguf.tensors.values() {
             let bytes = self.tensor_bytes(info);
