@@ -190,7 +190,7 @@ mod tests {
 
     fn sums(width: u64) -> KernelSpec {
         let row = || arg(Access::Read, DType::F32, [T, n(width)]);
-        norm(NormSource::Sum { a: 0, b: 1 }, vec![row(), row()], width, width % 32 == 0)
+        norm(NormSource::Sum { a: 0, b: 1 }, vec![row(), row()], width, width.is_multiple_of(32))
     }
 
     fn embedding(format: DType, rows: u64, width: u64) -> KernelSpec {
@@ -253,7 +253,8 @@ mod tests {
             let w = random(&mut rng, DType::F32, 512);
             let ids = i32_bytes(&[3, 0, 8, 9999, -5]);
             let rows = values(format, &table);
-            let x: Vec<f64> = [3, 0, 8, 8, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
+            let x: Vec<f64> =
+                [3, 0, 8, 8, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
             let want = reference(&x, &values(DType::F32, &w));
             let inputs = [Some(table), Some(ids), Some(w), None, None];
             assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 3)), &x, 1e-7);

@@ -35,7 +35,7 @@ impl Rotation {
         if head_dim > MAX_HEAD {
             return check::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
         }
-        if dims == 0 || dims % 2 != 0 || dims > head_dim {
+        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
             return check::parameter(format!("cannot rotate {dims} dimensions of heads of {head_dim}"));
         }
         if !(rope.base.is_finite() && rope.base > 0.0) {
@@ -262,8 +262,7 @@ mod tests {
                 RopeStyle::Interleaved => (2 * i, 2 * i + 1),
                 RopeStyle::Halves => (i, i + dims / 2),
             };
-            (y[a], y[b]) =
-                (y[a] * angle.cos() - y[b] * angle.sin(), y[a] * angle.sin() + y[b] * angle.cos());
+            (y[a], y[b]) = (y[a] * angle.cos() - y[b] * angle.sin(), y[a] * angle.sin() + y[b] * angle.cos());
         }
         y
     }
@@ -298,7 +297,8 @@ mod tests {
             let (factors, d) = (get(1), d as usize);
             let turn = |x: usize, w: usize, heads: u64| -> Vec<f64> {
                 let w = get(w);
-                let each = |(i, x): (usize, &[f64])| turned(x, &w, rope, positions[i / heads as usize], &factors);
+                let each =
+                    |(i, x): (usize, &[f64])| turned(x, &w, rope, positions[i / heads as usize], &factors);
                 get(x).chunks(d).enumerate().flat_map(each).collect()
             };
             let filled = |cache: usize, new: Vec<f64>| {
@@ -306,7 +306,8 @@ mod tests {
                 rows[start..start + new.len()].copy_from_slice(&new);
                 rows
             };
-            let floats = |dtype, bytes: &[u8]| values(dtype, bytes).iter().map(|x| *x as f32).collect::<Vec<_>>();
+            let floats =
+                |dtype, bytes: &[u8]| values(dtype, bytes).iter().map(|x| *x as f32).collect::<Vec<_>>();
             let queries = turn(2, 3, h);
             assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 4)), &queries, 1e-6);
             let keys = filled(7, turn(5, 6, g));

@@ -69,14 +69,14 @@ fn fill() {
 fn get_rows_copies_blocks_and_clamps_ids() {
     for format in [DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
         let table = ty(format, [9u64, 256]);
-        let spec =
-            primitive(Primitive::GetRows, vec![table, ty(DType::I32, [T])], ty(format, [T, n(256)]));
+        let spec = primitive(Primitive::GetRows, vec![table, ty(DType::I32, [T])], ty(format, [T, n(256)]));
         let at = syms(4, 0, 8);
         let mut inputs = inputs(&spec, &at);
         inputs[1] = Some(i32_bytes(&[2, -1, 8, i32::MAX]));
         let row = 256 / format.block_len() * format.block_bytes();
         let table = inputs[0].as_ref().unwrap();
-        let want: Vec<u8> = [2, 0, 8, 8].iter().flat_map(|i| table[i * row..(i + 1) * row].to_vec()).collect();
+        let want: Vec<u8> =
+            [2, 0, 8, 8].iter().flat_map(|i| table[i * row..(i + 1) * row].to_vec()).collect();
         for features in Features::available() {
             assert!(launch(&spec, &features, &at, &inputs, None)[2] == want, "{format}");
         }
@@ -101,7 +101,8 @@ fn dequant_is_exact() {
 
 #[test]
 fn quant_act_is_the_reference_bit_for_bit() {
-    let spec = primitive(Primitive::QuantAct, vec![f32s([T, n(2), n(96)])], ty(DType::Q8Act, [T, n(2), n(96)]));
+    let spec =
+        primitive(Primitive::QuantAct, vec![f32s([T, n(2), n(96)])], ty(DType::Q8Act, [T, n(2), n(96)]));
     let at = syms(33, 0, 50);
     let mut inputs = inputs(&spec, &at);
     let mut x = to_f32s(inputs[0].as_ref().unwrap());
@@ -173,7 +174,7 @@ fn rope() {
     for style in [RopeStyle::Interleaved, RopeStyle::Halves] {
         let rope = Rope { base: 5e5, dims: 6, style };
         let x = || f32s([T, n(2), n(9)]);
-        let operands = vec![x(), ty(DType::I32, [T]), f32s([n(3)])];
+        let operands = [x(), ty(DType::I32, [T]), f32s([n(3)])];
         for count in [2, 3] {
             let spec = primitive(Primitive::Rope(rope), operands[..count].to_vec(), x());
             check(&spec, &[0], |x, _| {
@@ -182,8 +183,7 @@ fn rope() {
                     for i in 0..3 {
                         let factor = x.get(2).map_or(1.0, |f| f[i]);
                         let angle = x[1][row / 2] * 5e5f64.powf(-(i as f64) / 3.0) / factor;
-                        let (a, b) =
-                            if style == RopeStyle::Halves { (i, i + 3) } else { (2 * i, 2 * i + 1) };
+                        let (a, b) = if style == RopeStyle::Halves { (i, i + 3) } else { (2 * i, 2 * i + 1) };
                         (y[a], y[b]) = (
                             y[a] * angle.cos() - y[b] * angle.sin(),
                             y[a] * angle.sin() + y[b] * angle.cos(),
