@@ -1,8 +1,67 @@
 //! Sinter: a compute-graph compiler with operator fusion for GGUF language models.
+//!
+//! Sintering fuses particles into a solid without melting them. Sinter fuses quantised weights into kernels without
+//! melting them to floats in memory: it lowers a model to a graph of tensor operations, rewrites the graph by fusion
+//! passes, turns what is left into kernels and launches, places everything in one pool of memory, and runs it.
+//!
+//! # The way of a model
+//!
+//! ```text
+//!  GGUF file ─▶ lower ─▶ graph ─▶ passes ─▶ codegen ─▶ plan ─▶ executor ─▶ tokens
+//!    gguf       lower     ir      passes    codegen    └── runtime ──┘    generate
+//! ```
+//!
+//! Data flows one way, and so do the imports; a test holds every path in the source to this list.
+//!
+//! - [`ir`] imports nothing: types with symbolic dimensions, a closed set of operations, the graph, its text form
+//!   ([`ir::text`]) and its verifier ([`mod@ir::verify`]).
+//! - [`target`] says what a device can do and what things cost there, as plain data.
+//! - [`gguf`] reads and writes model files, and holds the reference dequantiser. What it parses is a *description*; the compiler
+//!   never sees tensor data.
+//! - [`lower`] turns the description into a graph of primitives, for prefill and decode alike.
+//! - [`passes`] rewrite the graph. A rule proposes a patch or a reason why not; both are recorded. Fusing is decided by
+//!   the cost model ([`passes::cost`]). A fused node keeps the primitives it stands for as its body.
+//! - [`codegen`] reads kernel parameters off those bodies and yields a [`codegen::spec::Program`].
+//! - [`runtime`] plans launches and memory ([`runtime::plan`], [`runtime::pool`]), and executes plans. What runs has always gone
+//!   through the plan's byte form, so a plan is data. The interpreter ([`runtime::interp`]) is the oracle of every kernel.
+//! - [`generate`] is the loop around it: tokenizer, sampler, sessions.
+//!
+//! [`compile::compile`] reads as the pipeline; [`model`] goes from a file to a session; [`check`] compares every kernel of a
+//! model with its body.
+//!
+//! # Example
+//!
+//! ```
+//! use sinter::compile::{Options, Purpose};
+//! use sinter::generate::{EncodeOptions, Sampler, Sampling, Tokenizer};
+//! use sinter::{model, target::Target};
+//! use std::ops::ControlFlow;
+//! use std::sync::Arc;
+//!
+//! let file = Arc::new(model::embedded()?);
+//! let tokenizer = Tokenizer::from_gguf(file.gguf())?;
+//! let options = Options::new(Target::cpu());
+//! let mut session = model::session(&file, None, &options, Purpose::Generate, None)?;
+//!
+//! let prompt = tokenizer.encode("The borrow checker", EncodeOptions::default());
+//! let mut sampler = Sampler::new(Sampling::greedy())?;
+//! let mut text = String::new();
+//! session.generate(&prompt, 4, &mut sampler, |id| tokenizer.is_end(id), |id| {
+//!     text += &tokenizer.decode(&[id]);
+//!     ControlFlow::Continue(())
+//! })?;
+//! assert_eq!(text, " (also called");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+pub mod check;
 pub mod codegen;
+pub mod compile;
 pub mod generate;
 pub mod gguf;
 pub mod ir;
+pub mod lower;
+pub mod model;
+pub mod passes;
 pub mod runtime;
 pub mod target;

@@ -1,1 +1,13 @@
-//! Text generation.
+//! Text generation: text to tokens and back, the choice of the next token, and the loop around a plan.
+
+mod perplexity;
+mod sampler;
+mod session;
+mod tokenizer;
+mod vocab;
+
+pub use perplexity::Perplexity;
+pub use sampler::{Sampler, Sampling, SamplingError, greedy};
+pub use session::{Session, SessionError, Stop};
+pub use tokenizer::{EncodeOptions, StreamDecoder, TokenKind, Tokenizer, TokenizerError, Vocab};
+pub use vocab::VocabError;

@@ -33,9 +33,9 @@ pub struct Node {
 
 /// An edge: result `out` of its source is operand `slot` of its target.
 #[derive(Clone, Copy, Debug)]
-struct Use {
-    out: u32,
-    slot: u32,
+pub(super) struct Use {
+    pub(super) out: u32,
+    pub(super) slot: u32,
 }
 
 /// A data-flow graph that ends in one [`Op::Return`].
@@ -166,13 +166,24 @@ impl Graph {
 
     /// The operands of a node, in order.
     pub fn operands(&self, id: NodeId) -> Vec<Value> {
-        let mut edges: Vec<_> = self
+        self.slots(id).into_iter().map(|(_, v)| v).collect()
+    }
+
+    /// The operand slots of a node as they are stored, in order, for the verifier.
+    pub(super) fn slots(&self, id: NodeId) -> Vec<(u32, Value)> {
+        let mut slots: Vec<_> = self
             .g
             .edges_directed(id, Incoming)
-            .map(|e| (e.weight().slot, e.source(), e.weight().out))
+            .map(|e| (e.weight().slot, Value { node: e.source(), out: e.weight().out }))
             .collect();
-        edges.sort_unstable();
-        edges.into_iter().map(|(_, node, out)| Value { node, out }).collect()
+        slots.sort_unstable();
+        slots
+    }
+
+    /// The storage, for tests that need a broken graph.
+    #[cfg(test)]
+    pub(super) fn raw_mut(&mut self) -> &mut StableDiGraph<Node, Use> {
+        &mut self.g
     }
 
     /// Operand `slot` of a node, if it has that many.
@@ -252,9 +263,9 @@ impl Graph {
         petgraph::algo::has_path_connecting(&self.g, from, to, None)
     }
 
-    /// Whether data flows in a circle.
+    /// Whether data flows in a circle. (Petgraph's own test recurses as deep as the graph is long.)
     pub fn is_cyclic(&self) -> bool {
-        petgraph::algo::is_cyclic_directed(&self.g)
+        petgraph::algo::toposort(&self.g, None).is_err()
     }
 
     /// Points every use of `old` at `new`.

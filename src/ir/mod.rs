@@ -2,16 +2,19 @@
 //!
 //! This room imports none of its siblings.
 
+#[doc(hidden)]
+pub mod arbitrary;
 mod decision;
+mod export;
 mod graph;
 mod op;
-mod text;
+pub mod text;
 mod types;
-mod verify;
+pub mod verify;
 
 pub use decision::{Decision, Gain, Outcome, Why};
 pub use graph::{Graph, Node, NodeId, Value};
 pub use op::{Fused, Kernel, Op, Rope, RopeStyle};
-pub use text::ParseError;
+pub use text::{At, ParseError};
 pub use types::{DType, Dim, Syms, TensorType};
-pub use verify::{Verified, VerifyError, verify};
+pub use verify::{Verified, VerifyError, VerifyErrors, Violation, check, verify};

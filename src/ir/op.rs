@@ -1,6 +1,6 @@
 //! The operations of the IR, closed and exhaustively matched, and the types they produce.
 
-use super::graph::Graph;
+use super::graph::{Graph, Value};
 use super::types::{DType, Dim, TensorType};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,25 @@ pub struct Fused {
     pub kernel: Kernel,
     /// Primitives only. Its inputs are the operands of the fused node, its results the node's.
     pub body: Graph,
+}
+
+impl Fused {
+    /// See [`Op::writes`]: results that come from an input by appends alone.
+    fn writes(&self) -> Vec<(u32, u32)> {
+        let body = &self.body;
+        let mut writes = vec![];
+        for (result, last) in body.results().into_iter().enumerate() {
+            let (mut v, mut left) = (last, body.len());
+            while let (Op::KvAppend, Some(previous), 1..) = (body.op(v.node), body.operand(v.node, 0), left) {
+                (v, left) = (previous, left - 1);
+            }
+            let param = body.inputs().iter().position(|&i| v == Value::from(i));
+            if let (Some(param), true) = (param, v != last) {
+                writes.push((param as u32, result as u32));
+            }
+        }
+        writes
+    }
 }
 
 /// The fused kernels. Each is made by the pass in `src/passes/` that carries its name, but for
@@ -191,6 +210,15 @@ impl Op {
         }
     }
 
+    /// Which states the op writes: (the operand it overwrites, the result that is the next version).
+    pub fn writes(&self) -> Vec<(u32, u32)> {
+        match self {
+            Op::KvAppend => vec![(0, 0)],
+            Op::Fused(f) => f.writes(),
+            _ => vec![],
+        }
+    }
+
     /// The result types for operands of types `x`. Leaves and `reshape` produce what `declared` says;
     /// all others ignore it. The error says which rule is broken.
     pub fn infer(&self, x: &[&TensorType], declared: &[TensorType]) -> Result<Vec<TensorType>, String> {
@@ -293,7 +321,7 @@ impl Op {
             Op::Reshape => {
                 arity(1)?;
                 let [t] = declared else { return Err("needs exactly one type".into()) };
-                if t.dtype != x[0].dtype || flat(t) != flat(x[0]) || !t.is_blocked() {
+                if t.dtype != x[0].dtype || flat(t).is_none() || flat(t) != flat(x[0]) || !t.is_blocked() {
                     return Err(format!("{} cannot be seen as {t}", x[0]));
                 }
                 one(t.clone())

@@ -188,6 +188,9 @@ pub struct TensorType {
 }
 
 impl TensorType {
+    /// The most dimensions a tensor may have.
+    pub const MAX_RANK: usize = 8;
+
     pub fn new(dtype: DType, shape: impl IntoIterator<Item = impl Into<Dim>>) -> TensorType {
         TensorType { dtype, shape: shape.into_iter().map(Into::into).collect() }
     }

@@ -1,3 +1,14 @@
-//! The runtime: plans, memory, devices.
+//! The runtime: plans, memory, devices, and the executor that runs a plan on one of them.
 
 pub mod cpu;
+pub mod device;
+mod exec;
+pub mod interp;
+pub mod plan;
+pub mod pool;
+pub mod schedule;
+mod weights;
+
+pub use device::{DeviceError, DeviceOptions};
+pub use exec::{ExecError, Executor};
+pub use weights::WeightError;

@@ -1,0 +1,301 @@
+//! Checks a compiled model node by node: each kernel against the interpretation of its body on the same inputs, and
+//! the fused graph as a whole against the unfused.
+
+use crate::codegen::spec::{Access, KernelSpec};
+use crate::codegen::{self, Trace};
+use crate::compile::{CompileError, Options};
+use crate::gguf::{GgufError, GgufFile};
+use crate::ir::{DType, Dim, Graph, NodeId, Op, Syms, Value, verify};
+use crate::lower::{self, Config, Step};
+use crate::passes::describe;
+use crate::runtime::cpu::{BindError, Features, RawArg, bind};
+use crate::runtime::interp::{InterpError, Tensor, eval_node};
+use indexmap::IndexMap;
+use std::collections::HashMap;
+
+/// A model that cannot be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Interp(#[from] InterpError),
+    #[error("{at}: {source}")]
+    Bind { at: String, source: BindError },
+    #[error("{at}: an argument of its kernel is no value of its node")]
+    Args { at: String },
+    #[error(transparent)]
+    Weight(#[from] GgufError),
+}
+
+/// How far a node's kernel is from the interpretation of the node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeCheck {
+    /// The node in words.
+    pub at: String,
+    /// The name of its kernel.
+    pub kernel: &'static str,
+    /// The largest `‖kernel − body‖ / ‖body‖` of its results.
+    pub error: f64,
+    /// What that may be at most.
+    pub tolerance: f64,
+}
+
+impl NodeCheck {
+    /// Whether the kernel computes what its body says. NaN never does.
+    pub fn passes(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// The outcome for one step.
+#[derive(Clone, Debug)]
+pub struct StepCheck {
+    pub step: &'static str,
+    pub nodes: Vec<NodeCheck>,
+    /// The largest relative error between the results of the fused and of the unfused graph, both interpreted.
+    pub whole: f64,
+}
+
+/// What the whole may differ by: both graphs do the same arithmetic in the same precision.
+pub const WHOLE_TOLERANCE: f64 = 1e-5;
+
+impl StepCheck {
+    /// The first node that diverges, in execution order.
+    pub fn first_divergence(&self) -> Option<&NodeCheck> {
+        self.nodes.iter().find(|n| !n.passes())
+    }
+
+    /// Whether every node and the whole agree.
+    pub fn passes(&self) -> bool {
+        self.first_divergence().is_none() && self.whole <= WHOLE_TOLERANCE
+    }
+}
+
+/// The caches of a model between steps, by name.
+pub type Caches = IndexMap<String, Tensor>;
+
+/// Runs one step on `tokens`, which follow `cached` others in `caches`, and leaves the caches as the interpretation of
+/// the fused graph does.
+///
+/// # Errors
+/// A model that cannot be compiled or interpreted. Divergence is no error but part of the result.
+pub fn check_step(
+    file: &GgufFile,
+    options: &Options,
+    step: &Step,
+    tokens: &[i32],
+    cached: u64,
+    caches: &mut Caches,
+) -> Result<StepCheck, CheckError> {
+    let config = Config::from_gguf(file.gguf()).map_err(CompileError::from)?;
+    let lowered = lower::lower(file.gguf(), &config, step).map_err(CompileError::from)?;
+    let syms = Syms { t: tokens.len() as u64, p: cached, s: step.context };
+    let run = |graph: &mut Graph, pipeline: &crate::passes::Pipeline| {
+        pipeline.run(graph, &options.target).map_err(CompileError::from)
+    };
+
+    let mut unfused = lowered.clone();
+    run(&mut unfused, &options.pipeline.clone().without_fusions())?;
+    let mut walk =
+        Walk { file, graph: &unfused, syms, tokens, caches: caches.clone(), kernels: None, nodes: vec![] };
+    let expected = walk.results()?;
+
+    let mut fused = lowered;
+    run(&mut fused, &options.pipeline)?;
+    let invalid =
+        |e: crate::ir::VerifyErrors| CompileError::Verify { stage: "fused", message: e.to_string() };
+    let fused = verify(fused).map_err(invalid)?;
+    let (program, trace) = codegen::generate_traced(&fused, &options.target).map_err(CompileError::from)?;
+    let kernels = Some(Kernels { specs: program.kernels, launches: program.launches, trace });
+    let mut walk =
+        Walk { file, graph: &fused, syms, tokens, caches: std::mem::take(caches), kernels, nodes: vec![] };
+    let found = walk.results()?;
+
+    let mut whole = 0.0f64;
+    for (a, b) in found.iter().zip(&expected) {
+        whole = worse(whole, distance(a, b)?);
+    }
+    *caches = walk.caches;
+    Ok(StepCheck { step: step.name, nodes: walk.nodes, whole })
+}
+
+struct Kernels {
+    specs: Vec<KernelSpec>,
+    launches: Vec<codegen::spec::Launch>,
+    trace: Trace,
+}
+
+/// An interpretation of a graph that also runs each node's kernel, if there are any.
+struct Walk<'a> {
+    file: &'a GgufFile,
+    graph: &'a Graph,
+    syms: Syms,
+    tokens: &'a [i32],
+    caches: Caches,
+    kernels: Option<Kernels>,
+    nodes: Vec<NodeCheck>,
+}
+
+impl Walk<'_> {
+    /// The graph's results that are not caches; the caches are kept.
+    fn results(&mut self) -> Result<Vec<Tensor>, CheckError> {
+        let g = self.graph;
+        let mut values: HashMap<Value, Tensor> = HashMap::new();
+        let mut uses: HashMap<NodeId, usize> = g.ids().into_iter().map(|id| (id, g.use_count(id))).collect();
+        let mut state_of: HashMap<Value, String> = HashMap::new();
+        for id in g.order() {
+            if id == g.ret() {
+                break;
+            }
+            if let Some(leaf) = self.leaf(id)? {
+                if let Op::State { name } = g.op(id) {
+                    state_of.insert(id.into(), name.clone());
+                }
+                values.insert(id.into(), leaf);
+                continue;
+            }
+            let operands = g.operands(id);
+            let tensors: Vec<&Tensor> = operands.iter().filter_map(|v| values.get(v)).collect();
+            let outs = eval_node(g, id, &tensors, &self.syms)?;
+            self.compare(id, &tensors, &outs)?;
+            for (out, tensor) in (0u32..).zip(outs) {
+                let v = Value { node: id, out };
+                // A result with the rows of a cache is the next version of the one operand it may have come from.
+                if g.ty(v).shape.first() == Some(&Dim::S)
+                    && let Some(name) = self.version_of(id, v, &state_of)
+                {
+                    state_of.insert(v, name);
+                }
+                values.insert(v, tensor);
+            }
+            for v in operands {
+                let left = uses.entry(v.node).or_default();
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    values.retain(|value, _| value.node != v.node);
+                }
+            }
+        }
+        let mut results = vec![];
+        for v in g.results() {
+            let Some(tensor) = values.get(&v).cloned() else { continue };
+            match state_of.get(&v) {
+                Some(name) => {
+                    self.caches.insert(name.clone(), tensor);
+                }
+                None => results.push(tensor),
+            }
+        }
+        Ok(results)
+    }
+
+    /// The state that result `v` of `id` is a version of.
+    fn version_of(&self, id: NodeId, v: Value, state_of: &HashMap<Value, String>) -> Option<String> {
+        let caches: Vec<Value> =
+            self.graph.operands(id).into_iter().filter(|o| state_of.contains_key(o)).collect();
+        let Op::Fused(fused) = self.graph.op(id) else { return state_of.get(caches.first()?).cloned() };
+        let append = fused.body.results()[v.out as usize];
+        let input = fused.body.operand(append.node, 0)?;
+        let slot = fused.body.inputs().iter().position(|&i| i == input.node)?;
+        state_of.get(&self.graph.operand(id, slot as u32)?).cloned()
+    }
+
+    fn leaf(&self, id: NodeId) -> Result<Option<Tensor>, CheckError> {
+        let node = self.graph.node(id);
+        Ok(match &node.op {
+            Op::Input { name } => {
+                let start = i32::try_from(self.syms.p).unwrap_or(i32::MAX);
+                let positions: Vec<i32> = (start..).take(self.tokens.len()).collect();
+                let ids = if name == "pos" { &positions } else { self.tokens };
+                Some(Tensor::from_i32(&[ids.len()], ids)?)
+            }
+            Op::Weight { name } => {
+                let bytes = self.file.tensor_bytes(self.file.gguf().tensor(name)?);
+                let dims = node.outs[0].dims(&self.syms).into_iter().map(|d| d as usize).collect();
+                Some(Tensor::new(node.outs[0].dtype, dims, bytes.to_vec())?)
+            }
+            Op::State { name } => Some(match self.caches.get(name) {
+                Some(cache) => cache.clone(),
+                None => Tensor::zeros(&node.outs[0], &self.syms)?,
+            }),
+            _ => None,
+        })
+    }
+
+    /// Runs the node's kernel on the same operands, and notes how far it is off.
+    fn compare(&mut self, id: NodeId, operands: &[&Tensor], expected: &[Tensor]) -> Result<(), CheckError> {
+        let Some(kernels) = &self.kernels else { return Ok(()) };
+        let Some(index) = kernels.trace.launches.iter().position(|&n| n == id) else { return Ok(()) };
+        let launch = &kernels.launches[index];
+        let spec = &kernels.specs[launch.kernel as usize];
+        let at = describe(self.graph, id);
+        let values = self.graph.operands(id);
+        let mut memory: Vec<Vec<u8>> = vec![];
+        let mut shown: Vec<(usize, usize)> = vec![];
+        for (i, (arg, buf)) in spec.args.iter().zip(&launch.args).enumerate() {
+            let is_here = |v: &Value| kernels.trace.buffers.get(v) == Some(buf);
+            let result = (0..expected.len())
+                .find(|&out| is_here(&Value { node: id, out: out as u32 }) && arg.access != Access::Read);
+            shown.extend(result.map(|out| (out, i)));
+            let operand = values.iter().position(|v| is_here(v) && *self.graph.ty(*v) == arg.ty);
+            memory.push(match (arg.access, operand) {
+                (Access::Read | Access::Update, Some(slot)) => operands[slot].bytes().to_vec(),
+                (Access::Read | Access::Update, None) => return Err(CheckError::Args { at }),
+                // All ones is NaN in every float format, so what is left unwritten shows.
+                _ => vec![0xff; usize::try_from(arg.ty.bytes(&self.syms)).unwrap_or(usize::MAX)],
+            });
+        }
+        let kernel =
+            bind(spec, &Features::detect()).map_err(|source| CheckError::Bind { at: at.clone(), source })?;
+        let args: Vec<RawArg> =
+            memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
+        let items = usize::try_from(spec.items(&self.syms)).unwrap_or(0);
+        // SAFETY: each argument has memory of its own, as long as its type says at these symbols (operands were checked
+        // against their types when they were made), and nobody else knows of it.
+        unsafe {
+            kernel.run(&args, &self.syms, 0..items);
+            kernel.finish(&args, &self.syms);
+        }
+        let (mut error, mut tolerance) = (0.0f64, 0.0f64);
+        for (out, i) in shown {
+            let wanted = &expected[out];
+            let found = Tensor::new(wanted.dtype(), wanted.dims().to_vec(), std::mem::take(&mut memory[i]))?;
+            error = worse(error, distance(&found, wanted)?);
+            tolerance = tolerance.max(tolerance_of(wanted.dtype()));
+        }
+        self.nodes.push(NodeCheck { at, kernel: spec.name(), error, tolerance });
+        Ok(())
+    }
+}
+
+/// Rounding to fewer bits may fall to either side of a half, so such results may differ by a step here and there.
+fn tolerance_of(dtype: DType) -> f64 {
+    match dtype {
+        DType::Q8Act => 5e-3,
+        DType::F16 => 5e-4,
+        DType::I32 => 0.0,
+        _ => 1e-5,
+    }
+}
+
+/// The larger error; NaN if one is.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+/// `‖a − b‖ / ‖b‖`; for integers the share that differs.
+fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
+    if b.dtype() == DType::I32 {
+        let (a, b) = (a.to_i32()?, b.to_i32()?);
+        let wrong = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+        return Ok(wrong as f64 / b.len().max(1) as f64);
+    }
+    let (a, b) = (a.to_f32()?, b.to_f32()?);
+    let (mut difference, mut norm) = (0.0f64, 0.0f64);
+    for (&a, &b) in a.iter().zip(&b) {
+        difference += (f64::from(a) - f64::from(b)).powi(2);
+        norm += f64::from(b).powi(2);
+    }
+    Ok(if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() })
+}

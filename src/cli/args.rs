@@ -1,0 +1,201 @@
+//! Options that several commands share.
+
+use clap::{Args, ValueEnum};
+use sinter::compile::{self, DEFAULT_CHUNK, Options};
+use sinter::gguf::GgufFile;
+use sinter::ir::DType;
+use sinter::lower::{Config, Head, Step};
+use sinter::model;
+use sinter::passes::Pipeline;
+use sinter::target::{self, Target};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// The model to work on.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// Model file (GGUF); the embedded rustdoc-13m if absent.
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// The same, as other engines have it.
+    #[arg(short = 'm', long = "model", value_name = "MODEL", conflicts_with = "model")]
+    pub model_flag: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The path that was given, if one was.
+    pub fn path(&self) -> Option<&Path> {
+        self.model.as_deref().or(self.model_flag.as_deref())
+    }
+
+    /// Opens the file, or the embedded model.
+    pub fn open(&self) -> Result<Arc<GgufFile>, Error> {
+        Ok(Arc::new(model::open(self.path())?))
+    }
+}
+
+/// How to compile.
+#[derive(Args)]
+pub struct CompileArgs {
+    /// Target by name (cpu, test-wave32) or a JSON file that describes one.
+    #[arg(long, default_value = "cpu")]
+    pub target: String,
+    /// Float32 activations and caches everywhere.
+    #[arg(long)]
+    pub exact: bool,
+    /// Element type of the KV cache [default: f16; f32 under --exact].
+    #[arg(long, value_enum)]
+    pub kv: Option<Kv>,
+    /// Keep every operation a launch of its own.
+    #[arg(long, conflicts_with = "passes")]
+    pub no_fuse: bool,
+    /// Passes to run, separated by commas; -NAME takes one out of all.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_name = "LIST")]
+    pub passes: Option<Vec<String>>,
+    /// Stop after this many rewrites.
+    #[arg(long, value_name = "N")]
+    pub fuel: Option<u64>,
+    /// Tokens that fit the cache [default: what the model was trained for, at most 4096].
+    #[arg(short = 'c', long = "ctx-size", value_name = "N")]
+    pub context: Option<u64>,
+    /// Most tokens of a prompt in one step.
+    #[arg(long, default_value_t = DEFAULT_CHUNK, value_name = "N")]
+    pub chunk: u64,
+}
+
+/// Element types of a cache.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Kv {
+    F16,
+    F32,
+}
+
+impl CompileArgs {
+    /// The first of these options that was given a value other than its default.
+    pub fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            (self.target != "cpu", "--target"),
+            (self.exact, "--exact"),
+            (self.kv.is_some(), "--kv"),
+            (self.no_fuse, "--no-fuse"),
+            (self.passes.is_some(), "--passes"),
+            (self.fuel.is_some(), "--fuel"),
+            (self.context.is_some(), "--ctx-size"),
+            (self.chunk != DEFAULT_CHUNK, "--chunk"),
+        ];
+        given.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+    }
+
+    /// The options they stand for.
+    pub fn options(&self, greedy: bool) -> Result<Options, Error> {
+        if self.chunk == 0 {
+            return Err("--chunk must be at least 1".into());
+        }
+        let mut options = Options::new(read_target(&self.target)?);
+        if self.exact {
+            options = options.exact();
+        }
+        options.pipeline = select(options.pipeline, self.no_fuse, self.passes.as_deref(), self.fuel)?;
+        options.kv = match (self.kv, self.exact) {
+            (Some(Kv::F16), _) | (None, false) => DType::F16,
+            (Some(Kv::F32), _) | (None, true) => DType::F32,
+        };
+        Ok(Options { context: self.context, chunk: self.chunk, greedy, ..options })
+    }
+}
+
+/// A pipeline with passes selected and fuel set.
+pub fn select(
+    pipeline: Pipeline,
+    no_fuse: bool,
+    passes: Option<&[String]>,
+    fuel: Option<u64>,
+) -> Result<Pipeline, Error> {
+    let mut pipeline = match passes {
+        Some(list) => pipeline.select(list)?,
+        None => pipeline,
+    };
+    if no_fuse {
+        pipeline = pipeline.without_fusions();
+    }
+    pipeline.fuel = fuel;
+    Ok(pipeline)
+}
+
+/// A built-in target, or one from a JSON file.
+pub fn read_target(name: &str) -> Result<Target, Error> {
+    if let Some(target) = Target::named(name) {
+        return Ok(target);
+    }
+    if !name.ends_with(".json") {
+        return Err(format!(
+            "there is no target {name:?}; there are {}, or a .json file",
+            target::NAMES.join(", ")
+        )
+        .into());
+    }
+    let text = std::fs::read_to_string(name).map_err(|e| format!("target file {name}: {e}"))?;
+    let target: Target = serde_json::from_str(&text).map_err(|e| format!("target file {name}: {e}"))?;
+    target.validate()?;
+    Ok(target)
+}
+
+/// One of the steps that a model is compiled to.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StepName {
+    /// One token.
+    Decode,
+    /// The last chunk of a prompt: logits of its last token.
+    Prefill,
+    /// An earlier chunk of a prompt: no logits.
+    Chunk,
+    /// Logits of every token.
+    Score,
+}
+
+impl StepName {
+    /// The name of its program.
+    pub fn name(self) -> &'static str {
+        match self {
+            StepName::Decode => "decode",
+            StepName::Prefill => "prefill",
+            StepName::Chunk => "chunk",
+            StepName::Score => "score",
+        }
+    }
+
+    /// The programs among which it is found.
+    pub fn purpose(self) -> compile::Purpose {
+        match self {
+            StepName::Score => compile::Purpose::Score,
+            _ => compile::Purpose::Generate,
+        }
+    }
+
+    /// What to lower for it.
+    pub fn step(self, config: &Config, options: &Options) -> Step {
+        let steps = self.purpose().steps(config, options);
+        let fallback = Step {
+            name: "score",
+            tokens: options.chunk,
+            head: Head::AllRows,
+            greedy: false,
+            kv: options.kv,
+            context: options.context_of(config),
+        };
+        steps.into_iter().find(|s| s.name == self.name()).unwrap_or(fallback)
+    }
+}
+
+/// Where to run.
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// Device to run on.
+    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    pub device: String,
+    /// Threads of the CPU device [default: all cores].
+    #[arg(short = 't', long, value_name = "N")]
+    pub threads: Option<usize>,
+}

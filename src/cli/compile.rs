@@ -1,0 +1,44 @@
+//! `sinter compile`: a plan, ahead of time.
+
+use super::args::{CompileArgs, ModelArgs};
+use sinter::compile::Purpose;
+use sinter::model;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Where to write the plan.
+    #[arg(short, long, value_name = "PLAN")]
+    out: PathBuf,
+    /// The best token instead of the logits: for run --temp 0 only.
+    #[arg(long)]
+    greedy: bool,
+    #[command(flatten)]
+    compile: CompileArgs,
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    let file = args.model.open()?;
+    let options = args.compile.options(args.greedy)?;
+    let plan = model::plan(&file, args.model.path(), &options, Purpose::Generate)?;
+    let bytes = plan.to_bytes()?;
+    let path = args.out.display();
+    // A plan is whole or absent: a failed write leaves the old one.
+    let partial = args.out.with_extension("partial");
+    std::fs::write(&partial, &bytes)
+        .and_then(|()| std::fs::rename(&partial, &args.out))
+        .map_err(|e| format!("{path}: {e}"))?;
+    let mb = |n: u64| format!("{:.1} MB", n as f64 / 1e6);
+    eprintln!(
+        "{path}: {} kernels, {} bytes; needs {} of weights, {} of cache for {} tokens, {} of buffers",
+        plan.kernels.len(),
+        bytes.len(),
+        mb(plan.weight_bytes()),
+        mb(plan.state_bytes()),
+        plan.options.context,
+        mb(plan.arena_bytes),
+    );
+    Ok(())
+}

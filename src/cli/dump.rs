@@ -1,0 +1,114 @@
+//! `sinter dump`: a graph, the kernels or the plan at any stage.
+
+use super::args::{CompileArgs, ModelArgs, StepName};
+use clap::ValueEnum;
+use sinter::compile;
+use sinter::ir::Graph;
+use sinter::lower::{self, Config};
+use sinter::model::plan;
+use std::io::Write;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// What to print.
+    #[arg(long, value_enum, default_value = "fused")]
+    stage: Stage,
+    /// The graph after this pass instead of after the last.
+    #[arg(long, value_name = "PASS")]
+    after: Option<String>,
+    /// Of which step.
+    #[arg(long, value_enum, default_value = "decode")]
+    step: StepName,
+    /// As `run --temp 0` compiles it: the best token instead of the logits.
+    #[arg(long)]
+    greedy: bool,
+    /// text: the IR, or a readable listing. dot: for Graphviz. json: see docs/json.md.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Stage {
+    /// The graph of primitives.
+    Lowered,
+    /// The graph after the passes.
+    Fused,
+    /// The kernels and launches of codegen.
+    Kernels,
+    /// Launches, streams and buffers in place.
+    Plan,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Format {
+    Text,
+    Dot,
+    Json,
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    let file = args.model.open()?;
+    let gguf = file.gguf();
+    let options = args.compile.options(args.greedy)?;
+    let config = Config::from_gguf(gguf)?;
+    let step = args.step.step(&config, &options);
+    let text = match args.stage {
+        Stage::Lowered | Stage::Fused => {
+            let mut graph = lower::lower(gguf, &config, &step)?;
+            if args.stage == Stage::Fused {
+                graph = fused(graph, &args, &options)?;
+            }
+            match args.format {
+                Format::Text => format!("{graph}\n"),
+                Format::Dot => graph.to_dot(),
+                Format::Json => serde_json::to_string_pretty(&graph.to_json())? + "\n",
+            }
+        }
+        Stage::Kernels => {
+            let programs = compile::compile(gguf, &options, args.step.purpose())?;
+            let compiled =
+                programs.into_iter().find(|c| c.program.name == step.name).ok_or("no such step")?;
+            match args.format {
+                Format::Text => compiled.program.to_string(),
+                Format::Dot => compiled.program.to_dot(),
+                Format::Json => serde_json::to_string_pretty(&compiled.program)? + "\n",
+            }
+        }
+        Stage::Plan => {
+            let plan = plan(&file, args.model.path(), &options, args.step.purpose())?;
+            match args.format {
+                Format::Text => plan.to_string(),
+                Format::Dot => plan.to_dot(step.name),
+                Format::Json => serde_json::to_string_pretty(&plan)? + "\n",
+            }
+        }
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The graph after all passes, or after the one that was asked for.
+fn fused(
+    mut graph: Graph,
+    args: &Args,
+    options: &compile::Options,
+) -> Result<Graph, Box<dyn std::error::Error + Send + Sync>> {
+    let mut stopped = None;
+    options.pipeline.run_observed(&mut graph, &options.target, &mut |pass, g| {
+        if args.after.as_deref() == Some(pass) {
+            stopped = Some(g.clone());
+        }
+    })?;
+    match (&args.after, stopped) {
+        (None, _) => Ok(graph),
+        (Some(_), Some(graph)) => Ok(graph),
+        (Some(pass), None) => {
+            let passes = options.pipeline.enabled().join(", ");
+            Err(format!("pass {pass:?} does not run here; these do: {passes}").into())
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `sinter logits`: the logits of every token, for comparing with other engines.
+
+use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use npyz::WriterBuilder;
+use sinter::compile::{Options, Purpose};
+use sinter::model;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Token ids, separated by commas.
+    #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
+    tokens: Vec<u32>,
+    /// Where to write float32 [tokens, vocabulary] (npy version 1).
+    #[arg(short, long, value_name = "FILE.npy")]
+    out: PathBuf,
+    #[command(flatten)]
+    compile: CompileArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    let file = args.model.open()?;
+    let mut options = args.compile.options(false)?;
+    let count = args.tokens.len() as u64;
+    options = Options { context: Some(options.context.unwrap_or(count).max(1)), ..options };
+    let mut session =
+        model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
+    let mut logits: Vec<f32> = vec![];
+    session.score(&args.tokens, |_, row| logits.extend_from_slice(row))?;
+
+    let path = args.out.display();
+    let out = std::fs::File::create(&args.out).map_err(|e| format!("{path}: {e}"))?;
+    let mut out = BufWriter::new(out);
+    let shape = [count, logits.len() as u64 / count];
+    let mut npy = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut out).begin_nd()?;
+    npy.extend(logits)?;
+    npy.finish()?;
+    out.flush().map_err(|e| format!("{path}: {e}"))?;
+    Ok(())
+}

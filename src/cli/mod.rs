@@ -1,0 +1,107 @@
+//! The commands: one file each. Generated text and reports go to stdout, all else to stderr.
+
+mod args;
+mod check;
+mod compile;
+mod dump;
+mod explain;
+mod inspect;
+mod logits;
+mod opt;
+mod perplexity;
+mod run;
+mod tokenize;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// What a command ends with: nothing, or an error whose causes are reported in order.
+type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Runs GGUF language models through fused kernels, and says why every kernel exists.
+#[derive(Parser)]
+#[command(name = "sinter", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log to stderr: error, warn, info, debug, trace, or per module as in `sinter::passes=debug`.
+    #[arg(long, global = true, value_name = "FILTER", env = "SINTER_LOG", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate text.
+    Run(run::Args),
+    /// Compile a model into a plan, ahead of time.
+    Compile(compile::Args),
+    /// Print a graph, the kernels or the plan at any stage.
+    Dump(dump::Args),
+    /// Run passes on a graph in text form.
+    Opt(opt::Args),
+    /// Tell every fusion decision: what fired, what was rejected and why, and what it was worth.
+    Explain(explain::Args),
+    /// Compare every kernel with the primitives it stands for, and the fused graph with the unfused.
+    Check(check::Args),
+    /// Tell what is in a model file.
+    Inspect(inspect::Args),
+    /// Turn text into token ids.
+    Tokenize(tokenize::Args),
+    /// Write the logits of every token as a NumPy file.
+    Logits(logits::Args),
+    /// Measure how well a model predicts a text.
+    Perplexity(perplexity::Args),
+}
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = match tracing_subscriber::EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(e) => return fail(&e),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Compile(args) => compile::run(args),
+        Command::Dump(args) => dump::run(args),
+        Command::Opt(args) => opt::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has seen enough, as in `sinter dump | head`, is no error.
+        Err(e) if is_broken_pipe(&*e) => ExitCode::SUCCESS,
+        Err(e) => fail(&*e),
+    }
+}
+
+fn is_broken_pipe(e: &(dyn std::error::Error + 'static)) -> bool {
+    e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn fail(e: &dyn std::error::Error) -> ExitCode {
+    let mut message = format!("error: {e}");
+    let mut said = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Transparent errors repeat their source word for word.
+        if !said.contains(&text) {
+            message.push_str(&format!("\n  because: {text}"));
+        }
+        said = text;
+        source = cause.source();
+    }
+    eprintln!("{message}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,58 @@
+//! `sinter perplexity`: how well a model predicts a text, as llama-perplexity measures it.
+
+use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use sinter::compile::{Options, Purpose};
+use sinter::generate::{EncodeOptions, Perplexity, Tokenizer};
+use sinter::model;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Tokens of a window unless told.
+const WINDOW: u64 = 512;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Only the first N windows.
+    #[arg(long, value_name = "N")]
+    chunks: Option<usize>,
+    #[command(flatten)]
+    compile: CompileArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    let file = args.model.open()?;
+    let options = args.compile.options(false)?;
+    let window = options.context.unwrap_or(WINDOW);
+    let options = Options { context: Some(window), ..options };
+    let text = std::fs::read_to_string(&args.file).map_err(|e| format!("{}: {e}", args.file.display()))?;
+    let tokenizer = Tokenizer::from_gguf(file.gguf())?;
+    let tokens = tokenizer.encode(&text, EncodeOptions::default());
+    let mut session =
+        model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
+    let mut perplexity = Perplexity::default();
+    let mut out = std::io::stdout().lock();
+    let window = usize::try_from(window)?;
+    if tokens.len() < window || window < 4 {
+        return Err(format!(
+            "{} tokens do not fill a window of {window}; a window needs 4 at least",
+            tokens.len()
+        )
+        .into());
+    }
+    let windows = (tokens.len() / window).min(args.chunks.unwrap_or(usize::MAX));
+    for n in 0..windows {
+        perplexity.window(&mut session, &tokens[n * window..][..window], tokenizer.bos())?;
+        let comma = if n + 1 < windows { "," } else { "\n" };
+        write!(out, "[{}]{:.4}{comma}", n + 1, perplexity.estimate())?;
+        out.flush()?;
+    }
+    writeln!(out, "Final estimate: PPL = {:.4} +/- {:.5}", perplexity.estimate(), perplexity.error())?;
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! `sinter run`: generate text from a model file or a plan.
+
+use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use sinter::compile::Purpose;
+use sinter::generate::{EncodeOptions, Sampler, Sampling, Session, Stop, Tokenizer};
+use sinter::gguf::GgufFile;
+use sinter::model;
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What the model reads when nobody says anything.
+const DEFAULT_PROMPT: &str = "The borrow checker";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model file (GGUF) or compiled plan; the embedded rustdoc-13m if absent.
+    #[arg(value_name = "MODEL|PLAN")]
+    source: Option<PathBuf>,
+    /// Model file; with a plan, where its weights are now.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Text to continue; - or a pipe reads stdin.
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Reads the text to continue from a file.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    file: Option<PathBuf>,
+    /// Tokens to generate at most.
+    #[arg(short = 'n', long = "n-predict", default_value_t = 200, value_name = "N")]
+    count: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// With a plan: hash the whole model file, not samples of it.
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    compile: CompileArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(clap::Args)]
+struct SamplingArgs {
+    /// Seed of the random choices [default: drawn, and told on stderr].
+    #[arg(short, long)]
+    seed: Option<u64>,
+    /// Temperature; 0 always takes the best token.
+    #[arg(long, default_value_t = Sampling::default().temperature, value_name = "X")]
+    temp: f32,
+    /// Only the K best tokens; 0 for all.
+    #[arg(long, default_value_t = Sampling::default().top_k, value_name = "K")]
+    top_k: usize,
+    /// Only the best tokens that together have probability X.
+    #[arg(long, default_value_t = Sampling::default().top_p, value_name = "X")]
+    top_p: f32,
+    /// Only tokens with at least X times the probability of the best.
+    #[arg(long, default_value_t = Sampling::default().min_p, value_name = "X")]
+    min_p: f32,
+    /// Divides the logits of recent tokens; 1 is off.
+    #[arg(long, default_value_t = Sampling::default().repeat_penalty, value_name = "X")]
+    repeat_penalty: f32,
+    /// How many recent tokens that concerns.
+    #[arg(long, default_value_t = Sampling::default().repeat_last_n, value_name = "N")]
+    repeat_last_n: usize,
+}
+
+impl SamplingArgs {
+    fn sampler(&self) -> Result<Sampler, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Sampler::new(Sampling {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            seed: self.seed,
+        })?)
+    }
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    let mut sampler = args.sampling.sampler()?;
+    let prompt = prompt(&args)?;
+    let start = Instant::now();
+    let (file, mut session) = load(&args, sampler.is_greedy())?;
+    let tokenizer = Tokenizer::from_gguf(file.gguf())?;
+    let tokens = tokenizer.encode(&prompt, EncodeOptions::default());
+    let loaded = start.elapsed();
+
+    let mut out = std::io::stdout().lock();
+    let mut text = tokenizer.stream();
+    let (mut generated, mut first, mut broken) = (0usize, None, None);
+    let start = Instant::now();
+    let stop = session.generate(
+        &tokens,
+        args.count,
+        &mut sampler,
+        |id| tokenizer.is_end(id),
+        |id| {
+            first.get_or_insert_with(|| start.elapsed());
+            generated += 1;
+            match write!(out, "{}", text.push(id)).and_then(|()| out.flush()) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    broken = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        },
+    )?;
+    if let Some(e) = broken {
+        return Err(e.into());
+    }
+    let total = start.elapsed();
+    writeln!(out, "{}", text.finish())?;
+    summary(tokens.len(), generated, loaded, first.unwrap_or(total), total, stop, &sampler);
+    Ok(())
+}
+
+/// One line on stderr: what was read and written, and how fast.
+fn summary(
+    read: usize,
+    generated: usize,
+    loaded: Duration,
+    first: Duration,
+    total: Duration,
+    stop: Stop,
+    sampler: &Sampler,
+) {
+    let after_first = (total - first).as_secs_f64();
+    let rate = if generated > 1 && after_first > 0.0 { (generated - 1) as f64 / after_first } else { 0.0 };
+    let why = match stop {
+        Stop::End => "the model ended its text",
+        Stop::Count => "-n reached",
+        Stop::Context => "the context is full (-c)",
+        Stop::Caller => "interrupted",
+    };
+    let seed = if sampler.is_greedy() { String::new() } else { format!(", seed {}", sampler.seed()) };
+    eprintln!(
+        "[{read} tokens read, first after {:.1} ms; {generated} generated, {rate:.1} tokens/s; ready in {:.0} ms; {why}{seed}]",
+        first.as_secs_f64() * 1e3,
+        loaded.as_secs_f64() * 1e3
+    );
+}
+
+fn prompt(args: &Args) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    if let Some(file) = &args.file {
+        return Ok(std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?);
+    }
+    let stdin = std::io::stdin();
+    match args.prompt.as_deref() {
+        Some("-") => {}
+        Some(text) => return Ok(text.to_string()),
+        None if stdin.is_terminal() => return Ok(DEFAULT_PROMPT.to_string()),
+        None => {}
+    }
+    let mut text = String::new();
+    stdin.lock().read_to_string(&mut text).map_err(|e| format!("stdin: {e}"))?;
+    // Without -p and with nothing piped in, as under a service manager, stdin is empty rather than a prompt.
+    Ok(if text.is_empty() && args.prompt.is_none() { DEFAULT_PROMPT.to_string() } else { text })
+}
+
+/// The model and a session on it: from a plan, or compiled now.
+fn load(
+    args: &Args,
+    greedy: bool,
+) -> Result<(Arc<GgufFile>, Session), Box<dyn std::error::Error + Send + Sync>> {
+    if let Some(path) = args.source.as_deref().filter(|p| model::is_plan(p)) {
+        if let Some(flag) = args.compile.first_given() {
+            return Err(format!("{} is compiled already: {flag} does not apply", path.display()).into());
+        }
+        return Ok(model::load_plan(path, args.model.as_deref(), args.device.threads)?);
+    }
+    let source = ModelArgs { model: args.source.clone(), model_flag: args.model.clone() };
+    if source.model.is_some() && source.model_flag.is_some() {
+        return Err("the model is given twice".into());
+    }
+    let file = source.open()?;
+    let options = args.compile.options(greedy)?;
+    let path: Option<&Path> = source.path();
+    let session = model::session(&file, path, &options, Purpose::Generate, args.device.threads)?;
+    Ok((file, session))
+}

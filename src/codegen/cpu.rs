@@ -1,0 +1,64 @@
+//! The shape of launches on the CPU: how much of a kernel one work item computes.
+
+use super::args::ArgPlace;
+use super::spec::{Access, Arg, Epilogue, Extent, MatmulSpec, Primitive, Template};
+use crate::ir::{DType, Dim, TensorType};
+
+/// Weight rows of a matmul per work item: one block of quantised results, and enough to amortise its start.
+const MATMUL_ROWS: u32 = 32;
+/// Queries per work item of attention.
+const ATTENTION_QUERIES: u32 = 8;
+/// Columns per work item of SwiGLU.
+const SWIGLU_COLUMNS: u32 = 1024;
+
+/// Fills in the tile and scratch of `template` and returns its grid.
+pub fn shape(template: &mut Template, args: &mut Vec<Arg>, places: &mut Vec<ArgPlace>) -> Vec<Extent> {
+    let rows = |args: &[Arg], arg: u16| args[arg as usize].ty.shape.first().copied().unwrap_or(Dim::n(1));
+    match template {
+        Template::Matmul(spec) => vec![Extent::each(matmul(spec, args, places))],
+        Template::Norm(spec) => {
+            let out = spec.rows_out.or(spec.norm_out).or(spec.quant_out);
+            vec![Extent::each(out.map_or(Dim::ZERO, |out| rows(args, out)))]
+        }
+        Template::RopeKv(spec) => vec![Extent::each(rows(args, spec.pos))],
+        Template::Swiglu(spec) => {
+            vec![Extent::each(rows(args, spec.gate)), Extent { dim: Dim::n(spec.n), per: SWIGLU_COLUMNS }]
+        }
+        Template::Attention(spec) => {
+            vec![Extent::each(spec.heads), Extent { dim: rows(args, spec.q), per: ATTENTION_QUERIES }]
+        }
+        Template::Primitive(primitive) => match primitive {
+            Primitive::KvAppend => vec![Extent::each(rows(args, 1))],
+            Primitive::LastRow => vec![Extent::each(1)],
+            Primitive::ArgMax => vec![Extent::each(rows(args, 0))],
+            _ => {
+                let shape = args.last().map_or(&[][..], |out| &out.ty.shape);
+                let (_, outer) = shape.split_last().unwrap_or((&Dim::ZERO, &[]));
+                if outer.is_empty() {
+                    vec![Extent::each(1)]
+                } else {
+                    outer.iter().copied().map(Extent::each).collect()
+                }
+            }
+        },
+    }
+}
+
+/// Sets the tile, adds the scratch of an argmax, and returns the number of work items.
+fn matmul(spec: &mut MatmulSpec, args: &mut Vec<Arg>, places: &mut Vec<ArgPlace>) -> u64 {
+    spec.tile = MATMUL_ROWS;
+    let items = |rows: u64| rows.div_ceil(u64::from(MATMUL_ROWS));
+    let all = match spec.epilogue {
+        Epilogue::Swiglu { .. } => spec.parts.first().map_or(0, |p| items(p.rows)),
+        _ => spec.parts.iter().map(|p| items(p.rows)).sum(),
+    };
+    if let Epilogue::ArgMax { best, index, .. } = &mut spec.epilogue {
+        let tokens = args[spec.x as usize].ty.shape.first().copied().unwrap_or(Dim::n(1));
+        for (arg, dtype) in [(best, DType::F32), (index, DType::I32)] {
+            *arg = args.len() as u16;
+            args.push(Arg { access: Access::Scratch, ty: TensorType::new(dtype, [tokens, Dim::n(all)]) });
+            places.push(ArgPlace::Scratch);
+        }
+    }
+    all
+}

@@ -1,0 +1,90 @@
+//! Programs as people and Graphviz read them.
+
+use super::spec::{Access, KernelSpec, Place, Program};
+use std::collections::HashMap;
+use std::fmt;
+
+/// How an argument is touched: read unless marked.
+pub fn mark(access: Access) -> &'static str {
+    match access {
+        Access::Read => "",
+        Access::Write => ">",
+        Access::Update => "&",
+        Access::Scratch => "~",
+    }
+}
+
+/// A kernel's name, its arguments, which may share memory, and its grid.
+impl fmt::Display for KernelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}(", self.name())?;
+        for (i, arg) in self.args.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{}{}", mark(arg.access), arg.ty)?;
+        }
+        f.write_str(")")?;
+        for alias in &self.may_alias {
+            write!(f, " {}={}", alias.write, alias.read)?;
+        }
+        f.write_str(" grid")?;
+        for extent in &self.grid {
+            match extent.per {
+                0 | 1 => write!(f, " {}", extent.dim)?,
+                per => write!(f, " {}/{per}", extent.dim)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = self.bounds;
+        writeln!(f, "program {:?} T<={} P<={} S={}", self.name, at.t, at.p, at.s)?;
+        writeln!(f, "kernels {} (> written, & updated, ~ scratch)", self.kernels.len())?;
+        for (i, kernel) in self.kernels.iter().enumerate() {
+            writeln!(f, "  k{i} {kernel}")?;
+        }
+        writeln!(f, "launches {}", self.launches.len())?;
+        for (i, launch) in self.launches.iter().enumerate() {
+            let kernel = self.kernels.get(launch.kernel as usize);
+            write!(f, "  {i:>4}: k{} {}(", launch.kernel, kernel.map_or("?", KernelSpec::name))?;
+            for (n, buf) in launch.args.iter().enumerate() {
+                let comma = if n == 0 { "" } else { ", " };
+                let access = kernel.and_then(|k| k.args.get(n)).map_or("", |a| mark(a.access));
+                write!(f, "{comma}{access}")?;
+                match self.buffers.get(*buf as usize).map(|b| &b.place) {
+                    Some(Place::Weight(name) | Place::State(name)) => write!(f, "{name:?}")?,
+                    _ => write!(f, "b{buf}")?,
+                }
+            }
+            writeln!(f, ")  {}", launch.label)?;
+        }
+        Ok(())
+    }
+}
+
+impl Program {
+    /// The launches as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
+    pub fn to_dot(&self) -> String {
+        let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", self.name);
+        let mut writer: HashMap<u32, usize> = HashMap::new();
+        for (i, launch) in self.launches.iter().enumerate() {
+            dot += &format!("  l{i} [label={:?}];\n", launch.label);
+            let Some(kernel) = self.kernels.get(launch.kernel as usize) else { continue };
+            for (arg, buf) in kernel.args.iter().zip(&launch.args) {
+                if matches!(arg.access, Access::Read | Access::Update)
+                    && let Some(from) = writer.get(buf)
+                {
+                    dot += &format!("  l{from} -> l{i} [label={:?}];\n", arg.ty.to_string());
+                }
+            }
+            for (arg, buf) in kernel.args.iter().zip(&launch.args) {
+                if matches!(arg.access, Access::Write | Access::Update) {
+                    writer.insert(*buf, i);
+                }
+            }
+        }
+        dot + "}\n"
+    }
+}

@@ -1,0 +1,102 @@
+//! A graph for other tools: Graphviz and JSON.
+
+use super::graph::{Graph, Value};
+use super::op::Op;
+use super::text::{attributes, names};
+use serde_json::{Value as Json, json};
+use std::collections::HashMap;
+
+impl Graph {
+    /// The graph as a Graphviz digraph. Weights, states and constants are part of the nodes that use them.
+    pub fn to_dot(&self) -> String {
+        let names = names(self);
+        let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", self.name);
+        for id in self.order() {
+            let op = self.op(id);
+            if is_detail(op) {
+                continue;
+            }
+            let mut label = match op {
+                Op::Fused(f) => f.kernel.name().to_string(),
+                Op::Input { name } => format!("%{name}"),
+                op => format!("{}{}", op.name(), attributes(op)),
+            };
+            for v in self.operands(id) {
+                match self.op(v.node) {
+                    Op::Weight { name } | Op::State { name } => {
+                        label += &format!("\n{name} : {}", self.ty(v))
+                    }
+                    Op::Const { value } => label += &format!("\n{value}"),
+                    _ => {}
+                }
+            }
+            let style = if op.kernel().is_some() { ", style=filled, fillcolor=lightblue" } else { "" };
+            dot += &format!("  n{} [label={label:?}{style}];\n", id.index());
+            for v in self.operands(id) {
+                if !is_detail(self.op(v.node)) {
+                    let name = names.get(&v).map_or("", String::as_str);
+                    let edge = format!("{name} : {}", self.ty(v));
+                    dot += &format!("  n{} -> n{} [label={edge:?}];\n", v.node.index(), id.index());
+                }
+            }
+        }
+        dot + "}\n"
+    }
+
+    /// The graph as JSON (see docs/json.md): nodes in printing order, values by the names of the text form.
+    pub fn to_json(&self) -> Json {
+        let names = names(self);
+        let name = |v: &Value| names.get(v).cloned().unwrap_or_default();
+        let nodes: Vec<Json> = self
+            .order()
+            .into_iter()
+            .filter(|&id| id != self.ret())
+            .map(|id| self.node_json(id, &names))
+            .collect();
+        json!({
+            "name": self.name,
+            "bounds": { "T": self.bounds.t, "P": self.bounds.p, "S": self.bounds.s },
+            "inputs": self.inputs().iter().map(|&id| name(&id.into())).collect::<Vec<_>>(),
+            "nodes": nodes,
+            "results": self.results().iter().map(name).collect::<Vec<_>>(),
+        })
+    }
+
+    fn node_json(&self, id: super::graph::NodeId, names: &HashMap<Value, String>) -> Json {
+        let name = |v: &Value| names.get(v).cloned().unwrap_or_default();
+        let node = self.node(id);
+        let results: Vec<Json> = (0u32..)
+            .zip(&node.outs)
+            .map(|(out, ty)| {
+                let shape: Vec<String> = ty.shape.iter().map(ToString::to_string).collect();
+                json!({ "name": name(&Value { node: id, out }), "dtype": ty.dtype.name(), "shape": shape })
+            })
+            .collect();
+        let mut json = json!({
+            "op": node.op.name(),
+            "operands": self.operands(id).iter().map(name).collect::<Vec<_>>(),
+            "results": results,
+        });
+        match &node.op {
+            Op::Weight { name } | Op::State { name } => json["name"] = json!(name),
+            Op::Const { value } => json["value"] = json!(value),
+            Op::RmsNorm { eps } => json["attributes"] = json!({ "eps": eps }),
+            Op::Scores { scale } => json["attributes"] = json!({ "scale": scale }),
+            Op::Rope(rope) => {
+                json["attributes"] =
+                    json!({ "base": rope.base, "dims": rope.dims, "style": rope.style.name() });
+            }
+            Op::Fused(fused) => {
+                json["kernel"] = json!(fused.kernel.name());
+                json["body"] = fused.body.to_json();
+            }
+            _ => {}
+        }
+        json
+    }
+}
+
+/// Leaves that are shown within the nodes that use them.
+fn is_detail(op: &Op) -> bool {
+    matches!(op, Op::Weight { .. } | Op::State { .. } | Op::Const { .. } | Op::Return)
+}

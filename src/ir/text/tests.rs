@@ -1,0 +1,231 @@
+use crate::ir::arbitrary::{Rng, random_graph};
+use crate::ir::{DType, Graph, Op, Syms, TensorType, check};
+use proptest::prelude::*;
+
+const EXAMPLE: &str = r#"graph @decode(%tokens: i32[T], %pos: i32[T]) sym T<=1, P<=511, S<=512 {
+  %w0 = weight "token_embd.weight" : q6_k[4096,512]
+  %0 = get_rows %w0, %tokens : q6_k[T,512]
+  %1 = dequant %0 : f32[T,512]
+  %c0 = const 0.5 : f32[512]
+  %2 = rms_norm %1, %c0 {eps=0.00001} : f32[T,512]
+  %3, %4 = fused add_rmsnorm(%x0 = %1, %x1 = %2, %x2 = %c0) : f32[T,512], q8_act[T,512] {
+    %0 = add %x0, %x1 : f32[T,512]
+    %1 = rms_norm %0, %x2 {eps=1e-9} : f32[T,512]
+    %2 = quant_act %1 : q8_act[T,512]
+    return %0, %2
+  }
+  %5 = dequant %4 : f32[T,512]
+  %w1 = weight "blk.0.attn_k.weight" : f32[256,512]
+  %6 = matmul %5, %w1 : f32[T,256]
+  %7 = reshape %6 : f32[T,4,64]
+  %8 = rope %7, %pos {base=10000, dims=64, style=interleaved} : f32[T,4,64]
+  %s0 = state "blk.0.k" : f16[S,4,64]
+  %9 = kv_append %s0, %8 : f16[S,4,64]
+  %10 = kv_read %9 : f16[P+T,4,64]
+  %11 = dequant %10 : f32[P+T,4,64]
+  %12 = scores %8, %11 {scale=0.125} : f32[4,T,P+T]
+  return %3, %12, %9
+}"#;
+
+fn parsed(text: &str) -> Graph {
+    Graph::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+fn message(text: &str) -> String {
+    Graph::parse(text).expect_err(text).to_string()
+}
+
+/// The message for one statement in a small graph; the statement is line 2 from column 1.
+fn message_at(statement: &str) -> String {
+    message(&format!("graph @g(%x: f32[T,4], %n: i32[T]) {{\n{statement}\nreturn %x }}"))
+}
+
+#[test]
+fn the_example_reads_and_prints_as_it_is() {
+    assert_eq!(parsed(EXAMPLE).to_string(), EXAMPLE);
+    check(&parsed(EXAMPLE)).unwrap();
+}
+
+#[test]
+fn space_comments_and_names_are_free() {
+    let text = "// head\n graph@\"a\"( %x:f32[ 1+T+T ] # T twice\n)sym S<=9,T<=2{%some-name.1=silu %x:f32[T+1+T]return %some-name.1}//";
+    let printed =
+        "graph @a(%x: f32[T+T+1]) sym T<=2, P<=0, S<=9 {\n  %0 = silu %x : f32[T+T+1]\n  return %0\n}";
+    assert_eq!(parsed(text).to_string(), printed);
+}
+
+#[test]
+fn symbols_have_default_bounds() {
+    let bounds = |sym| parsed(&format!("graph @g() {sym} {{ return }}")).bounds;
+    assert_eq!(bounds(""), Syms { t: 1, p: 0, s: 1 });
+    assert_eq!(bounds("sym P<=7"), Syms { t: 1, p: 7, s: 8 });
+    assert_eq!(bounds("sym T<=18446744073709551615, P<=2"), Syms { t: u64::MAX, p: 2, s: u64::MAX });
+}
+
+#[test]
+fn names_of_any_kind_survive() {
+    let names = ["0", "w0", "s1", "c0", "", "a b", "é\"\\\n\u{202e}'", "%x", "1", "-"];
+    let mut g = Graph::new("a \"graph\"", Syms { t: 1, p: 0, s: 1 });
+    let mut results = vec![];
+    for name in names {
+        let input = Op::Input { name: name.into() };
+        let x = g.leaf(input, TensorType::new(DType::F32, [4u64])).unwrap();
+        let w = g.leaf(Op::Weight { name: name.into() }, TensorType::new(DType::F32, [4u64])).unwrap();
+        results.push(g.add(Op::Add, &[x, w]).unwrap().into());
+    }
+    g.set_return(&results);
+    let text = g.to_string();
+    let read = parsed(&text);
+    assert_eq!(read.to_string(), text);
+    assert_eq!(read.name, g.name);
+    let inputs: Vec<&Op> = read.inputs().iter().map(|&id| read.op(id)).collect();
+    assert_eq!(inputs, names.map(|n| Op::Input { name: n.into() }).iter().collect::<Vec<_>>());
+    let weights: Vec<&Op> =
+        read.order().into_iter().map(|id| read.op(id)).filter(|o| o.name() == "weight").collect();
+    assert_eq!(weights, names.map(|n| Op::Weight { name: n.into() }).iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn unused_nodes_are_printed_too() {
+    let text = "graph @g(%x: f32[4]) sym T<=1, P<=0, S<=1 {\n  %0 = silu %x : f32[4]\n  %1 = softmax %x : f32[4]\n  return\n}";
+    assert_eq!(parsed(text).to_string(), text);
+}
+
+#[test]
+fn a_long_chain_overflows_no_stack() {
+    let mut text = String::from("graph @g(%x: f32[4]) {\n%0 = silu %x : f32[4]\n");
+    for i in 0..50_000 {
+        text += &format!("%{} = silu %{i} : f32[4]\n", i + 1);
+    }
+    text += "return %50000 }";
+    let g = parsed(&text);
+    check(&g).unwrap();
+    assert!(!g.is_cyclic());
+    assert_eq!(parsed(&g.to_string()).len(), g.len());
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    for (statement, expected) in [
+        ("%0 = matmull %x, %x : f32[T,4]", r#"2:6: unknown operation "matmull""#),
+        ("%0 = silu %y : f32[T,4]", "2:11: unknown value %y"),
+        ("%x = silu %x : f32[T,4]", "2:1: %x is defined twice"),
+        ("%0, %0 = silu %x : f32[T,4]", "2:1: 2 values need as many types, not 1"),
+        ("%0 = silu %x", "3:1: expected `:`, found `return`"),
+        ("%0 = silu %x : f33[T,4]", r#"2:16: unknown element type "f33""#),
+        ("%0 = silu %x : f32[T,5]", "2:6: silu: declared f32[T,5], but its operands give f32[T,4]"),
+        ("%0 = silu : f32[T,4]", "2:6: silu: takes 1 operands, not 0"),
+        ("%0 = silu %x {eps=1} : f32[T,4]", "2:15: silu has no attribute eps"),
+        ("%0 = rms_norm %x, %x : f32[T,4]", "2:6: rms_norm needs the attribute eps"),
+        ("%0 = rms_norm %x, %x {eps=x} : f32[4]", "2:27: `x` is no 32-bit float"),
+        ("%0 = rms_norm %x, %x {eps=1e99} : f32[4]", "2:27: `1e99` is no 32-bit float"),
+        ("%0 = rms_norm %x {eps=1, eps=2} : f32[4]", "2:26: attribute eps is given twice"),
+        (
+            "%0 = rope %x, %n {base=1, dims=2, style=odd} : f32[4]",
+            "2:41: `odd` is no style: interleaved or halves",
+        ),
+        ("%0 = rope %x, %n {base=1, dims=2.5, style=halves} : f32[4]", "2:32: 2.5 is no 32-bit integer"),
+        ("%0 = const : f32[4]", "2:12: `:` is no 32-bit float"),
+        ("%0 = weight w : f32[4]", "2:13: expected a name in quotes, found `w`"),
+        ("%0 = weight \"a\nb\" : f32[4]", "2:13: the string does not end on its line"),
+        (r#"%0 = weight "\u{110000}" : f32[4]"#, "2:14: unknown escape in a string"),
+        ("%0 = silu %x : f32[T,-1]", "2:22: -1 is no 64-bit integer"),
+        ("%0 = silu %x : f32[T,99999999999999999999]", "2:22: 99999999999999999999 is no 64-bit integer"),
+        ("%0 = silu %x : f32[18446744073709551615+1]", "2:41: the dimension is too large"),
+        ("%0 = silu %x : f32[1,2,3,4,5,6,7,8,9]", "2:36: more than 8 dimensions"),
+        ("%0 = silu %x : f32[Q]", "2:20: expected a dimension, found `Q`"),
+        ("%0 = fused melt(%a = %x) : f32[4] { return }", r#"2:12: unknown kernel "melt""#),
+        ("%0 = fused swiglu(%a = %x, %a = %x) : f32[4] { return }", "2:28: %a is defined twice"),
+        (
+            "%0 = fused swiglu(%a = %x) : f32[T,4] { %0 = fused swiglu(%a = %a) : f32[T,4] { return %a } return %0 }",
+            "2:46: a body holds no fused operation",
+        ),
+        (
+            "%0 = fused swiglu(%a = %x) : f32[4] { return %a }",
+            "2:6: fused: declared f32[4], but its operands give f32[T,4]",
+        ),
+        ("%0 = fused swiglu(%a = %x) : f32[T,4] { return %x }", "2:48: unknown value %x"),
+        ("%0 = silu %x ; f32[4]", "2:14: unexpected character ';'"),
+        ("% = silu", "2:1: a name must follow %"),
+        ("}", "2:1: expected a return, found `}`"),
+        ("silu %x", "2:1: expected a value such as %0, found `silu`"),
+        ("return %x }", "3:1: expected the end, found `return`"),
+        ("return %x, }", "2:12: expected a value such as %0, found `}`"),
+    ] {
+        assert_eq!(message_at(statement), expected, "{statement}");
+    }
+    assert_eq!(message(""), "1:1: expected `graph`, found the end");
+    assert_eq!(message("graph g"), "1:7: expected a name such as @decode");
+    assert_eq!(message("graph @g(%x: f32[4], %x: f32[4])"), "1:22: %x is defined twice");
+    assert_eq!(message("graph @g() sym Q<=1 {"), "1:16: `Q` is no symbol: T, P or S");
+    assert_eq!(message("graph @g() sym T<=1, T<=2 {"), "1:22: the symbol is bounded twice");
+    assert_eq!(message("graph @g() { return } é"), "1:23: unexpected character 'é'");
+    assert_eq!(message("graph @g() { return"), "1:20: expected `}`, found the end");
+}
+
+/// A few random edits of a text, at character boundaries.
+fn mutate(text: &str, rng: &mut Rng) -> String {
+    let mut bytes = text.as_bytes().to_vec();
+    for _ in 0..=rng.below(4) {
+        let at = rng.below(bytes.len() as u64 + 1) as usize;
+        let end = (at + rng.below(12) as usize).min(bytes.len());
+        match rng.below(4) {
+            0 => drop(bytes.drain(at..end)),
+            1 => bytes.insert(at, *rng.pick(b"%@\"\\{}[](),:=+-<#/0919eTPSx \n\xc3\xff")),
+            2 => {
+                let copy = bytes[at..end].to_vec();
+                let to = rng.below(bytes.len() as u64 + 1) as usize;
+                bytes.splice(to..to, copy);
+            }
+            _ => bytes[at..end].iter_mut().for_each(|b| *b ^= 1 << rng.below(8)),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+proptest! {
+    #[test]
+    fn random_graphs_survive(seed: u64, size in 1usize..120) {
+        let text = random_graph(seed, size).to_string();
+        prop_assert_eq!(parsed(&text).to_string(), text);
+    }
+
+    #[test]
+    fn floats_survive(bits: u32) {
+        let mut g = Graph::new("g", Syms { t: 1, p: 0, s: 1 });
+        let value = f32::from_bits(bits);
+        g.leaf(Op::Const { value }, TensorType::new(DType::F32, [1u64])).unwrap();
+        let read = parsed(&g.to_string());
+        let Op::Const { value } = read.op(read.order()[0]) else { panic!("{read}") };
+        prop_assert_eq!(value.to_bits(), bits);
+    }
+
+    #[test]
+    fn names_survive(name: String) {
+        let mut g = Graph::new(name.clone(), Syms { t: 1, p: 0, s: 1 });
+        g.leaf(Op::Input { name: name.clone() }, TensorType::new(DType::F32, [1u64])).unwrap();
+        let read = parsed(&g.to_string());
+        prop_assert_eq!(&read.name, &name);
+        prop_assert_eq!(read.op(read.inputs()[0]), &Op::Input { name });
+    }
+
+    #[test]
+    fn damaged_text_never_panics(seed: u64) {
+        let mut rng = Rng::new(seed);
+        let graph = if rng.coin() { EXAMPLE.to_owned() } else { random_graph(seed, 20).to_string() };
+        for _ in 0..20 {
+            if let Ok(g) = Graph::parse(&mutate(&graph, &mut rng)) {
+                let text = g.to_string();
+                prop_assert_eq!(parsed(&text).to_string(), text);
+                if let Err(errors) = check(&g) {
+                    prop_assert!(errors.to_string().contains("^ rule"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_text_never_panics(text: String) {
+        let _ = Graph::parse(&text);
+    }
+}

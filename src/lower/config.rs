@@ -1,0 +1,148 @@
+//! What the metadata of a model file says about its shape, validated.
+
+use super::LowerError;
+use crate::gguf::Gguf;
+use crate::ir::{Rope, RopeStyle};
+
+/// Architectures that can be lowered.
+pub const ARCHITECTURES: [&str; 1] = ["llama"];
+
+/// The hyperparameters of a decoder-only transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub architecture: String,
+    pub layers: u64,
+    /// Width of the residual stream.
+    pub width: u64,
+    /// Width of the feed-forward layer.
+    pub ffn: u64,
+    pub heads: u64,
+    /// Heads of the key and value caches; each serves `heads / cache_heads` query heads.
+    pub cache_heads: u64,
+    pub head_dim: u64,
+    /// Epsilon of every RMSNorm.
+    pub eps: f32,
+    pub rope: Rope,
+    /// The context length that the model was trained for.
+    pub trained_context: u64,
+}
+
+/// Keys (after the architecture's name) that change the mathematics in ways that are not implemented, and the value
+/// that means "not used". Any other value is refused.
+const REFUSED: [(&str, f64); 14] = [
+    ("expert_count", 0.0),
+    ("expert_used_count", 0.0),
+    ("attention.sliding_window", 0.0),
+    ("attention.clamp_kqv", 0.0),
+    ("attention.max_alibi_bias", 0.0),
+    ("attention.logit_softcapping", 0.0),
+    ("final_logit_softcapping", 0.0),
+    ("attention.scale", 0.0),
+    ("logit_scale", 1.0),
+    ("residual_scale", 1.0),
+    ("embedding_scale", 1.0),
+    ("rope.scaling.factor", 1.0),
+    ("rope.scale_linear", 1.0),
+    ("leading_dense_block_count", 0.0),
+];
+
+impl Config {
+    /// Reads and validates the metadata.
+    ///
+    /// # Errors
+    /// A missing, mistyped or impossible key by name; an unknown architecture with the list of known ones; a key that
+    /// asks for mathematics that is not implemented.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Config, LowerError> {
+        let architecture = gguf.str("general.architecture")?.to_string();
+        if !ARCHITECTURES.contains(&architecture.as_str()) {
+            return Err(LowerError::Architecture { architecture });
+        }
+        let key = |name: &str| format!("{architecture}.{name}");
+        refuse_unimplemented(gguf, &architecture)?;
+        let positive = |name: &str, x: u64, max: u64| {
+            if (1..=max).contains(&x) {
+                Ok(x)
+            } else {
+                Err(LowerError::Key { key: key(name), detail: format!("{x} is not in 1..={max}") })
+            }
+        };
+        let count = |name: &str, max: u64| positive(name, gguf.u64(&key(name))?, max);
+        let layers = count("block_count", 4096)?;
+        let width = count("embedding_length", 1 << 20)?;
+        let heads = count("attention.head_count", 1 << 14)?;
+        let optional = |name: &str, default: u64, max: u64| {
+            positive(name, gguf.u64_opt(&key(name))?.unwrap_or(default), max)
+        };
+        let cache_heads = optional("attention.head_count_kv", heads, 1 << 14)?;
+        if heads % cache_heads != 0 {
+            let detail = format!("{cache_heads} cache heads do not divide {heads} heads");
+            return Err(LowerError::Key { key: key("attention.head_count_kv"), detail });
+        }
+        let head_dim = optional("attention.key_length", width / heads, 1 << 12)?;
+        let value_dim = optional("attention.value_length", head_dim, 1 << 12)?;
+        if value_dim != head_dim {
+            let detail = format!("values of {value_dim} beside keys of {head_dim} are not supported");
+            return Err(LowerError::Key { key: key("attention.value_length"), detail });
+        }
+        let dims = optional("rope.dimension_count", head_dim, 1 << 12)?;
+        if dims % 2 != 0 || dims > head_dim {
+            let detail = format!("cannot rotate {dims} dimensions of heads of {head_dim}");
+            return Err(LowerError::Key { key: key("rope.dimension_count"), detail });
+        }
+        let float = |name: &str, default: Option<f32>| {
+            let x = match default {
+                Some(default) => gguf.f32_opt(&key(name))?.unwrap_or(default),
+                None => gguf.f32(&key(name))?,
+            };
+            if x.is_finite() && x > 0.0 {
+                Ok(x)
+            } else {
+                Err(LowerError::Key { key: key(name), detail: format!("{x} is not above zero") })
+            }
+        };
+        Ok(Config {
+            layers,
+            width,
+            ffn: count("feed_forward_length", 1 << 20)?,
+            heads,
+            cache_heads,
+            head_dim,
+            eps: float("attention.layer_norm_rms_epsilon", None)?,
+            rope: Rope {
+                base: float("rope.freq_base", Some(10000.0))?,
+                dims: u32::try_from(dims).unwrap_or(u32::MAX),
+                style: RopeStyle::Interleaved,
+            },
+            trained_context: optional("context_length", 2048, 1 << 24)?,
+            architecture,
+        })
+    }
+
+    /// Bytes that `rows` of all key and value caches take with elements of `element_bytes`.
+    pub fn cache_bytes(&self, rows: u64, element_bytes: u64) -> u64 {
+        [2, self.layers, self.cache_heads, self.head_dim, element_bytes]
+            .into_iter()
+            .fold(rows, |n, x| n.saturating_mul(x))
+    }
+}
+
+fn refuse_unimplemented(gguf: &Gguf, architecture: &str) -> Result<(), LowerError> {
+    for (name, unused) in REFUSED {
+        let key = format!("{architecture}.{name}");
+        let Some(value) = gguf.metadata.get(&key) else { continue };
+        let number = value.as_f32().map(f64::from).or_else(|| value.as_u64().map(|n| n as f64));
+        if number != Some(unused) {
+            return Err(LowerError::Unimplemented { key, value: value.to_string() });
+        }
+    }
+    let key = format!("{architecture}.rope.scaling.type");
+    match gguf.str_opt(&key)? {
+        None | Some("none") => {}
+        Some(kind) => return Err(LowerError::Unimplemented { key, value: kind.to_string() }),
+    }
+    let key = format!("{architecture}.attention.causal");
+    match gguf.bool_opt(&key)? {
+        None | Some(true) => Ok(()),
+        Some(false) => Err(LowerError::Unimplemented { key, value: "false".into() }),
+    }
+}

@@ -1,0 +1,164 @@
+//! The cost model: what a launch takes on a target, from the bytes it moves and the arithmetic it does.
+//!
+//! `time = launch + max(bytes / bandwidth, operations / rate) / efficiency`, at the bounds of the graph. Views are
+//! free; a cache counts by the rows that are read or written, an embedding table by the rows that are fetched.
+
+use crate::ir::{DType, Dim, Fused, Graph, NodeId, Op, Syms, TensorType, Value};
+use crate::target::Target;
+use std::iter::Sum;
+
+/// What a node costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Estimated time in microseconds.
+    pub us: f64,
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Arithmetic operations.
+    pub operations: u64,
+    /// Launches: 0 for views and leaves.
+    pub launches: u64,
+}
+
+impl Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(iter: I) -> Cost {
+        iter.fold(Cost::default(), |a, b| Cost {
+            us: a.us + b.us,
+            bytes: a.bytes.saturating_add(b.bytes),
+            operations: a.operations.saturating_add(b.operations),
+            launches: a.launches + b.launches,
+        })
+    }
+}
+
+/// The cost of a node of `g`.
+pub fn of_node(g: &Graph, id: NodeId, target: &Target) -> Cost {
+    let node = g.node(id);
+    let operands = g.operands(id);
+    let types: Vec<&TensorType> = operands.iter().map(|v| g.ty(*v)).collect();
+    of_op(&node.op, &types, &node.outs, &g.bounds, target)
+}
+
+/// The cost of a whole graph: the sum over its nodes.
+pub fn of_graph(g: &Graph, target: &Target) -> Cost {
+    g.ids().into_iter().map(|id| of_node(g, id, target)).sum()
+}
+
+/// The cost of an operation on operands of types `x` with results of types `y`.
+pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target: &Target) -> Cost {
+    if op.is_leaf() || op.is_view() || matches!(op, Op::Return) {
+        return Cost::default();
+    }
+    let (bytes, (float, integer), efficiency) = match op {
+        Op::Fused(fused) => {
+            let residual = if adds_residual(&fused.body) { target.residual_epilogue } else { 1.0 };
+            let work = body_operations(fused, bounds);
+            (body_bytes(&fused.body, bounds), work, target.efficiency_of(fused.kernel) * residual)
+        }
+        _ => (op_bytes(op, x, y, bounds), (operations(op, x, y, bounds), 0), 1.0),
+    };
+    let transfer_us = bytes as f64 / (target.bandwidth_gbs * 1e3);
+    let integer_rate = target.dot4_gops.unwrap_or(target.f32_gflops);
+    let arithmetic_us = float as f64 / (target.f32_gflops * 1e3) + integer as f64 / (integer_rate * 1e3);
+    Cost {
+        us: target.launch_us + transfer_us.max(arithmetic_us) / efficiency,
+        bytes,
+        operations: float.saturating_add(integer),
+        launches: 1,
+    }
+}
+
+/// Bytes that a primitive reads and writes as a launch of its own.
+fn op_bytes(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u64 {
+    let all = |ts: &mut dyn Iterator<Item = u64>| ts.fold(0u64, u64::saturating_add);
+    let written = all(&mut y.iter().map(|t| t.max_bytes(bounds)));
+    match op {
+        Op::GetRows => written.saturating_mul(2).saturating_add(x[1].max_bytes(bounds)),
+        Op::LastRow => written.saturating_mul(2),
+        Op::KvAppend => x[1].max_bytes(bounds).saturating_add(x[1].with_dtype(x[0].dtype).max_bytes(bounds)),
+        _ => all(&mut x.iter().map(|t| t.max_bytes(bounds))).saturating_add(written),
+    }
+}
+
+/// Bytes that a fused kernel reads and writes: its operands and results, each once.
+fn body_bytes(body: &Graph, bounds: &Syms) -> u64 {
+    let mut bytes = 0u64;
+    for &input in body.inputs() {
+        let v = Value::from(input);
+        let ty = body.ty(v);
+        let partly = |op: &Op, slot| matches!((op, slot), (Op::GetRows | Op::KvRead | Op::KvAppend, 0));
+        let uses = body.uses(v);
+        let mut whole = false;
+        for &(user, slot) in &uses {
+            match body.op(user) {
+                Op::KvAppend if slot == 0 => {}
+                op if partly(op, slot) => {
+                    bytes = bytes.saturating_add(body.ty(user.into()).max_bytes(bounds));
+                }
+                _ => whole = true,
+            }
+        }
+        if whole {
+            bytes = bytes.saturating_add(ty.max_bytes(bounds));
+        }
+    }
+    for v in body.results() {
+        let rows = match body.op(v.node) {
+            Op::KvAppend => {
+                let cache = body.ty(v).dtype;
+                body.operand(v.node, 1).map(|rows| body.ty(rows).with_dtype(cache).max_bytes(bounds))
+            }
+            _ => None,
+        };
+        bytes = bytes.saturating_add(rows.unwrap_or_else(|| body.ty(v).max_bytes(bounds)));
+    }
+    bytes
+}
+
+/// Float and integer operations of a body. A matmul of quantised activations counts as integer.
+fn body_operations(fused: &Fused, bounds: &Syms) -> (u64, u64) {
+    let body = &fused.body;
+    let (mut float, mut integer) = (0u64, 0u64);
+    for id in body.ids() {
+        let node = body.node(id);
+        if node.op.is_leaf() || node.op.is_view() || matches!(node.op, Op::Return) {
+            continue;
+        }
+        let operands = body.operands(id);
+        let types: Vec<&TensorType> = operands.iter().map(|v| body.ty(*v)).collect();
+        let n = operations(&node.op, &types, &node.outs, bounds);
+        let of_quantised = matches!(node.op, Op::MatMul)
+            && matches!(body.op(operands[0].node), Op::Dequant)
+            && body.operand(operands[0].node, 0).is_some_and(|v| body.ty(v).dtype == DType::Q8Act);
+        // What dequantises on the way to a dot product is part of that product.
+        if matches!(node.op, Op::Dequant) {
+            continue;
+        }
+        if of_quantised {
+            integer = integer.saturating_add(n);
+        } else {
+            float = float.saturating_add(n);
+        }
+    }
+    (float, integer)
+}
+
+/// Arithmetic operations of a primitive: two per multiply-add, one per element otherwise.
+fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u64 {
+    let elements = |t: &TensorType| t.max_elements(bounds);
+    let twice = |a: u64, b: Dim| a.saturating_mul(b.bound(bounds)).saturating_mul(2);
+    match op {
+        Op::MatMul | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
+        Op::WeightedSum => twice(elements(&y[0]), x[0].last()),
+        _ => y.iter().map(elements).fold(0, u64::saturating_add),
+    }
+}
+
+/// Whether a matmul's body adds a residual: a sum with a matrix.
+fn adds_residual(body: &Graph) -> bool {
+    let ids = body.ids();
+    ids.iter().any(|&id| matches!(body.op(id), Op::MatMul))
+        && ids.iter().any(|&id| {
+            matches!(body.op(id), Op::Add) && body.operand(id, 1).is_some_and(|v| body.ty(v).shape.len() > 1)
+        })
+}

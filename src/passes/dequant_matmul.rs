@@ -1,0 +1,140 @@
+//! dequant_matmul: a matmul reads its weight as it is stored. No float weights in memory.
+//!
+//! ```text
+//! matmul %x, (dequant %w)                       =>  fused dequant_matmul(%x, %w)
+//! matmul (dequant %q), (dequant %w)             =>  fused dequant_matmul(%q, %w)      %q: q8_act
+//! add (fused dequant_matmul ..), %bias          =>  taken in, [N] added to every row
+//! add %residual, (fused dequant_matmul ..)      =>  taken in where the cost model prefers it to the next norm
+//! ```
+//!
+//! The core and the bias are not gated by cost: the unfused form would hold a float copy of the weight.
+
+use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
+use super::{Pass, add_rmsnorm, cost};
+use crate::ir::{DType, Gain, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
+
+pub const PASS: Pass = Pass {
+    name: "dequant_matmul",
+    summary: "dequant → matmul (+ bias, + residual)",
+    rule: try_fuse,
+    repeat: false,
+};
+
+/// Weight formats that the matmul kernels read.
+pub const FORMATS: [DType; 5] = [DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K];
+
+fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    match g.op(id) {
+        Op::MatMul => core(g, id, cx),
+        Op::Add => epilogue(g, id, cx),
+        _ => Err(Reject::NoMatch),
+    }
+}
+
+/// The matmul, the dequantisation of its weight and of its activations, and a bias.
+fn core(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    let (Some(x), Some(w)) = (g.operand(id, 0), g.operand(id, 1)) else { return Err(Reject::NoMatch) };
+    let mut members = vec![id];
+    let stored = match g.op(w.node) {
+        Op::Weight { .. } => w,
+        Op::Dequant => {
+            members.push(w.node);
+            g.operand(w.node, 0)
+                .filter(|v| matches!(g.op(v.node), Op::Weight { .. }))
+                .ok_or(Reject::NoMatch)?
+        }
+        _ => return Err(Reject::NoMatch),
+    };
+    let format = g.ty(stored).dtype;
+    if !FORMATS.contains(&format) {
+        return Err(Reject::near(id, Why::Dtype { dtype: format.to_string() }));
+    }
+    if let (Op::Dequant, Some(q)) = (g.op(x.node), g.operand(x.node, 0)) {
+        if g.ty(q).dtype != DType::Q8Act {
+            return Err(Reject::near(id, Why::Dtype { dtype: g.ty(q).dtype.to_string() }));
+        }
+        // Integer dot products need integers on both sides; float weights take the activations as they come.
+        if format.is_quantised() {
+            members.push(x.node);
+        }
+    }
+    let mut result = Value::from(id);
+    if let Some((add, 0)) = sole_use(g, result)
+        && matches!(g.op(add), Op::Add)
+        && g.operand(add, 1).is_some_and(|b| is_vector(g.ty(b)))
+    {
+        members.push(add);
+        result = add.into();
+    }
+    Fusion { graph: g, kernel: Kernel::DequantMatmul, members, results: vec![result] }.patch(id, cx)
+}
+
+fn is_vector(t: &TensorType) -> bool {
+    t.shape.len() == 1
+}
+
+/// The residual add after a fused matmul. The alternative is that the next norm takes it.
+fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    let is_core = |v: &Value| {
+        let op = g.op(v.node);
+        op.kernel() == Some(Kernel::DequantMatmul) && !has_residual(op)
+    };
+    // The second operand first: a block adds its output to the residual stream.
+    let operands = g.operands(add);
+    let matmul = operands.iter().rev().find(|v| is_core(v)).ok_or(Reject::NoMatch)?.node;
+    if operands.iter().any(|v| is_vector(g.ty(*v))) {
+        return Err(Reject::NoMatch);
+    }
+    if sole_use(g, matmul.into()).is_none() {
+        return Err(Reject::near(add, Why::MultiUse { value: super::describe(g, matmul) }));
+    }
+    let fusion = Fusion {
+        graph: g,
+        kernel: Kernel::DequantMatmul,
+        members: vec![matmul, add],
+        results: vec![add.into()],
+    };
+    let mut patch = fusion.patch(add, cx)?;
+    if let (Some((_, gain)), Some(norm)) = (&mut patch.fused, add_rmsnorm::norm_of_sum(g, add, cx)) {
+        // Compare the two futures: (matmul + add), norm against matmul, (add + norm).
+        let alone = add_rmsnorm::estimate(g, norm, false, cx)?;
+        let with_add = add_rmsnorm::estimate(g, norm, true, cx)?;
+        let core = cost::of_node(g, matmul, cx.target);
+        let sum = cost::of_node(g, add, cx.target);
+        let epilogue_bytes = (core.bytes + sum.bytes) as i64 - gain.bytes_saved;
+        *gain = Gain {
+            fused_us: gain.fused_us + alone.us,
+            unfused_us: core.us + with_add.us,
+            bytes_saved: (core.bytes + with_add.bytes) as i64 - epilogue_bytes - alone.bytes as i64,
+            launches_saved: with_add.launches as i64 - alone.launches as i64,
+        };
+    }
+    patch.if_it_pays(add)
+}
+
+/// Whether a fused matmul adds a residual already.
+pub fn has_residual(op: &Op) -> bool {
+    let Op::Fused(f) = op else { return false };
+    let adds_matrix = |id: NodeId| {
+        matches!(f.body.op(id), Op::Add) && f.body.operands(id).iter().all(|v| !is_vector(f.body.ty(*v)))
+    };
+    f.body.ids().into_iter().any(adds_matrix)
+}
+
+/// The activations that a matmul, fused or not, multiplies with its weight.
+pub fn activations(g: &Graph, id: NodeId) -> Option<Value> {
+    match g.op(id) {
+        Op::MatMul => g.operand(id, 0),
+        Op::Fused(f) if f.kernel == Kernel::DequantMatmul => {
+            let body = &f.body;
+            let matmul = body.ids().into_iter().find(|&n| matches!(body.op(n), Op::MatMul))?;
+            let mut x = body.operand(matmul, 0)?;
+            if matches!(body.op(x.node), Op::Dequant) {
+                x = body.operand(x.node, 0)?;
+            }
+            let slot = body.inputs().iter().position(|&i| i == x.node)?;
+            g.operand(id, slot as u32)
+        }
+        _ => None,
+    }
+}

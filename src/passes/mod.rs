@@ -1,0 +1,242 @@
+//! The passes: rules that rewrite a graph, and the pipeline that runs them.
+//!
+//! Each fusion has a file of its own that opens with the rewrite it makes. A rule never mutates: it returns a
+//! [`Patch`] or says why not ([`Reject`]), and what it decides is recorded in the [`Report`].
+
+mod add_rmsnorm;
+mod attention;
+mod cleanup;
+pub mod cost;
+mod dequant_matmul;
+mod dequant_rmsnorm;
+mod merge;
+mod quantise_acts;
+mod report;
+mod rope_kv;
+mod rule;
+mod sample_head;
+mod swiglu;
+
+pub use report::{Report, Totals};
+pub use rule::{Cx, Fusion, NewNode, Patch, Ref, Reject, Rule, describe};
+
+use crate::ir::{Decision, Graph, NodeId, Op, Outcome, Why};
+use crate::target::Target;
+
+/// A named rule and when it runs.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    pub name: &'static str,
+    /// What it rewrites, in a line.
+    pub summary: &'static str,
+    pub rule: Rule,
+    /// Runs until nothing changes; otherwise each node is visited once.
+    pub repeat: bool,
+}
+
+/// Every pass in the order it runs. `cleanup` runs first and once more after `quantise_acts`.
+pub const PASSES: [Pass; 10] = [
+    cleanup::PASS,
+    quantise_acts::PASS,
+    dequant_matmul::PASS,
+    dequant_rmsnorm::PASS,
+    rope_kv::PASS,
+    merge::PASS,
+    add_rmsnorm::PASS,
+    swiglu::PASS,
+    attention::PASS,
+    sample_head::PASS,
+];
+
+/// The passes that are no fusions; `--no-fuse` keeps them.
+pub const NOT_FUSIONS: [&str; 2] = ["cleanup", "quantise_acts"];
+
+/// A list of passes and how to run them.
+#[derive(Clone)]
+pub struct Pipeline {
+    passes: Vec<Pass>,
+    /// Stop after this many rewrites.
+    pub fuel: Option<u64>,
+    /// Check the graph after every patch.
+    pub verify_each: bool,
+}
+
+/// A pipeline that cannot run, or a rule that broke the graph.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error("there is no pass {name:?}; the passes are {}", names().join(", "))]
+    Unknown { name: String },
+    #[error("pass {pass}: {message}")]
+    Patch { pass: &'static str, message: String },
+    #[error("the graph is broken after pass {pass}:\n{message}")]
+    Verify { pass: &'static str, message: String },
+}
+
+/// The names of all passes in order.
+pub fn names() -> Vec<&'static str> {
+    PASSES.iter().map(|p| p.name).collect()
+}
+
+impl Pipeline {
+    /// All passes; without `quantise_acts` if `exact`.
+    pub fn standard(exact: bool) -> Pipeline {
+        let passes = PASSES.into_iter().filter(|p| !(exact && p.name == quantise_acts::PASS.name)).collect();
+        Pipeline { passes, fuel: None, verify_each: cfg!(debug_assertions) }
+    }
+
+    /// The passes with these names, in the order of [`PASSES`] whatever the order of the names. A name with a minus in
+    /// front takes a pass out; if all have one, the rest run.
+    ///
+    /// # Errors
+    /// If there is no pass of a name.
+    pub fn select<S: AsRef<str>>(mut self, list: &[S]) -> Result<Pipeline, PassError> {
+        let list: Vec<&str> = list.iter().map(|s| s.as_ref().trim()).filter(|s| !s.is_empty()).collect();
+        for name in &list {
+            let name = name.strip_prefix('-').unwrap_or(name);
+            if !names().contains(&name) {
+                return Err(PassError::Unknown { name: name.to_string() });
+            }
+        }
+        let keeps: Vec<&str> = list.iter().copied().filter(|n| !n.starts_with('-')).collect();
+        let only_removes = keeps.is_empty() && !list.is_empty();
+        self.passes = PASSES
+            .into_iter()
+            .filter(|p| {
+                only_removes && self.passes.iter().any(|q| q.name == p.name) || keeps.contains(&p.name)
+            })
+            .filter(|p| !list.iter().any(|n| n.strip_prefix('-') == Some(p.name)))
+            .collect();
+        Ok(self)
+    }
+
+    /// Only the passes that are no fusions.
+    #[must_use]
+    pub fn without_fusions(mut self) -> Pipeline {
+        self.passes.retain(|p| NOT_FUSIONS.contains(&p.name));
+        self
+    }
+
+    /// The names of the passes that run, in order.
+    pub fn enabled(&self) -> Vec<&'static str> {
+        self.passes.iter().map(|p| p.name).collect()
+    }
+
+    /// Runs the passes on `g`.
+    ///
+    /// # Errors
+    /// See [`Pipeline::run_observed`].
+    pub fn run(&self, g: &mut Graph, target: &Target) -> Result<Report, PassError> {
+        self.run_observed(g, target, &mut |_, _| {})
+    }
+
+    /// Runs the passes on `g`, and shows `observe` the graph after each.
+    ///
+    /// # Errors
+    /// A rule that breaks the graph, by the name of its pass: a defect of the rule.
+    pub fn run_observed(
+        &self,
+        g: &mut Graph,
+        target: &Target,
+        observe: &mut dyn FnMut(&'static str, &Graph),
+    ) -> Result<Report, PassError> {
+        let span = tracing::debug_span!("passes", graph = %g.name, target = %target.name);
+        let _guard = span.enter();
+        let enabled = self.enabled();
+        let mut run =
+            Run { pipeline: self, cx: Cx { target, enabled: &enabled }, report: Report::default(), spent: 0 };
+        run.report.graph.clone_from(&g.name);
+        let mut measured = false;
+        for pass in &self.passes {
+            if !measured && !NOT_FUSIONS.contains(&pass.name) {
+                run.report.before = Totals::of(g, target);
+                measured = true;
+            }
+            run.pass(g, pass)?;
+            if pass.name == quantise_acts::PASS.name && enabled.contains(&cleanup::PASS.name) {
+                run.pass(g, &cleanup::PASS)?;
+            }
+            observe(pass.name, g);
+        }
+        run.report.after = Totals::of(g, target);
+        if !measured {
+            run.report.before = run.report.after.clone();
+        }
+        Ok(run.report)
+    }
+}
+
+struct Run<'a> {
+    pipeline: &'a Pipeline,
+    cx: Cx<'a>,
+    report: Report,
+    spent: u64,
+}
+
+impl Run<'_> {
+    fn pass(&mut self, g: &mut Graph, pass: &Pass) -> Result<(), PassError> {
+        loop {
+            let mut fired = 0;
+            let mut work = g.order();
+            work.reverse();
+            while let Some(id) = work.pop() {
+                if g.get(id).is_none() {
+                    continue;
+                }
+                match (pass.rule)(g, id, &self.cx) {
+                    Ok(patch) => {
+                        let Some(added) = self.apply(g, pass, id, &patch)? else { return Ok(()) };
+                        // What a rule adds it may extend: a matmul takes its residual, a merged pair its SwiGLU.
+                        work.extend(added.into_iter().rev());
+                        fired += 1;
+                    }
+                    Err(Reject::Near { at, why }) => {
+                        self.record(pass, describe(g, at), Outcome::Rejected { why })
+                    }
+                    Err(Reject::NoMatch) => {}
+                }
+            }
+            if fired == 0 || !pass.repeat {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Applies a patch and returns the nodes it added; nothing if the fuel is spent.
+    fn apply(
+        &mut self,
+        g: &mut Graph,
+        pass: &Pass,
+        id: NodeId,
+        patch: &Patch,
+    ) -> Result<Option<Vec<NodeId>>, PassError> {
+        let at = describe(g, id);
+        if self.pipeline.fuel.is_some_and(|fuel| self.spent >= fuel) {
+            self.record(pass, at, Outcome::Rejected { why: Why::FuelExhausted });
+            return Ok(None);
+        }
+        self.spent += 1;
+        if let Some((kernel, gain)) = patch.fused {
+            let replaced = patch
+                .drop
+                .iter()
+                .rev()
+                .map(|&n| match g.op(n) {
+                    Op::Fused(f) => f.kernel.name().to_string(),
+                    op => op.name().to_string(),
+                })
+                .collect();
+            self.record(pass, at, Outcome::Fired { kernel, replaced, gain });
+        }
+        *self.report.rewrites.entry(pass.name.to_string()).or_insert(0) += 1;
+        let added = patch.apply(g).map_err(|message| PassError::Patch { pass: pass.name, message })?;
+        if self.pipeline.verify_each {
+            crate::ir::check(g).map_err(|e| PassError::Verify { pass: pass.name, message: e.to_string() })?;
+        }
+        Ok(Some(added))
+    }
+
+    fn record(&mut self, pass: &Pass, at: String, outcome: Outcome) {
+        tracing::debug!(pass = pass.name, %at, ?outcome);
+        self.report.decisions.push(Decision { pass: pass.name.to_string(), at, outcome });
+    }
+}

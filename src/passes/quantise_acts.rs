@@ -1,0 +1,64 @@
+//! quantise_acts: inserts `quant_act` before each matmul with a quantised weight. Not a fusion: it changes numbers.
+//!
+//! ```text
+//! matmul %x, (dequant %w)  =>  matmul (dequant (quant_act %x)), (dequant %w)
+//! ```
+//!
+//! Fires where the target's 8-bit integer dot products are faster than its float arithmetic.
+
+use super::Pass;
+use super::rule::{Cx, NewNode, Patch, Ref, Reject};
+use crate::ir::{DType, Graph, NodeId, Op, Why};
+
+pub const PASS: Pass = Pass {
+    name: "quantise_acts",
+    summary: "quant_act before matmuls of quantised weights (changes numbers; off under --exact)",
+    rule: try_rewrite,
+    repeat: false,
+};
+
+fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    let (Op::MatMul, Some(x), Some(w)) = (g.op(id), g.operand(id, 0), g.operand(id, 1)) else {
+        return Err(Reject::NoMatch);
+    };
+    let format = match g.op(w.node) {
+        Op::Dequant => g.operand(w.node, 0).map(|w| g.ty(w).dtype),
+        _ => None,
+    };
+    let quantised = format.is_some_and(|f| f.is_quantised());
+    let done = matches!(g.op(x.node), Op::Dequant);
+    if !quantised || done {
+        return Err(Reject::NoMatch);
+    }
+    let Some(rate) = cx.target.dot4_gops else {
+        return Err(Reject::near(id, Why::TargetLacks { what: "8-bit integer dot products".into() }));
+    };
+    if rate <= cx.target.f32_gflops {
+        return Err(Reject::near(
+            id,
+            Why::TargetLacks { what: "integer dot products faster than float".into() },
+        ));
+    }
+    let ty = g.ty(x);
+    if !ty.with_dtype(DType::Q8Act).is_blocked() {
+        return Err(Reject::near(
+            id,
+            Why::Shape { detail: format!("rows of {} are not whole blocks of 32", ty.last()) },
+        ));
+    }
+    let y = g.ty(id.into()).clone();
+    Ok(Patch {
+        add: vec![
+            NewNode { op: Op::QuantAct, operands: vec![Ref::Old(x)], types: vec![] },
+            NewNode { op: Op::Dequant, operands: vec![Ref::New { index: 0, out: 0 }], types: vec![] },
+            NewNode {
+                op: Op::MatMul,
+                operands: vec![Ref::New { index: 1, out: 0 }, Ref::Old(w)],
+                types: vec![y],
+            },
+        ],
+        redirect: vec![(id.into(), Ref::New { index: 2, out: 0 })],
+        drop: vec![id],
+        fused: None,
+    })
+}

@@ -1,0 +1,83 @@
+//! swiglu: SiLU·mul and the quantisation of the product in one pass; then, where it pays, in the epilogue of the gate
+//! and up matmuls.
+//!
+//! ```text
+//! mul (silu %gate), %up                        =>  fused swiglu(%gate, %up)
+//! quant_act (mul (silu ..), ..)                =>  taken in
+//! fused swiglu (fused merge(%x, %wg, %wu))     =>  fused matmul_swiglu(%x, %wg, %wu)
+//! ```
+
+use super::Pass;
+use super::dequant_matmul::{activations, has_residual};
+use super::rule::{Cx, Fusion, Patch, Reject, describe, sole_use};
+use crate::ir::{DType, Graph, Kernel, NodeId, Op, Value, Why};
+
+pub const PASS: Pass =
+    Pass { name: "swiglu", summary: "gate, up → SiLU·mul (→ quant_act)", rule: try_fuse, repeat: false };
+
+fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    match g.op(id) {
+        Op::Mul => elementwise(g, id, cx),
+        op if op.kernel() == Some(Kernel::Swiglu) => epilogue(g, id, cx),
+        _ => Err(Reject::NoMatch),
+    }
+}
+
+fn elementwise(g: &Graph, mul: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    let operands = g.operands(mul);
+    let silu = operands.iter().find(|v| matches!(g.op(v.node), Op::Silu)).ok_or(Reject::NoMatch)?.node;
+    if operands.iter().any(|v| g.ty(*v).shape.len() != 2) {
+        return Err(Reject::near(
+            mul,
+            Why::Shape { detail: "gate and up must be matrices of one shape".into() },
+        ));
+    }
+    if sole_use(g, silu.into()).is_none() {
+        return Err(Reject::near(mul, Why::MultiUse { value: describe(g, silu) }));
+    }
+    let mut members = vec![silu, mul];
+    let mut result = Value::from(mul);
+    if let Some((quant, _)) = sole_use(g, result)
+        && matches!(g.op(quant), Op::QuantAct)
+    {
+        members.push(quant);
+        result = quant.into();
+    }
+    Fusion { graph: g, kernel: Kernel::Swiglu, members, results: vec![result] }
+        .patch(mul, cx)?
+        .if_it_pays(mul)
+}
+
+fn epilogue(g: &Graph, swiglu: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    let operands = g.operands(swiglu);
+    let mut matmuls: Vec<NodeId> = operands.iter().map(|v| v.node).collect();
+    matmuls.dedup();
+    let whole = match matmuls[..] {
+        [merged] => g.op(merged).kernel() == Some(Kernel::Merge) && g.node(merged).outs.len() == 2,
+        [gate, up] => {
+            [gate, up]
+                .iter()
+                .all(|&n| g.op(n).kernel() == Some(Kernel::DequantMatmul) && !has_residual(g.op(n)))
+                && activations(g, gate) == activations(g, up)
+        }
+        _ => false,
+    };
+    if !whole {
+        return Err(Reject::NoMatch);
+    }
+    for v in &operands {
+        if sole_use(g, *v).is_none() {
+            return Err(Reject::near(swiglu, Why::MultiUse { value: describe(g, v.node) }));
+        }
+    }
+    let result = Value::from(swiglu);
+    // The kernel quantises what one work item computes: 32 rows of gate and up.
+    if g.ty(result).dtype == DType::Q8Act && g.ty(result).last().as_const().is_none_or(|n| n % 32 != 0) {
+        return Err(Reject::near(swiglu, Why::Shape { detail: "rows are not whole blocks of 32".into() }));
+    }
+    let mut members = matmuls;
+    members.push(swiglu);
+    Fusion { graph: g, kernel: Kernel::MatmulSwiglu, members, results: vec![result] }
+        .patch(swiglu, cx)?
+        .if_it_pays(swiglu)
+}

@@ -1,0 +1,466 @@
+//! The reference interpreter: slow and obvious, the oracle of every kernel.
+//!
+//! Sums accumulate in f64 and every result is rounded to f32 once. A fused node is its body.
+
+use crate::gguf::dequant::{DequantError, dequantise, quantise_q8_act};
+use crate::ir::{DType, Graph, NodeId, Op, Rope, RopeStyle, Syms, TensorType, Value, VerifyErrors, check};
+use half::f16;
+use indexmap::IndexMap;
+use std::collections::HashMap;
+
+/// A tensor in memory: row-major, little-endian, in the storage of its element type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    dtype: DType,
+    dims: Vec<usize>,
+    data: Vec<u8>,
+}
+
+/// Why a graph has no value.
+#[derive(Debug, thiserror::Error)]
+pub enum InterpError {
+    #[error(transparent)]
+    Invalid(#[from] VerifyErrors),
+    #[error("the graph {graph:?} takes {expected} inputs, not {given}")]
+    Inputs { graph: String, expected: usize, given: usize },
+    #[error("a step needs 1 <= T and P + T <= S within the bounds, but T is {}, P is {} and S is {}", .0.t, .0.p, .0.s)]
+    Step(Syms),
+    #[error("{what} must be {expected}, not {given}")]
+    Type { what: String, expected: TensorType, given: TensorType },
+    #[error("{ty} does not take {given} bytes")]
+    Length { ty: TensorType, given: usize },
+    #[error("{ty} is too large for the memory")]
+    TooLarge { ty: TensorType },
+    #[error("id {id} is not within the {rows} rows of the table")]
+    Id { id: i32, rows: usize },
+    #[error("weight {name:?} cannot be read: {why}")]
+    Weight { name: String, why: String },
+    #[error("state {name:?} is not given")]
+    MissingState { name: String },
+    #[error("{op} cannot be evaluated by itself")]
+    NotANode { op: &'static str },
+    #[error(transparent)]
+    Dequant(#[from] DequantError),
+}
+
+type Result<T> = std::result::Result<T, InterpError>;
+
+impl Tensor {
+    /// A tensor of these bytes.
+    ///
+    /// # Errors
+    /// If `dims` take another number of bytes, or their last is no whole number of blocks.
+    pub fn new(dtype: DType, dims: Vec<usize>, data: Vec<u8>) -> Result<Tensor> {
+        let ty = constant_type(dtype, &dims);
+        let fits = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_some_and(|elements| {
+            elements.is_multiple_of(dtype.block_len())
+                && (elements / dtype.block_len()).checked_mul(dtype.block_bytes()) == Some(data.len())
+        });
+        if !fits || !ty.is_blocked() {
+            return Err(InterpError::Length { ty, given: data.len() });
+        }
+        Ok(Tensor { dtype, dims, data })
+    }
+
+    /// An `f32` tensor.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn from_f32(dims: &[usize], values: &[f32]) -> Result<Tensor> {
+        Tensor::new(DType::F32, dims.to_vec(), values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// An `i32` tensor.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn from_i32(dims: &[usize], values: &[i32]) -> Result<Tensor> {
+        Tensor::new(DType::I32, dims.to_vec(), values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// Zeros of a type at `syms`, such as the caches before the first step.
+    ///
+    /// # Errors
+    /// If they do not fit the memory.
+    pub fn zeros(ty: &TensorType, syms: &Syms) -> Result<Tensor> {
+        let too_large = || InterpError::TooLarge { ty: ty.clone() };
+        let bytes = usize::try_from(ty.bytes(syms)).map_err(|_| too_large())?;
+        let mut data = vec![];
+        data.try_reserve_exact(bytes).map_err(|_| too_large())?;
+        data.resize(bytes, 0);
+        Tensor::new(ty.dtype, dims(ty, syms), data)
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The type, with constant dimensions.
+    pub fn ty(&self) -> TensorType {
+        constant_type(self.dtype, &self.dims)
+    }
+
+    /// The values, dequantised where needed.
+    ///
+    /// # Errors
+    /// If the elements are integers.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut values = floats(&self.ty(), self.dims.iter().product())?;
+        dequantise(self.dtype, &self.data, &mut values)?;
+        Ok(values)
+    }
+
+    /// The values of an `i32` tensor.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn to_i32(&self) -> Result<Vec<i32>> {
+        if self.dtype != DType::I32 {
+            let (expected, given) = (self.ty().with_dtype(DType::I32), self.ty());
+            return Err(InterpError::Type { what: "the tensor".into(), expected, given });
+        }
+        let (words, _) = self.data.as_chunks();
+        Ok(words.iter().map(|b| i32::from_le_bytes(*b)).collect())
+    }
+}
+
+/// The results of a graph, its states included, in the order of its return.
+///
+/// `weights` gives a weight by its name; it is asked once for each, when it is first used, and what it
+/// gives is dropped after the last use. `states` holds the first versions by name.
+///
+/// # Errors
+/// If the graph does not pass [`check`], something that it needs is missing or of another type, an id
+/// is out of range, or the memory does not suffice.
+pub fn eval(
+    graph: &Graph,
+    syms: &Syms,
+    inputs: &[Tensor],
+    weights: &dyn Fn(&str) -> Result<Tensor>,
+    mut states: IndexMap<String, Tensor>,
+) -> Result<Vec<Tensor>> {
+    check(graph)?;
+    let Syms { t, p, s } = graph.bounds;
+    if syms.t > t || syms.p > p || syms.s > s {
+        return Err(InterpError::Step(*syms));
+    }
+    run(graph, syms, inputs, &mut |op| match op {
+        Op::Weight { name } => weights(name),
+        Op::State { name } => {
+            states.swap_remove(name).ok_or_else(|| InterpError::MissingState { name: name.clone() })
+        }
+        other => Err(InterpError::NotANode { op: other.name() }),
+    })
+}
+
+/// The results of node `id` for `operands`, of which there must be as many and of such types as the
+/// graph says. Constants and fused nodes have a value too; other leaves and the return have none.
+///
+/// # Errors
+/// If an operand has another type, an id is out of range, or the memory does not suffice.
+pub fn eval_node(graph: &Graph, id: NodeId, operands: &[&Tensor], syms: &Syms) -> Result<Vec<Tensor>> {
+    check_step(syms)?;
+    let Some(node) = graph.get(id) else { return Err(InterpError::NotANode { op: "a removed node" }) };
+    let values = graph.operands(id);
+    if values.len() != operands.len() {
+        let (expected, given) = (values.len(), operands.len());
+        return Err(InterpError::Inputs { graph: node.op.name().into(), expected, given });
+    }
+    for (slot, (v, x)) in values.iter().zip(operands).enumerate() {
+        expect(x, graph.ty(*v), syms, || format!("operand {slot} of {}", node.op.name()))?;
+    }
+    if let Op::Fused(fused) = &node.op {
+        let inputs: Vec<Tensor> = operands.iter().map(|&x| x.clone()).collect();
+        return run(&fused.body, syms, &inputs, &mut |op| Err(InterpError::NotANode { op: op.name() }));
+    }
+    let [ty] = &node.outs[..] else { return Err(InterpError::NotANode { op: node.op.name() }) };
+    primitive(&node.op, ty, operands, syms).map(|y| vec![y])
+}
+
+/// Evaluates all nodes in order; `leaf` gives weights and states.
+fn run(
+    graph: &Graph,
+    syms: &Syms,
+    inputs: &[Tensor],
+    leaf: &mut dyn FnMut(&Op) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
+    check_step(syms)?;
+    if inputs.len() != graph.inputs().len() {
+        let (expected, given) = (graph.inputs().len(), inputs.len());
+        return Err(InterpError::Inputs { graph: graph.name.clone(), expected, given });
+    }
+    let mut live = HashMap::<Value, Tensor>::new();
+    for (&id, x) in graph.inputs().iter().zip(inputs) {
+        let Op::Input { name } = graph.op(id) else { continue };
+        expect(x, graph.ty(id.into()), syms, || format!("input {name:?}"))?;
+        live.insert(id.into(), x.clone());
+    }
+    let mut uses_left = HashMap::<Value, usize>::new();
+    for id in graph.ids() {
+        for v in graph.operands(id) {
+            *uses_left.entry(v).or_default() += 1;
+        }
+    }
+    let mut results = vec![];
+    for id in graph.order() {
+        let operands = graph.operands(id);
+        let values: Vec<&Tensor> = operands.iter().filter_map(|v| live.get(v)).collect();
+        let outs = match graph.op(id) {
+            Op::Input { .. } => continue,
+            Op::Return => {
+                results = values.into_iter().cloned().collect();
+                vec![]
+            }
+            op @ (Op::Weight { name } | Op::State { name }) => {
+                let x = leaf(op)?;
+                expect(&x, graph.ty(id.into()), syms, || format!("{} {name:?}", op.name()))?;
+                vec![x]
+            }
+            _ => eval_node(graph, id, &values, syms)?,
+        };
+        for (out, x) in (0..).zip(outs) {
+            let v = Value { node: id, out };
+            if uses_left.contains_key(&v) {
+                live.insert(v, x);
+            }
+        }
+        for v in operands {
+            if let Some(left) = uses_left.get_mut(&v) {
+                *left -= 1;
+                if *left == 0 {
+                    live.remove(&v);
+                }
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// The result, of type `ty`, of an operation that is not fused. The types of the operands are checked.
+fn primitive(op: &Op, ty: &TensorType, x: &[&Tensor], syms: &Syms) -> Result<Tensor> {
+    let shape = dims(ty, syms);
+    let last = shape.last().copied().unwrap_or(1).max(1);
+    let float = |i: usize| x[i].to_f32();
+    let mut y = Tensor::zeros(ty, syms)?;
+    let values: Vec<f32> = match op {
+        Op::Const { value } => vec![*value; shape.iter().product()],
+        Op::Dequant => float(0)?,
+        Op::Add => per_row(&float(0)?, &float(1)?, |a, b| a + b),
+        Op::Mul => per_row(&float(0)?, &float(1)?, |a, b| a * b),
+        Op::Silu => {
+            float(0)?.into_iter().map(|x| (f64::from(x) / (1.0 + (-f64::from(x)).exp())) as f32).collect()
+        }
+        Op::RmsNorm { eps } => rms_norm(&float(0)?, &float(1)?, *eps),
+        Op::Softmax => float(0)?.chunks(last).flat_map(softmax).collect(),
+        Op::MatMul => matmul(&float(0)?, &float(1)?, x[0].dims[1]),
+        Op::Rope(rope) => {
+            let factors = x.get(2).map(|f| f.to_f32()).transpose()?;
+            rotate(rope, float(0)?, &shape, &x[1].to_i32()?, factors.as_deref())
+        }
+        Op::Scores { scale } => scores(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), *scale),
+        Op::CausalMask => causal_mask(float(0)?, &shape),
+        Op::WeightedSum => weighted_sum(&float(0)?, &float(1)?, x[0].dims(), x[1].dims()),
+        Op::QuantAct => {
+            quantise_q8_act(&float(0)?, &mut y.data)?;
+            return Ok(y);
+        }
+        Op::GetRows => {
+            let rows = x[0].dims[0];
+            let bytes = x[0].data.len() / rows.max(1);
+            for (id, row) in x[1].to_i32()?.into_iter().zip(y.data.chunks_mut(bytes.max(1))) {
+                let at = usize::try_from(id).ok().filter(|&at| at < rows);
+                let at = at.ok_or(InterpError::Id { id, rows })?;
+                row.copy_from_slice(&x[0].data[at * bytes..(at + 1) * bytes]);
+            }
+            return Ok(y);
+        }
+        Op::Reshape => return Tensor::new(ty.dtype, shape, x[0].data.clone()),
+        Op::LastRow => {
+            let data = x[0].data[x[0].data.len() - y.data.len()..].to_vec();
+            return Tensor::new(ty.dtype, shape, data);
+        }
+        Op::KvAppend => {
+            y.data.copy_from_slice(&x[0].data);
+            let new = stored(ty.dtype, &float(1)?);
+            let from = syms.p as usize * (y.data.len() / shape[0]);
+            y.data[from..from + new.len()].copy_from_slice(&new);
+            return Ok(y);
+        }
+        Op::KvRead => {
+            let data = x[0].data[..y.data.len()].to_vec();
+            return Tensor::new(ty.dtype, shape, data);
+        }
+        Op::ArgMax => {
+            let ids: Vec<i32> = float(0)?.chunks(x[0].dims[1].max(1)).map(argmax).collect();
+            return Tensor::from_i32(&shape, &ids);
+        }
+        Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Fused(_) | Op::Return => {
+            return Err(InterpError::NotANode { op: op.name() });
+        }
+    };
+    y.data = stored(DType::F32, &values);
+    Ok(y)
+}
+
+/// `w` is as long as `x`, or as its rows.
+fn per_row(x: &[f32], w: &[f32], f: fn(f32, f32) -> f32) -> Vec<f32> {
+    x.iter().zip(w.iter().cycle()).map(|(&x, &w)| f(x, w)).collect()
+}
+
+/// Eight partial sums: a single one would wait for every addition.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += f64::from(a) * f64::from(b);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| f64::from(a) * f64::from(b));
+    sums.into_iter().chain(rest).sum()
+}
+
+fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let norm = |row: &[f32]| {
+        let scale = (dot(row, row) / row.len() as f64 + f64::from(eps)).sqrt().recip();
+        row.iter().zip(w).map(|(&x, &w)| (f64::from(x) * scale * f64::from(w)) as f32).collect::<Vec<_>>()
+    };
+    x.chunks(w.len().max(1)).flat_map(norm).collect()
+}
+
+fn softmax(row: &[f32]) -> Vec<f32> {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = row.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.into_iter().map(|e| (e / sum) as f32).collect()
+}
+
+/// `x [T,K]`, `w [N,K]`.
+fn matmul(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    let k = k.max(1);
+    x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w) as f32)).collect()
+}
+
+fn rotate(rope: &Rope, mut x: Vec<f32>, shape: &[usize], pos: &[i32], factors: Option<&[f32]>) -> Vec<f32> {
+    let (heads, head_dim, dims) = (shape[1].max(1), shape[2].max(1), rope.dims as usize);
+    for (i, head) in x.chunks_mut(head_dim).enumerate() {
+        for pair in 0..dims / 2 {
+            let factor = factors.map_or(1.0, |f| f64::from(f[pair]));
+            let frequency = f64::from(rope.base).powf(-2.0 * pair as f64 / dims as f64);
+            let (sin, cos) = (f64::from(pos[i / heads]) * frequency / factor).sin_cos();
+            let (a, b) = match rope.style {
+                RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
+                RopeStyle::Halves => (pair, pair + dims / 2),
+            };
+            let (x, y) = (f64::from(head[a]), f64::from(head[b]));
+            head[a] = (x * cos - y * sin) as f32;
+            head[b] = (x * sin + y * cos) as f32;
+        }
+    }
+    x
+}
+
+/// `q [T,H,D]`, `k [L,G,D]` to `[H,T,L]`.
+fn scores(q: &[f32], k: &[f32], q_dims: &[usize], k_dims: &[usize], scale: f32) -> Vec<f32> {
+    let (&[tokens, heads, d], &[length, groups, _]) = (q_dims, k_dims) else { return vec![] };
+    let mut y = Vec::with_capacity(heads * tokens * length);
+    for h in 0..heads {
+        let g = h * groups / heads;
+        for t in 0..tokens {
+            let q = &q[(t * heads + h) * d..][..d];
+            for l in 0..length {
+                let k = &k[(l * groups + g) * d..][..d];
+                y.push((f64::from(scale) * dot(q, k)) as f32);
+            }
+        }
+    }
+    y
+}
+
+fn causal_mask(mut x: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+    let (tokens, length) = (shape[1].max(1), shape[2].max(1));
+    for (i, row) in x.chunks_mut(length).enumerate() {
+        for (l, x) in row.iter_mut().enumerate() {
+            if l + tokens > length + i % tokens {
+                *x = f32::NEG_INFINITY;
+            }
+        }
+    }
+    x
+}
+
+/// `p [H,T,L]`, `v [L,G,D]` to `[T,H,D]`.
+fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize]) -> Vec<f32> {
+    let (&[heads, tokens, length], &[_, groups, d]) = (p_dims, v_dims) else { return vec![] };
+    let mut y = Vec::with_capacity(tokens * heads * d);
+    for t in 0..tokens {
+        for h in 0..heads {
+            let g = h * groups / heads;
+            let p = &p[(h * tokens + t) * length..][..length];
+            for i in 0..d {
+                let column =
+                    p.iter().enumerate().map(|(l, &p)| f64::from(p) * f64::from(v[(l * groups + g) * d + i]));
+                y.push(column.sum::<f64>() as f32);
+            }
+        }
+    }
+    y
+}
+
+/// The lowest index of the largest; NaN never wins.
+fn argmax(row: &[f32]) -> i32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (i, &x) in row.iter().enumerate() {
+        if x > best.1 {
+            best = (i, x);
+        }
+    }
+    best.0 as i32
+}
+
+/// The storage of floats as `f32` or, rounded to nearest even, as `f16`.
+fn stored(dtype: DType, x: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::F16 => x.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        _ => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+fn check_step(syms: &Syms) -> Result<()> {
+    let fits = syms.t >= 1 && syms.p.checked_add(syms.t).is_some_and(|filled| filled <= syms.s);
+    if fits { Ok(()) } else { Err(InterpError::Step(*syms)) }
+}
+
+fn expect(x: &Tensor, ty: &TensorType, syms: &Syms, what: impl Fn() -> String) -> Result<()> {
+    if x.dtype == ty.dtype && x.dims == dims(ty, syms) {
+        return Ok(());
+    }
+    let expected = constant_type(ty.dtype, &dims(ty, syms));
+    Err(InterpError::Type { what: what(), expected, given: x.ty() })
+}
+
+fn dims(ty: &TensorType, syms: &Syms) -> Vec<usize> {
+    ty.dims(syms).into_iter().map(|d| usize::try_from(d).unwrap_or(usize::MAX)).collect()
+}
+
+fn constant_type(dtype: DType, dims: &[usize]) -> TensorType {
+    TensorType::new(dtype, dims.iter().map(|&d| d as u64))
+}
+
+fn floats(ty: &TensorType, n: usize) -> Result<Vec<f32>> {
+    let mut values = vec![];
+    values.try_reserve_exact(n).map_err(|_| InterpError::TooLarge { ty: ty.clone() })?;
+    values.resize(n, 0.0);
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+use super::bytes::frame;
+use super::*;
+use crate::codegen::spec::{Access, Alias, Arg, Buffer, Extent, Launch};
+use crate::gguf::Digest;
+use crate::ir::{Dim, Outcome, Why};
+use proptest::prelude::*;
+
+pub(in crate::runtime) fn identity() -> Identity {
+    Identity { len: 1000, header: Digest([0xab; 32]), samples: Digest([0xcd; 32]) }
+}
+
+fn spec(primitive: Primitive, args: Vec<Arg>, may_alias: Vec<Alias>) -> KernelSpec {
+    let grid = vec![Extent::each(args.last().unwrap().ty.shape[0])];
+    KernelSpec { kernel: None, template: Template::Primitive(primitive), args, may_alias, grid }
+}
+
+fn arg(access: Access, ty: &TensorType) -> Arg {
+    Arg { access, ty: ty.clone() }
+}
+
+/// Rows of a table plus a bias, appended to a cache, whose filled rows go through SiLU: the result.
+pub(in crate::runtime) fn toy(name: &str, t: u64) -> Program {
+    use Access::{Read, Update, Write};
+    let ids = TensorType::new(DType::I32, [Dim::T]);
+    let table = TensorType::new(DType::F32, [5, 8]);
+    let bias = TensorType::new(DType::F32, [8]);
+    let rows = TensorType::new(DType::F32, [Dim::T, Dim::n(8)]);
+    let heads = TensorType::new(DType::F32, [Dim::T, Dim::n(1), Dim::n(8)]);
+    let cache = TensorType::new(DType::F32, [Dim::S, Dim::n(1), Dim::n(8)]);
+    let filled = TensorType::new(DType::F32, [Dim { p: 1, ..Dim::T }, Dim::n(1), Dim::n(8)]);
+    let alias = |write, read| vec![Alias { write, read }];
+    let append = vec![arg(Update, &cache), arg(Read, &heads)];
+    let mut append = spec(Primitive::KvAppend, append, vec![]);
+    append.grid = vec![Extent::each(Dim::T)];
+    let mut silu = spec(Primitive::Silu, vec![arg(Read, &filled), arg(Write, &filled)], vec![]);
+    silu.grid.push(Extent::each(1));
+    Program {
+        name: name.into(),
+        bounds: Syms { t, p: 16, s: 16 },
+        kernels: vec![
+            spec(Primitive::GetRows, vec![arg(Read, &table), arg(Read, &ids), arg(Write, &rows)], vec![]),
+            spec(Primitive::Add, vec![arg(Read, &rows), arg(Read, &bias), arg(Write, &rows)], alias(2, 0)),
+            append,
+            silu,
+        ],
+        launches: [(0, vec![1, 0, 3]), (1, vec![3, 2, 4]), (2, vec![5, 4]), (3, vec![5, 6])]
+            .into_iter()
+            .map(|(kernel, args)| Launch { kernel, args, label: format!("node {kernel}") })
+            .collect(),
+        buffers: [
+            (&ids, Place::Arena),
+            (&table, Place::Weight("table".into())),
+            (&bias, Place::Weight("bias".into())),
+            (&rows, Place::Arena),
+            (&rows, Place::Arena),
+            (&cache, Place::State("cache".into())),
+            (&filled, Place::Arena),
+        ]
+        .map(|(ty, place)| Buffer { ty: ty.clone(), place })
+        .into(),
+        inputs: vec![("tokens".into(), 0)],
+        results: vec![6],
+    }
+}
+
+pub(in crate::runtime) fn parts(identity: Identity) -> Parts {
+    let decision = Decision {
+        pass: "swiglu".into(),
+        at: "silu".into(),
+        outcome: Outcome::Rejected { why: Why::NeedsLogits },
+    };
+    Parts {
+        model: Model {
+            source: Some("toy.gguf".into()),
+            identity,
+            architecture: "toy".into(),
+            name: "Toy".into(),
+        },
+        target: Target::cpu(),
+        options: Options { exact: true, kv: DType::F32, context: 16, chunk: 4, greedy: false },
+        programs: vec![(toy("prefill", 4), vec![decision]), (toy("decode", 1), vec![])],
+    }
+}
+
+fn plan() -> Plan {
+    Plan::build(parts(identity())).unwrap()
+}
+
+#[test]
+fn a_plan_is_readable() {
+    let mut plan = plan();
+    plan.kernels_hash = "0123456789abcdef".into();
+    plan.engine = "0.1.0".into();
+    insta::assert_snapshot!(plan, @r#"
+    plan by sinter 0.1.0, kernels 0123456789ab
+    model   "Toy" (toy), toy.gguf: 1000 bytes, header abababababab, samples cdcdcdcdcdcd
+    target  cpu (cpu)
+    options context 16, chunk 4, kv f32, exact
+    pool    1024 bytes: states 512, arena 512
+      @0          "cache" f32[S,1,8]
+    weights 2 (192 bytes)
+      "table" f32[5,8]
+      "bias" f32[8]
+    kernels 4
+      k0 get_rows(f32[5,8], i32[T], >f32[T,8]) grid T
+      k1 add(f32[T,8], f32[8], >f32[T,8]) 2=0 grid T
+      k2 kv_append(&f32[S,1,8], f32[T,1,8]) grid T
+      k3 silu(f32[P+T,1,8], >f32[P+T,1,8]) grid P+T 1
+    program "prefill" T<=4 P<=16 S=16
+      arena 512 bytes, 512 live at once
+      b0 i32[T] @128..144 input %tokens < 5
+      b1 f32[T,8] @0..128
+      b2 f32[T,8] @0..128
+      b3 f32[P+T,1,8] @0..512 result 0
+         0: k0 get_rows("table", b0, >b1)  node 0
+         1: k1 add(b1, "bias", >b2)  node 1
+         2: k2 kv_append(&"cache", b2)  node 2
+         3: k3 silu("cache", >b3)  node 3
+      decisions: 1
+    program "decode" T<=1 P<=16 S=16
+      arena 512 bytes, 512 live at once
+      b0 i32[T] @0..4 input %tokens < 5
+      b1 f32[T,8] @64..96
+      b2 f32[T,8] @64..96
+      b3 f32[P+T,1,8] @0..512 result 0
+         0: k0 get_rows("table", b0, >b1)  node 0
+         1: k1 add(b1, "bias", >b2)  node 1
+         2: k2 kv_append(&"cache", b2)  node 2
+         3: k3 silu("cache", >b3)  node 3
+      decisions: 0
+    "#);
+}
+
+#[test]
+fn kernels_states_and_weights_are_shared_by_programs() {
+    let plan = plan();
+    assert_eq!(plan.kernels.len(), 4);
+    assert_eq!((plan.weights.len(), plan.states.len()), (2, 1));
+    assert_eq!(plan.programs["decode"].inputs[0].below, Some(5));
+    assert_eq!(plan.arena_offset, plan.state_bytes());
+    assert_eq!(plan.pool_bytes(), plan.arena_offset + plan.programs["prefill"].arena_bytes);
+}
+
+#[test]
+fn bytes_are_reproducible_and_round_trip() {
+    let bytes = plan().to_bytes().unwrap();
+    assert_eq!(bytes, plan().to_bytes().unwrap());
+    let loaded = LoadedPlan::from_bytes(&bytes).unwrap();
+    assert_eq!(*loaded, plan());
+    assert_eq!(loaded.to_bytes().unwrap(), bytes);
+}
+
+fn refused(bytes: &[u8]) -> String {
+    LoadedPlan::from_bytes(bytes).unwrap_err().to_string()
+}
+
+#[test]
+fn damaged_bytes_are_refused() {
+    let bytes = plan().to_bytes().unwrap();
+    assert_eq!(refused(b""), "this is not a plan: it does not begin with SINTERPL");
+    assert_eq!(refused(b"GGUF\x03\0\0\0"), refused(b""));
+    for len in 8..bytes.len() {
+        let says = refused(&bytes[..len]);
+        assert!(says.starts_with(&format!("the plan is truncated: {len} bytes of ")), "{says}");
+    }
+    let mut newer = bytes.clone();
+    newer[8] = 2;
+    assert_eq!(refused(&newer), "the plan has format 2, this sinter reads format 1; compile it again");
+    let mut flipped = bytes.clone();
+    flipped[100] ^= 4;
+    assert_eq!(refused(&flipped), "the plan is damaged: its checksum does not match");
+    let longer = [&bytes[..], b"abc"].concat();
+    assert_eq!(refused(&longer), "3 bytes follow the end of the plan");
+    let payload = &bytes[52..];
+    assert_eq!(refused(&frame(&[payload, b"abc"].concat())), "3 bytes follow the end of the plan");
+    assert!(refused(&frame(&payload[..payload.len() - 9])).starts_with("the plan is damaged: "));
+}
+
+/// What is said of the plan after `change`.
+fn invalid(change: impl FnOnce(&mut Plan)) -> String {
+    let mut plan = plan();
+    change(&mut plan);
+    let says = plan.validate().unwrap_err().to_string();
+    assert_eq!(refused(&plan.to_bytes().unwrap()), says);
+    says
+}
+
+fn decode(plan: &mut Plan) -> &mut PlannedProgram {
+    &mut plan.programs["decode"]
+}
+
+#[test]
+fn every_rule_is_checked() {
+    let cases: Vec<(&str, Box<dyn FnOnce(&mut Plan)>)> = vec![
+        ("kernel 9 does not exist: there are 4", Box::new(|p| decode(p).launches[0].kernel = 9)),
+        ("buffer 7 does not exist: there are 4", Box::new(|p| decode(p).results[0] = 7)),
+        ("buffer 7 does not exist", Box::new(|p| decode(p).inputs[0].buffer = 7)),
+        ("buffer 7 does not exist", Box::new(|p| decode(p).launches[0].args[2] = BufRef::Arena(7))),
+        (
+            "state 1 does not exist: there are 1",
+            Box::new(|p| decode(p).launches[2].args[0] = BufRef::State(1)),
+        ),
+        (
+            "weight 2 does not exist: there are 2",
+            Box::new(|p| decode(p).launches[0].args[0] = BufRef::Weight(2)),
+        ),
+        (
+            "has 2 arguments, its kernel get_rows takes 3",
+            Box::new(|p| drop(decode(p).launches[0].args.pop())),
+        ),
+        (
+            "uses 160 bytes as f32[5,8], but weight \"bias\" has 32",
+            Box::new(|p| decode(p).launches[0].args[0] = BufRef::Weight(1)),
+        ),
+        ("may not write weight \"bias\"", Box::new(|p| decode(p).launches[1].args[2] = BufRef::Weight(1))),
+        ("may not write state \"cache\"", Box::new(|p| decode(p).launches[1].args[2] = BufRef::State(0))),
+        ("lies at 65536", Box::new(|p| decode(p).buffers[1].offset = 65536)),
+        ("not a multiple of 64", Box::new(|p| decode(p).buffers[1].offset = 4)),
+        (
+            "share bytes while both are in use",
+            Box::new(|p| decode(p).buffers[1].offset = decode(p).buffers[0].offset),
+        ),
+        ("reads buffer b1 f32[T,8] before", Box::new(|p| decode(p).launches.swap(0, 1))),
+        ("runs on stream 1, but there are 1", Box::new(|p| decode(p).launches[0].slot.stream = 1)),
+        ("waits for event 3", Box::new(|p| decode(p).launches[0].slot.waits.push(3))),
+        ("bytes of arena, the plan has 1", Box::new(|p| p.arena_bytes = 1)),
+        ("of arena, but 9999 live at once", Box::new(|p| decode(p).lower_bound = 9999)),
+        ("state \"cache\" lies at 64 with 512 bytes", Box::new(|p| p.states[0].offset = 64)),
+        ("the arena lies at 18446744073709551552", Box::new(|p| p.arena_offset = u64::MAX - 63)),
+        ("the arena lies at 513", Box::new(|p| p.arena_offset = 513)),
+        ("there are two states called \"cache\"", Box::new(|p| p.states.push(p.states[0].clone()))),
+        ("there are two weights called \"bias\"", Box::new(|p| p.weights[0].name = "bias".into())),
+        (
+            "there are two inputs called \"tokens\"",
+            Box::new(|p| decode(p).inputs = vec![decode(p).inputs[0].clone(); 2]),
+        ),
+        ("state \"cache\" cannot be f32[T,1,8]", Box::new(|p| p.states[0].ty.shape[0] = Dim::T)),
+        ("weight \"bias\" cannot be f32[S]", Box::new(|p| p.weights[1].ty.shape[0] = Dim::S)),
+        ("larger than any memory", Box::new(|p| p.states[0].ty.shape[1] = Dim::n(1 << 60))),
+        ("not whole blocks", Box::new(|p| p.weights[1].ty.dtype = DType::Q8_0)),
+        ("are not those of a context of 16", Box::new(|p| decode(p).bounds.t = 17)),
+        ("are not those of a context of 16", Box::new(|p| decode(p).bounds.s = 32)),
+        ("are not those of a context of 16", Box::new(|p| decode(p).bounds.t = 0)),
+        ("a context of 16 tokens with chunks of 0", Box::new(|p| p.options.chunk = 0)),
+        ("a cache of q8_0 makes no sense", Box::new(|p| p.options.kv = DType::Q8_0)),
+        ("values that are not checked inputs", Box::new(|p| decode(p).inputs[0].below = None)),
+        (
+            "input \"tokens\" allows values that launch \"node 0\" has no row for",
+            Box::new(|p| decode(p).inputs[0].below = Some(6)),
+        ),
+        ("streams and wave must lie in 1..=64", Box::new(|p| p.target.streams = 0)),
+    ];
+    for (want, change) in cases {
+        let says = invalid(change);
+        assert!(says.contains(want), "{says:?} does not contain {want:?}");
+    }
+}
+
+#[test]
+fn looked_up_values_must_come_from_an_input_that_nothing_writes() {
+    // A launch that writes the tokens before they are looked up.
+    let mut parts = parts(identity());
+    let program = &mut parts.programs[0].0;
+    let ids = program.buffers[0].ty.clone();
+    program.kernels.push(spec(Primitive::ArgMax, vec![arg(Access::Write, &ids)], vec![]));
+    program.launches.insert(0, Launch { kernel: 4, args: vec![0], label: "evil".into() });
+    let says = Plan::build(parts).unwrap_err().to_string();
+    assert_eq!(
+        says,
+        "program \"prefill\": launch \"node 0\" looks up rows by values that are not checked inputs"
+    );
+}
+
+#[test]
+fn programs_that_do_not_go_together_are_refused() {
+    let built = |change: &dyn Fn(&mut Parts)| {
+        let mut parts = parts(identity());
+        change(&mut parts);
+        Plan::build(parts).unwrap_err().to_string()
+    };
+    assert_eq!(
+        built(&|p| p.programs[1].0.name = "prefill".into()),
+        "there are two programs called \"prefill\""
+    );
+    let says = built(&|p| p.programs[1].0.buffers[2].ty.shape[0] = Dim::n(16));
+    assert_eq!(says, "weight \"bias\" is f32[8] in one program and f32[16] in another");
+    let says = built(&|p| p.programs[1].0.inputs[0].1 = 1);
+    assert_eq!(says, "program \"decode\": the input \"tokens\" must be planned in the arena");
+    assert!(built(&|p| p.programs[1].0.results[0] = 5).contains("the result \"0\" must be planned"));
+    assert!(built(&|p| p.programs[1].0.results[0] = 50).contains("buffer 50 does not exist: there are 7"));
+    assert!(built(&|p| p.programs[1].0.launches[0].kernel = 4).contains("kernel 4 does not exist"));
+    assert!(built(&|p| p.options.context = 32).contains("not those of a context of 32"));
+}
+
+#[test]
+fn a_plan_refuses_what_it_was_not_compiled_for() {
+    let mut plan = plan();
+    plan.check_model(&identity()).unwrap();
+    plan.check_device(TargetKind::Cpu).unwrap();
+    plan.check_kernels().unwrap();
+    let other = Identity { len: 1001, ..identity() };
+    let says = plan.check_model(&other).unwrap_err().to_string();
+    assert!(says.starts_with("the plan was compiled for another model file: it needs 1000 bytes"), "{says}");
+    assert_eq!(
+        plan.check_device(TargetKind::HipAmd).unwrap_err().to_string(),
+        "the plan was compiled for cpu (cpu), which cannot run on the device hip-amd"
+    );
+    plan.kernels_hash = "00".into();
+    plan.engine = "0.0.9".into();
+    assert_eq!(
+        plan.check_kernels().unwrap_err().to_string(),
+        "the kernels have changed since sinter 0.0.9 compiled the plan; compile it again"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    /// Damage that the checksum does not show, as whoever did it made a new one.
+    #[test]
+    fn forged_plans_do_no_harm(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    ) {
+        let bytes = plan().to_bytes().unwrap();
+        let mut payload = bytes[52..].to_vec();
+        for (at, value) in flips {
+            let at = at.index(payload.len());
+            payload[at] = value;
+        }
+        if let Some(cut) = cut {
+            payload.truncate(cut.index(payload.len()));
+        }
+        if let Ok(plan) = LoadedPlan::from_bytes(&frame(&payload)) {
+            let _ = plan.to_string();
+            prop_assert!(plan.pool_bytes() <= i64::MAX as u64);
+        }
+    }
+}

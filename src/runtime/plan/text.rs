@@ -1,0 +1,118 @@
+//! Plans as people read them.
+
+use super::{BufRef, Plan, PlannedLaunch, PlannedProgram, kind_name};
+use crate::codegen::mark;
+use crate::codegen::spec::{Access, KernelSpec};
+use std::collections::HashMap;
+use std::fmt;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { model, target, options, .. } = self;
+        writeln!(f, "plan by sinter {}, kernels {:.12}", self.engine, self.kernels_hash)?;
+        let source = model.source.as_deref().unwrap_or("embedded");
+        writeln!(f, "model   {:?} ({}), {source}: {}", model.name, model.architecture, model.identity)?;
+        writeln!(f, "target  {} ({})", target.name, kind_name(target.kind))?;
+        write!(f, "options context {}, chunk {}, kv {}", options.context, options.chunk, options.kv)?;
+        for (on, name) in [(options.exact, "exact"), (options.greedy, "greedy")] {
+            if on {
+                write!(f, ", {name}")?;
+            }
+        }
+        let (pool, weights) = (self.pool_bytes(), self.weight_bytes());
+        writeln!(f, "\npool    {pool} bytes: states {}, arena {}", self.arena_offset, self.arena_bytes)?;
+        for state in &self.states {
+            writeln!(f, "  @{:<10} {:?} {}", state.offset, state.name, state.ty)?;
+        }
+        writeln!(f, "weights {} ({weights} bytes)", self.weights.len())?;
+        for weight in &self.weights {
+            writeln!(f, "  {:?} {}", weight.name, weight.ty)?;
+        }
+        writeln!(f, "kernels {}", self.kernels.len())?;
+        for (i, kernel) in self.kernels.iter().enumerate() {
+            writeln!(f, "  k{i} {}", kernel)?;
+        }
+        for (name, program) in &self.programs {
+            write!(f, "program {name:?} ")?;
+            self.fmt_program(f, program)?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn fmt_program(&self, f: &mut fmt::Formatter<'_>, program: &PlannedProgram) -> fmt::Result {
+        let at = program.bounds;
+        writeln!(f, "T<={} P<={} S={}", at.t, at.p, at.s)?;
+        writeln!(f, "  arena {} bytes, {} live at once", program.arena_bytes, program.lower_bound)?;
+        for (i, buffer) in program.buffers.iter().enumerate() {
+            let end = buffer.offset.saturating_add(buffer.ty.max_bytes(&at));
+            write!(f, "  b{i} {} @{}..{end}", buffer.ty, buffer.offset)?;
+            for input in program.inputs.iter().filter(|x| x.buffer as usize == i) {
+                write!(f, " input %{}", input.name)?;
+                if let Some(below) = input.below {
+                    write!(f, " < {below}")?;
+                }
+            }
+            for (r, _) in program.results.iter().enumerate().filter(|(_, b)| **b as usize == i) {
+                write!(f, " result {r}")?;
+            }
+            writeln!(f)?;
+        }
+        for (i, launch) in program.launches.iter().enumerate() {
+            write!(f, "  {i:>4}: ")?;
+            self.fmt_launch(f, launch)?;
+        }
+        writeln!(f, "  decisions: {}", program.decisions.len())
+    }
+
+    fn fmt_launch(&self, f: &mut fmt::Formatter<'_>, launch: &PlannedLaunch) -> fmt::Result {
+        let slot = &launch.slot;
+        if self.target.streams > 1 {
+            write!(f, "stream {} ", slot.stream)?;
+        }
+        for event in &slot.waits {
+            write!(f, "wait e{event} ")?;
+        }
+        let kernel = self.kernels.get(launch.kernel as usize);
+        write!(f, "k{} {}(", launch.kernel, kernel.map_or("?", KernelSpec::name))?;
+        for (i, arg) in launch.args.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            let access = kernel.and_then(|k| k.args.get(i)).map_or("", |a| mark(a.access));
+            write!(f, "{comma}{access}")?;
+            let name = |name: Option<&String>| name.map_or("?", String::as_str).to_owned();
+            match *arg {
+                BufRef::Arena(b) => write!(f, "b{b}")?,
+                BufRef::State(s) => write!(f, "{:?}", name(self.states.get(s as usize).map(|s| &s.name)))?,
+                BufRef::Weight(w) => write!(f, "{:?}", name(self.weights.get(w as usize).map(|w| &w.name)))?,
+            }
+        }
+        f.write_str(")")?;
+        if let Some(event) = slot.signals {
+            write!(f, " signal e{event}")?;
+        }
+        writeln!(f, "  {}", launch.label)
+    }
+
+    /// The launches of a program as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
+    pub fn to_dot(&self, program: &str) -> String {
+        let mut dot = format!("digraph {program:?} {{\n  node [shape=box, fontname=monospace];\n");
+        let mut writer: HashMap<BufRef, usize> = HashMap::new();
+        let launches = self.programs.get(program).map_or(&[][..], |p| &p.launches);
+        for (i, launch) in launches.iter().enumerate() {
+            dot += &format!("  l{i} [label={:?}];\n", format!("{i}: {}", launch.label));
+            let Some(kernel) = self.kernels.get(launch.kernel as usize) else { continue };
+            let args = || kernel.args.iter().zip(&launch.args);
+            for (arg, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Read | Access::Update))
+            {
+                if let Some(from) = writer.get(place) {
+                    dot += &format!("  l{from} -> l{i} [label={:?}];\n", arg.ty.to_string());
+                }
+            }
+            for (_, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Write | Access::Update)) {
+                writer.insert(*place, i);
+            }
+        }
+        dot + "}\n"
+    }
+}

@@ -1,0 +1,149 @@
+//! The rules of a plan, checked.
+
+use super::{BufRef, Plan, PlanError, PlannedProgram, lookups, rows, state_bytes};
+use crate::codegen::spec::Access;
+use crate::ir::DType;
+use crate::runtime::pool::{PoolError, check_placement, check_region};
+use crate::runtime::schedule::Slot;
+use std::collections::BTreeSet;
+
+impl Plan {
+    /// Holds the plan to the rules of this module.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        self.target.validate().map_err(PlanError::Target)?;
+        let (context, chunk, kv) = (self.options.context, self.options.chunk, self.options.kv);
+        // Tokens are counted in i32 wherever they are positions.
+        let sane = 1 <= chunk && chunk <= context && i32::try_from(context).is_ok();
+        if !sane || !matches!(kv, DType::F32 | DType::F16) {
+            return Err(PlanError::Options { context, chunk, kv });
+        }
+        unique("weights", self.weights.iter().map(|w| &w.name))?;
+        unique("states", self.states.iter().map(|s| &s.name))?;
+        for weight in &self.weights {
+            if weight.ty.shape.iter().any(|d| d.as_const().is_none()) {
+                let (name, ty) = (weight.name.clone(), weight.ty.clone());
+                return Err(PlanError::Varies { what: "weight", name, ty });
+            }
+        }
+        self.validate_pool()?;
+        for (name, program) in &self.programs {
+            self.validate_program(name, program)?;
+        }
+        Ok(())
+    }
+
+    /// States first, one after the other, then the arena.
+    fn validate_pool(&self) -> Result<(), PlanError> {
+        let mut regions = vec![];
+        for state in &self.states {
+            let bytes = state_bytes(&state.name, &state.ty, self.options.context)?;
+            let name = format!("state {:?}", state.name);
+            check_region(&name, state.offset, bytes, self.arena_offset)?;
+            regions.push((state.offset, bytes, name));
+        }
+        regions.sort();
+        for pair in regions.windows(2) {
+            let [(offset, bytes, a), (next, _, b)] = pair else { continue };
+            if offset + bytes > *next {
+                return Err(PoolError::Overlap { a: a.clone(), b: b.clone() }.into());
+            }
+        }
+        let room = i64::MAX as u64;
+        Ok(check_region("the arena", self.arena_offset, self.arena_bytes, room)?)
+    }
+
+    fn validate_program(&self, name: &str, program: &PlannedProgram) -> Result<(), PlanError> {
+        let bounds = program.bounds;
+        let context = self.options.context;
+        if bounds.s != context || bounds.t < 1 || bounds.t > context || bounds.p > context {
+            return Err(PlanError::Bounds { program: name.to_owned(), bounds, context });
+        }
+        self.validate_indices(program)?;
+        unique("inputs", program.inputs.iter().map(|i| &i.name))?;
+        self.validate_lookups(name, program)?;
+
+        let of = |source: PoolError| PlanError::Program { program: name.to_owned(), source };
+        let flow = self.flow(program).map_err(of)?;
+        let slots: Vec<Slot> = program.launches.iter().map(|l| l.slot.clone()).collect();
+        let offsets: Vec<Option<u64>> = program.buffers.iter().map(|b| Some(b.offset)).collect();
+        check_placement(&flow, &slots, self.target.streams, &offsets, program.arena_bytes).map_err(of)?;
+        if program.arena_bytes > self.arena_bytes {
+            let (needs, have) = (program.arena_bytes, self.arena_bytes);
+            return Err(PlanError::Arena { program: name.to_owned(), needs, have });
+        }
+        if program.lower_bound > program.arena_bytes {
+            let (claimed, lower_bound) = (program.arena_bytes, program.lower_bound);
+            return Err(PlanError::LowerBound { program: name.to_owned(), claimed, lower_bound });
+        }
+        Ok(())
+    }
+
+    fn validate_indices(&self, program: &PlannedProgram) -> Result<(), PlanError> {
+        let within = |what, index: u32, len: usize| {
+            let missing = PlanError::Index { what, index: index.into(), len };
+            if (index as usize) < len { Ok(()) } else { Err(missing) }
+        };
+        for input in &program.inputs {
+            within("buffer", input.buffer, program.buffers.len())?;
+        }
+        for result in &program.results {
+            within("buffer", *result, program.buffers.len())?;
+        }
+        for launch in &program.launches {
+            within("kernel", launch.kernel, self.kernels.len())?;
+            for arg in &launch.args {
+                match *arg {
+                    BufRef::Arena(i) => within("buffer", i, program.buffers.len())?,
+                    BufRef::State(i) => within("state", i, self.states.len())?,
+                    BufRef::Weight(i) => within("weight", i, self.weights.len())?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rule 5: what a kernel looks up exists. Every index is known to be in range.
+    fn validate_lookups(&self, name: &str, program: &PlannedProgram) -> Result<(), PlanError> {
+        let mut written = BTreeSet::new();
+        for launch in &program.launches {
+            for (arg, at) in self.kernels[launch.kernel as usize].args.iter().zip(&launch.args) {
+                if arg.access != Access::Read {
+                    written.insert(*at);
+                }
+            }
+        }
+        for launch in &program.launches {
+            let kernel = &self.kernels[launch.kernel as usize];
+            let Some((table, ids)) = lookups(kernel) else { continue };
+            let unchecked =
+                || PlanError::Unchecked { program: name.to_owned(), launch: launch.label.clone() };
+            let at = launch.args.get(usize::from(ids)).copied();
+            let Some(at @ BufRef::Arena(buffer)) = at else { return Err(unchecked()) };
+            let mut inputs = program.inputs.iter().filter(|i| i.buffer == buffer);
+            let (Some(input), None) = (inputs.next(), inputs.next()) else { return Err(unchecked()) };
+            let below = input.below.ok_or_else(unchecked)?;
+            let plain = program.buffers[buffer as usize].ty.dtype == DType::I32;
+            if !plain || written.contains(&at) {
+                return Err(unchecked());
+            }
+            if below > rows(kernel, table) {
+                let (input, launch) = (input.name.clone(), launch.label.clone());
+                return Err(PlanError::Below { program: name.to_owned(), input, launch });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unique<'a>(what: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), PlanError> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(PlanError::Duplicate { what, name: name.clone() });
+        }
+    }
+    Ok(())
+}

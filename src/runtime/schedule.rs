@@ -1,0 +1,423 @@
+//! The order of launches: what each does to memory, which stream it runs on, and what waits for what.
+//!
+//! Hazards between launches (read after write, write after read, write after write, over whole buffers)
+//! are its dependencies. One launch happens before another by the order of a stream or through an event;
+//! vector clocks (Mattern, 1989) answer which do.
+
+use crate::codegen::spec::{Access, KernelSpec};
+use crate::ir::{Syms, TensorType};
+use serde::{Deserialize, Serialize};
+
+/// An event: signalled by one launch, waited for by launches of other streams.
+pub type EventId = u32;
+
+/// Where and when a launch runs: after all before it on `stream`, and after its waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    pub stream: u32,
+    pub waits: Vec<EventId>,
+    pub signals: Option<EventId>,
+}
+
+/// Whose memory a buffer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    Arena,
+    State,
+    Weight,
+}
+
+/// A buffer as the planner sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowBuffer {
+    /// For messages.
+    pub name: String,
+    pub home: Home,
+    /// Size at the program's bounds.
+    pub bytes: u64,
+    /// Written before the first launch.
+    pub input: bool,
+    /// Read after the last launch.
+    pub result: bool,
+}
+
+/// One use of a buffer by a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    pub buffer: usize,
+    pub access: Access,
+}
+
+/// What one launch does to memory; weights, which never change, are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowLaunch {
+    pub label: String,
+    pub uses: Vec<Use>,
+    /// `(written, read)`: buffers of which the first may lie where the second lies.
+    pub aliases: Vec<(usize, usize)>,
+}
+
+/// What a program does to memory, checked launch by launch.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    pub buffers: Vec<FlowBuffer>,
+    pub launches: Vec<FlowLaunch>,
+    bounds: Syms,
+    written: Vec<bool>,
+}
+
+/// A program that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlowError {
+    #[error("launch {launch:?} has {have} arguments, its kernel {kernel} takes {want}")]
+    Arity { launch: String, kernel: String, want: usize, have: usize },
+    #[error("launch {launch:?} names buffer {index}, but there are {len}")]
+    NoBuffer { launch: String, index: usize, len: usize },
+    #[error("launch {launch:?} uses {bytes} bytes as {ty}, but {buffer} has {have}")]
+    TooSmall { launch: String, buffer: String, ty: TensorType, bytes: u64, have: u64 },
+    #[error("{what}: rows of {ty} are not whole blocks")]
+    Unblocked { what: String, ty: TensorType },
+    #[error("{what}: {ty} is larger than any memory")]
+    TooLarge { what: String, ty: TensorType },
+    #[error("launch {launch:?} may not {access} {buffer}")]
+    Access { launch: String, access: &'static str, buffer: String },
+    #[error("launch {launch:?} changes {buffer} and uses it for another argument too")]
+    Shared { launch: String, buffer: String },
+    #[error("launch {launch:?} reads {buffer} before anything wrote it")]
+    ReadBeforeWrite { launch: String, buffer: String },
+    #[error("nothing writes the result {buffer}")]
+    NoResult { buffer: String },
+    #[error("launch {launch:?} runs on stream {stream}, but there are {streams}")]
+    NoStream { launch: String, stream: u32, streams: u32 },
+    #[error("launch {launch:?} waits for event {event}, which nothing before it signals")]
+    NoEvent { launch: String, event: EventId },
+    #[error("launch {launch:?} signals event {event} a second time")]
+    EventTwice { launch: String, event: EventId },
+    #[error("a program of {launches} launches has {slots} places in streams")]
+    Slots { launches: usize, slots: usize },
+}
+
+/// The size of `ty` at `bounds`.
+///
+/// # Errors
+/// If rows are not whole blocks, or the size is beyond `i64`.
+pub fn size_of(what: &str, ty: &TensorType, bounds: &Syms) -> Result<u64, FlowError> {
+    if !ty.is_blocked() {
+        return Err(FlowError::Unblocked { what: what.to_owned(), ty: ty.clone() });
+    }
+    // Sizes saturate where they overflow, and even a saturated count of elements has more bytes than this.
+    match ty.max_bytes(bounds) {
+        bytes if i64::try_from(bytes).is_ok() => Ok(bytes),
+        _ => Err(FlowError::TooLarge { what: what.to_owned(), ty: ty.clone() }),
+    }
+}
+
+impl Flow {
+    /// A program without launches.
+    pub fn new(buffers: Vec<FlowBuffer>, bounds: Syms) -> Flow {
+        let written = buffers.iter().map(|b| b.input || b.home != Home::Arena).collect();
+        Flow { buffers, launches: vec![], bounds, written }
+    }
+
+    /// Appends a launch of `kernel` on the buffers `args`.
+    ///
+    /// # Errors
+    /// If an argument does not fit its buffer, or is used as its home forbids.
+    pub fn launch(&mut self, label: &str, kernel: &KernelSpec, args: &[usize]) -> Result<(), FlowError> {
+        let launch = || label.to_owned();
+        if args.len() != kernel.args.len() {
+            let (want, have) = (kernel.args.len(), args.len());
+            return Err(FlowError::Arity { launch: launch(), kernel: kernel.name().into(), want, have });
+        }
+        let mut uses = vec![];
+        for (arg, &index) in kernel.args.iter().zip(args) {
+            let Some(buffer) = self.buffers.get(index) else {
+                return Err(FlowError::NoBuffer { launch: launch(), index, len: self.buffers.len() });
+            };
+            let name = || buffer.name.clone();
+            let bytes = size_of(label, &arg.ty, &self.bounds)?;
+            if bytes > buffer.bytes {
+                let (ty, have) = (arg.ty.clone(), buffer.bytes);
+                return Err(FlowError::TooSmall { launch: launch(), buffer: name(), ty, bytes, have });
+            }
+            let refused = match (buffer.home, arg.access) {
+                (_, Access::Read)
+                | (Home::State, Access::Update)
+                | (Home::Arena, Access::Write | Access::Scratch) => None,
+                (_, Access::Write) => Some("write"),
+                (_, Access::Update) => Some("update"),
+                (_, Access::Scratch) => Some("scribble on"),
+            };
+            if let Some(access) = refused {
+                return Err(FlowError::Access { launch: launch(), access, buffer: name() });
+            }
+            if arg.access != Access::Read && args.iter().filter(|a| **a == index).count() > 1 {
+                return Err(FlowError::Shared { launch: launch(), buffer: name() });
+            }
+            if arg.access == Access::Read && !self.written[index] {
+                return Err(FlowError::ReadBeforeWrite { launch: launch(), buffer: name() });
+            }
+            if buffer.home != Home::Weight {
+                uses.push(Use { buffer: index, access: arg.access });
+            }
+        }
+        for used in uses.iter().filter(|u| u.access == Access::Write) {
+            self.written[used.buffer] = true;
+        }
+        let aliases = self.aliases(kernel, args);
+        self.launches.push(FlowLaunch { label: launch(), uses, aliases });
+        Ok(())
+    }
+
+    /// The pairs of buffers that a launch lets lie in one place: the kernel allows it for every argument
+    /// that reads the buffer, and both hold as many elements of one type.
+    fn aliases(&self, kernel: &KernelSpec, args: &[usize]) -> Vec<(usize, usize)> {
+        let mut pairs = vec![];
+        for alias in &kernel.may_alias {
+            let (w, r) = (usize::from(alias.write), usize::from(alias.read));
+            let (Some(write), Some(read)) = (kernel.args.get(w), kernel.args.get(r)) else { continue };
+            let (to, from) = (args[w], args[r]);
+            let allowed = |j: usize| {
+                kernel.may_alias.iter().any(|a| a.write == alias.write && usize::from(a.read) == j)
+            };
+            let everywhere = args.iter().enumerate().all(|(j, b)| *b != from || allowed(j));
+            let arena = [to, from].iter().all(|b| self.buffers[*b].home == Home::Arena);
+            let alike = write.ty.dtype == read.ty.dtype
+                && write.ty.max_elements(&self.bounds) == read.ty.max_elements(&self.bounds)
+                && self.buffers[to].bytes == self.buffers[from].bytes;
+            let roles = write.access == Access::Write && read.access == Access::Read;
+            if everywhere && arena && alike && roles && !pairs.contains(&(to, from)) {
+                pairs.push((to, from));
+            }
+        }
+        pairs
+    }
+
+    /// Checks what can be known only after the last launch.
+    ///
+    /// # Errors
+    /// If a result was never written.
+    pub fn finish(self) -> Result<Flow, FlowError> {
+        match self.buffers.iter().zip(&self.written).find(|(b, written)| b.result && !**written) {
+            Some((b, _)) => Err(FlowError::NoResult { buffer: b.name.clone() }),
+            None => Ok(self),
+        }
+    }
+
+    /// The launches that use each buffer, in order.
+    pub fn users(&self) -> Vec<Vec<usize>> {
+        let mut users = vec![vec![]; self.buffers.len()];
+        for (l, launch) in self.launches.iter().enumerate() {
+            for u in &launch.uses {
+                if users[u.buffer].last() != Some(&l) {
+                    users[u.buffer].push(l);
+                }
+            }
+        }
+        users
+    }
+
+    /// The launches that each launch must come after, by its direct hazards; ascending.
+    fn dependencies(&self) -> Vec<Vec<usize>> {
+        #[derive(Clone, Default)]
+        struct Last {
+            writer: Option<usize>,
+            readers: Vec<usize>,
+        }
+        let mut last = vec![Last::default(); self.buffers.len()];
+        let depend = |(l, launch): (usize, &FlowLaunch)| {
+            let mut on = vec![];
+            for u in &launch.uses {
+                on.extend(last[u.buffer].writer);
+                if u.access != Access::Read {
+                    on.extend(&last[u.buffer].readers);
+                }
+            }
+            for u in &launch.uses {
+                match u.access {
+                    Access::Read => last[u.buffer].readers.push(l),
+                    _ => last[u.buffer] = Last { writer: Some(l), readers: vec![] },
+                }
+            }
+            on.sort_unstable();
+            on.dedup();
+            on
+        };
+        self.launches.iter().enumerate().map(depend).collect()
+    }
+
+    /// Spreads the launches over `streams`: each goes to a stream that ends in one of its dependencies, or
+    /// else to the one with the fewest launches. It waits for the dependencies that nothing else orders.
+    pub fn schedule(&self, streams: u32) -> Vec<Slot> {
+        let streams = streams.max(1);
+        let mut clocks = Clocks::new(streams);
+        let mut slots: Vec<Slot> = vec![];
+        let mut events = 0;
+        for on in self.dependencies() {
+            let tail_of = |d: &usize| clocks.tail(slots[*d].stream) == Some(*d);
+            let stream = match on.iter().rev().find(|d| tail_of(d)) {
+                Some(d) => slots[*d].stream,
+                None => (0..streams).min_by_key(|s| clocks.count(*s)).unwrap_or(0),
+            };
+            let l = clocks.push(stream);
+            let mut waits = vec![];
+            // The latest first: it may imply the others.
+            for d in on.into_iter().rev() {
+                if !clocks.before(d, l) {
+                    let event = *slots[d].signals.get_or_insert_with(|| {
+                        events += 1;
+                        events - 1
+                    });
+                    waits.push(event);
+                    clocks.join(l, d);
+                }
+            }
+            slots.push(Slot { stream, waits, signals: None });
+        }
+        slots
+    }
+
+    /// The clocks of launches placed at `slots`.
+    ///
+    /// # Errors
+    /// If a stream or an event does not exist, or is not there yet.
+    pub fn clocks(&self, slots: &[Slot], streams: u32) -> Result<Clocks, FlowError> {
+        if slots.len() != self.launches.len() {
+            return Err(FlowError::Slots { launches: self.launches.len(), slots: slots.len() });
+        }
+        let mut clocks = Clocks::new(streams);
+        let mut signalled = std::collections::BTreeMap::new();
+        for (slot, launch) in slots.iter().zip(&self.launches) {
+            let label = || launch.label.clone();
+            if slot.stream >= streams {
+                return Err(FlowError::NoStream { launch: label(), stream: slot.stream, streams });
+            }
+            let l = clocks.push(slot.stream);
+            for event in &slot.waits {
+                let Some(by) = signalled.get(event) else {
+                    return Err(FlowError::NoEvent { launch: label(), event: *event });
+                };
+                clocks.join(l, *by);
+            }
+            if let Some(event) = slot.signals
+                && signalled.insert(event, l).is_some()
+            {
+                return Err(FlowError::EventTwice { launch: label(), event });
+            }
+        }
+        Ok(clocks)
+    }
+}
+
+/// Vector clocks of launches: for each, how many launches of every lane happen before it. The lanes are the
+/// streams, between a lane for the start (inputs are written) and one for the end (results are read).
+#[derive(Clone, Debug)]
+pub struct Clocks {
+    /// Row by row, one row a launch.
+    before: Vec<u32>,
+    /// The lane of each launch.
+    lane: Vec<usize>,
+    /// The launches on each lane.
+    count: Vec<u32>,
+    tail: Vec<Option<usize>>,
+}
+
+/// When a buffer is in use: by lane, the launches that must be over for it to be free, and those that are
+/// over before it is first used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    done: Vec<u32>,
+    ready: Vec<u32>,
+}
+
+impl Life {
+    /// Whether this use is over before the other begins, in every order that may happen.
+    pub fn precedes(&self, other: &Life) -> bool {
+        self.done.iter().zip(&other.ready).all(|(done, ready)| done <= ready)
+    }
+
+    /// Both uses as one.
+    pub fn join(&mut self, other: &Life) {
+        self.done.iter_mut().zip(&other.done).for_each(|(a, b)| *a = (*a).max(*b));
+        self.ready.iter_mut().zip(&other.ready).for_each(|(a, b)| *a = (*a).min(*b));
+    }
+}
+
+impl Clocks {
+    fn new(streams: u32) -> Clocks {
+        let lanes = streams as usize + 2;
+        let mut count = vec![0; lanes];
+        count[0] = 1;
+        Clocks { before: vec![], lane: vec![], count, tail: vec![None; lanes] }
+    }
+
+    fn lanes(&self) -> usize {
+        self.count.len()
+    }
+
+    fn row(&self, l: usize) -> &[u32] {
+        &self.before[l * self.lanes()..][..self.lanes()]
+    }
+
+    /// The place of `l` on its own lane.
+    fn place(&self, l: usize) -> u32 {
+        self.row(l)[self.lane[l]]
+    }
+
+    fn tail(&self, stream: u32) -> Option<usize> {
+        self.tail[stream as usize + 1]
+    }
+
+    fn count(&self, stream: u32) -> u32 {
+        self.count[stream as usize + 1]
+    }
+
+    /// Appends a launch to a stream and returns its index.
+    fn push(&mut self, stream: u32) -> usize {
+        let (l, lane, lanes) = (self.lane.len(), stream as usize + 1, self.lanes());
+        self.before.resize((l + 1) * lanes, 0);
+        self.before[l * lanes] = 1;
+        self.lane.push(lane);
+        self.count[lane] += 1;
+        if let Some(tail) = self.tail[lane].replace(l) {
+            self.join(l, tail);
+        }
+        l
+    }
+
+    /// Makes `earlier`, and what happens before it, happen before `l`.
+    fn join(&mut self, l: usize, earlier: usize) {
+        let lanes = self.lanes();
+        let (head, tail) = self.before.split_at_mut(l * lanes);
+        let (row, from) = (&mut tail[..lanes], &head[earlier * lanes..][..lanes]);
+        for (i, (a, b)) in row.iter_mut().zip(from).enumerate() {
+            let own = u32::from(i == self.lane[earlier]);
+            *a = (*a).max(b + own);
+        }
+    }
+
+    /// Whether launch `a` is over before `b` starts, in every order that may happen.
+    pub fn before(&self, a: usize, b: usize) -> bool {
+        a != b && self.row(b)[self.lane[a]] > self.place(a)
+    }
+
+    /// The life of a buffer that `users` use, that is written at the start (`input`) or read at the end.
+    pub fn life(&self, users: &[usize], input: bool, result: bool) -> Life {
+        let lanes = self.lanes();
+        let mut life = Life { done: vec![0; lanes], ready: vec![u32::MAX; lanes] };
+        for &l in users {
+            let done = &mut life.done[self.lane[l]];
+            *done = (*done).max(self.place(l) + 1);
+            life.ready.iter_mut().zip(self.row(l)).for_each(|(a, b)| *a = (*a).min(*b));
+        }
+        if input {
+            life.join(&Life { done: self.count.iter().map(|_| 0).collect(), ready: vec![0; lanes] });
+            life.done[0] = 1;
+        }
+        if result {
+            life.join(&Life { done: vec![0; lanes], ready: self.count.clone() });
+            life.done[lanes - 1] = 1;
+        }
+        life
+    }
+}
