@@ -101,8 +101,9 @@ impl Attention {
         for start in (0..seen(n - 1)).step_by(KEYS) {
             let visible = |i: usize| seen(i).saturating_sub(start).min(KEYS);
             let mut weights = [[0.0; KEYS]; Q];
-            for j in 0..visible(n - 1) {
-                self.cache_row::<I>(args, self.k, self.k_type, start + j, cache_head, row);
+            let tile = start..start + visible(n - 1);
+            for (j, key) in tile.clone().enumerate() {
+                self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, row);
                 for (q, weights) in queries.iter().zip(&mut weights).take(n) {
                     let mut lanes = [0.0; LANES];
                     dot_lanes::<I>(&mut lanes, &q[..d], row);
@@ -110,7 +111,7 @@ impl Attention {
                 }
             }
             for i in 0..n {
-                let (seen, hidden) = weights[i].split_at_mut(visible(i));
+                let seen = &mut weights[i][..visible(i)];
                 if seen.is_empty() {
                     continue;
                 }
@@ -118,12 +119,11 @@ impl Attention {
                 let shrink = exp::<I>(max[i] - new);
                 max[i] = new;
                 seen.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
-                hidden.fill(0.0);
                 total[i] = total[i] * shrink + seen.iter().sum::<f32>();
                 sums[i][..d].iter_mut().for_each(|y| *y *= shrink);
             }
-            for j in 0..visible(n - 1) {
-                self.cache_row::<I>(args, self.v, self.v_type, start + j, cache_head, row);
+            for (j, value) in tile.enumerate() {
+                self.cache_row::<I>(args, self.v, self.v_type, value, cache_head, row);
                 for i in (0..n).filter(|i| j < visible(*i)) {
                     let weight = weights[i][j];
                     for (y, v) in sums[i][..d].iter_mut().zip(row.iter()) {

@@ -6,15 +6,16 @@ use crate::ir::DType;
 /// Elements that are decoded at once; the largest block.
 pub(super) const GROUP: usize = 256;
 
-/// A decoded group: element `e` is `scale[e/16] · q[e/32][e%32] − min[e/32]`.
+/// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q[b][l] − min[b]`, where `h` is `l / 16` for formats that
+/// [split](Format::SPLIT) and else 0.
 pub(super) struct Group {
     pub q: [[i8; 32]; 8],
-    pub scale: [f32; 16],
+    pub scale: [[f32; 8]; 2],
     pub min: [f32; 8],
 }
 
 impl Group {
-    pub const ZERO: Group = Group { q: [[0; 32]; 8], scale: [0.0; 16], min: [0.0; 8] };
+    pub const ZERO: Group = Group { q: [[0; 32]; 8], scale: [[0.0; 8]; 2], min: [0.0; 8] };
 }
 
 /// A quantised weight format.
@@ -50,9 +51,7 @@ impl Format for Q8_0 {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks.as_chunks::<34>().0.iter().enumerate().take(8) {
-            let d = half::<I>([block[0], block[1]]);
-            group.scale[2 * i] = d;
-            group.scale[2 * i + 1] = d;
+            group.scale[0][i] = half::<I>([block[0], block[1]]);
             for (q, b) in group.q[i].iter_mut().zip(&block[2..]) {
                 *q = *b as i8;
             }
@@ -79,17 +78,16 @@ impl Format for Q4K {
         let (a, b, c) = (word(4), word(8), word(12));
         let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | (a >> 2 & 0x3030_3030)];
         let minima = [b & 0x3f3f_3f3f, (c >> 4 & 0x0f0f_0f0f) | (b >> 2 & 0x3030_3030)];
-        for i in 0..8 {
-            let byte = |words: [u32; 2]| (words[i / 4] >> (8 * (i % 4)) & 0xff) as f32;
-            let scale = d * byte(scales);
-            group.scale[2 * i] = scale;
-            group.scale[2 * i + 1] = scale;
-            group.min[i] = dmin * byte(minima);
+        let bytes = |words: [u32; 2]| -> [u8; 8] { bytemuck::cast(words) };
+        let (scales, minima) = (bytes(scales), bytes(minima));
+        for b in 0..8 {
+            group.scale[0][b] = d * f32::from(scales[b]);
+            group.min[b] = dmin * f32::from(minima[b]);
         }
         for (i, bytes) in block[16..].as_chunks::<32>().0.iter().enumerate() {
-            for l in 0..32 {
-                group.q[2 * i][l] = (bytes[l] & 15) as i8;
-                group.q[2 * i + 1][l] = (bytes[l] >> 4) as i8;
+            for (l, byte) in bytes.iter().enumerate() {
+                group.q[2 * i][l] = (byte & 15) as i8;
+                group.q[2 * i + 1][l] = (byte >> 4) as i8;
             }
         }
     }
@@ -108,8 +106,9 @@ impl Format for Q6K {
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<210>() else { return };
         let d = half::<I>([block[208], block[209]]);
-        for (scale, b) in group.scale.iter_mut().zip(&block[192..208]) {
-            *scale = d * f32::from(*b as i8);
+        for (b, scales) in block[192..208].as_chunks::<2>().0.iter().enumerate() {
+            group.scale[0][b] = d * f32::from(scales[0] as i8);
+            group.scale[1][b] = d * f32::from(scales[1] as i8);
         }
         let low = block[..128].as_chunks::<32>().0;
         let high = block[128..192].as_chunks::<32>().0;
@@ -131,9 +130,10 @@ fn dequantise<I: Isa, F: Format>(blocks: &[u8], out: &mut [f32]) {
     let mut group = Group::ZERO;
     F::decode::<I>(blocks, &mut group);
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate().take(8) {
-        for l in 0..32 {
-            let value = group.scale[2 * i + l / 16] * f32::from(group.q[i][l]);
-            out[l] = if F::MINIMA { value - group.min[i] } else { value };
+        for (l, out) in out.iter_mut().enumerate() {
+            let scale = group.scale[if F::SPLIT { l / 16 } else { 0 }][i];
+            let value = scale * f32::from(group.q[i][l]);
+            *out = if F::MINIMA { value - group.min[i] } else { value };
         }
     }
 }

@@ -6,15 +6,16 @@ use super::isa::Isa;
 /// Lanes in which dot products are summed.
 pub(super) const LANES: usize = 16;
 
+/// Adding this to a float below 2^22 rounds it to an integer, halves to even, which is then in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// `e^x` to 2e-7 relative; 0 below -87.3 and infinite above 88.3. Branch-free, so that loops over it vectorise.
 ///
 /// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`, and `e^r` by its Taylor series, whose rest is below 1e-8.
 #[inline(always)]
 pub(super) fn exp<I: Isa>(x: f32) -> f32 {
-    /// Adding this rounds to an integer, which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts, the first with few enough bits for `n · LN2_HIGH` to be exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.3;
@@ -95,21 +96,25 @@ pub(super) fn rms_factor(squares: f64, n: usize, eps: f32) -> f32 {
 /// A block of zeros has `d = 0`; one with a NaN or an infinity becomes all NaN.
 #[inline(always)]
 pub(super) fn quantise(x: &[f32; 32]) -> Q8Block {
-    // Not f32::max, which would drop a NaN.
-    let larger = |m: f32, v: f32| if v > m || v.is_nan() { v } else { m };
-    let mut max = [0f32; 8];
-    for x in x.as_chunks::<8>().0 {
-        for l in 0..8 {
-            max[l] = larger(max[l], x[l].abs());
-        }
+    // Magnitudes are ordered as their bits are, with infinity and then NaN above all else.
+    let largest = x.iter().fold(0, |m, x| m.max(x.abs().to_bits()));
+    let d = f32::from_bits(largest) / 127.0;
+    if d == 0.0 || !d.is_finite() {
+        return Q8Block { d, s: 0.0 * d, q: [0; 32] };
     }
-    let d = max.into_iter().fold(0f32, larger) / 127.0;
-    if d == 0.0 {
-        return Q8Block { d, s: 0.0, q: [0; 32] };
+    let (mut q, mut total) = ([0i8; 32], 0);
+    for (q, x) in q.iter_mut().zip(x) {
+        // Only a subnormal d is so coarse that the quotient exceeds 127.
+        let exact = (x / d).clamp(-127.0, 127.0);
+        let mut whole = (exact + ROUND) - ROUND;
+        // That rounds halves to even; those that went towards zero go back.
+        let rest = exact - whole;
+        whole += if rest == 0.5 && exact > 0.0 { 1.0 } else { 0.0 };
+        whole -= if rest == -0.5 && exact < 0.0 { 1.0 } else { 0.0 };
+        let rounded = (whole + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+        *q = rounded as i8;
+        total += rounded;
     }
-    // Only a subnormal d is so coarse that the quotient exceeds 127.
-    let q = x.map(|x| (x / d).round().clamp(-127.0, 127.0) as i8);
-    let total: i32 = q.iter().map(|q| i32::from(*q)).sum();
     Q8Block { d, s: d * total as f32, q }
 }
 

@@ -190,7 +190,7 @@ mod tests {
 
     fn sums(width: u64) -> KernelSpec {
         let row = || arg(Access::Read, DType::F32, [T, n(width)]);
-        norm(NormSource::Sum { a: 0, b: 1 }, vec![row(), row()], width, width % 32 == 0)
+        norm(NormSource::Sum { a: 0, b: 1 }, vec![row(), row()], width, width.is_multiple_of(32))
     }
 
     fn embedding(format: DType, rows: u64, width: u64) -> KernelSpec {

@@ -401,3 +401,6 @@ impl Kernel for PrimitiveKernel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

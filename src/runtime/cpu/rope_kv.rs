@@ -35,7 +35,7 @@ impl Rotation {
         if head_dim > MAX_HEAD {
             return check::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
         }
-        if dims == 0 || dims % 2 != 0 || dims > head_dim {
+        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
             return check::parameter(format!("cannot rotate {dims} dimensions of heads of {head_dim}"));
         }
         if !(rope.base.is_finite() && rope.base > 0.0) {
