@@ -1,0 +1,232 @@
+//! Goldens of each pass alone and of the whole pipeline, and a negative test for each reason to reject.
+
+mod common;
+
+use common::{fuse, input, line, parse, rejections};
+use sinter::ir::{Kernel, Outcome, Why};
+use sinter::passes::{Pipeline, names};
+use sinter::target::Target;
+
+/// What the passes make of an input on the frozen target: the graph, then every decision.
+fn golden(snapshot: &str, name: &str, passes: &[&str]) {
+    let mut graph = input(name);
+    let report = fuse(&mut graph, passes, &Target::test_wave32());
+    let decisions: Vec<String> = report.decisions.iter().map(line).collect();
+    let (before, after) = (report.before.count(), report.after.count());
+    let text = format!("{graph}\n\n{}\n\n{before} launches -> {after}", decisions.join("\n"));
+    insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(snapshot, text);
+    });
+}
+
+macro_rules! goldens {
+    ($($test:ident: $input:literal, $passes:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            golden(stringify!($test), $input, &$passes);
+        }
+    )*};
+}
+
+goldens! {
+    cleanup: "cleanup", ["cleanup"];
+    quantise_acts: "quantise_acts", ["cleanup", "quantise_acts"];
+    dequant_matmul: "dequant_matmul", ["dequant_matmul"];
+    dequant_matmul_takes_the_residual: "residual", ["dequant_matmul", "add_rmsnorm"];
+    add_rmsnorm_takes_the_residual: "residual_decode", ["dequant_matmul", "add_rmsnorm"];
+    dequant_rmsnorm: "dequant_rmsnorm", ["dequant_rmsnorm"];
+    dequant_rmsnorm_of_a_half_precision_weight: "norm_weight_f16", ["dequant_rmsnorm"];
+    rope_kv: "rope_kv", ["rope_kv"];
+    rope_kv_after_dequant_matmul: "rope_kv", ["dequant_matmul", "rope_kv"];
+    rope_kv_of_keys_only: "rope_kv_keys_only", ["rope_kv"];
+    merge: "merge", ["dequant_matmul", "merge"];
+    add_rmsnorm: "add_rmsnorm", ["add_rmsnorm"];
+    swiglu: "swiglu", ["swiglu"];
+    swiglu_into_the_matmul: "matmul_swiglu", ["dequant_matmul", "merge", "swiglu"];
+    attention: "attention", ["attention"];
+    attention_of_float_caches: "attention_f32", ["attention"];
+    sample_head: "sample_head", ["dequant_matmul", "sample_head"];
+    pipeline: "layer", names();
+}
+
+/// Runs passes on a text and returns why the last of them rejected something.
+fn whys(text: &str, passes: &[&str], target: &Target) -> Vec<Why> {
+    let report = fuse(&mut parse(text), passes, target);
+    rejections(&report, passes[passes.len() - 1]).into_iter().cloned().collect()
+}
+
+fn wave32() -> Target {
+    Target::test_wave32()
+}
+
+/// An input with one line changed.
+fn edited(name: &str, from: &str, to: &str) -> String {
+    let text = input(name).to_string();
+    assert!(text.contains(from), "{from:?} is not in\n{text}");
+    text.replace(from, to)
+}
+
+#[test]
+fn multi_use_a_silu_that_is_returned() {
+    let text = edited("swiglu", "return %2", "return %2, %0");
+    assert!(matches!(&whys(&text, &["swiglu"], &wave32())[..], [Why::MultiUse { value }] if value == "silu"));
+}
+
+#[test]
+fn multi_use_probabilities_that_are_returned() {
+    let text = edited("attention_f32", "return %4", "return %3, %4");
+    assert!(
+        matches!(&whys(&text, &["attention"], &wave32())[..], [Why::MultiUse { value }] if value.starts_with("softmax"))
+    );
+}
+
+#[test]
+fn dtype_activations_in_half_precision() {
+    let text = "graph @g(%x: f16[T,64]) sym T<=1, P<=0, S<=4 {
+      %f = dequant %x : f32[T,64]
+      %w = weight \"w\" : f32[8,64]
+      %y = matmul %f, %w : f32[T,8]
+      return %y
+    }";
+    assert_eq!(whys(text, &["dequant_matmul"], &wave32()), [Why::Dtype { dtype: "f16".into() }]);
+}
+
+#[test]
+fn shape_of_gate_and_up() {
+    let text = "graph @g(%gate: f32[T,64], %up: f32[64]) sym T<=1, P<=0, S<=4 {
+      %s = silu %gate : f32[T,64]
+      %y = mul %s, %up : f32[T,64]
+      return %y
+    }";
+    assert!(matches!(&whys(text, &["swiglu"], &wave32())[..], [Why::Shape { .. }]));
+}
+
+#[test]
+fn shape_of_activations_that_are_no_whole_blocks() {
+    let text = "graph @g(%x: f32[T,40]) sym T<=1, P<=0, S<=4 {
+      %w = weight \"w\" : f16[8,40]
+      %f = dequant %w : f32[8,40]
+      %y = matmul %x, %f : f32[T,8]
+      return %y
+    }";
+    // A float weight keeps float activations, so nothing is rejected; no quantised weight has such rows.
+    assert!(whys(text, &["quantise_acts"], &wave32()).is_empty());
+    let text = edited("attention_f32", "%3 = softmax %2 : f32[4,T,P+T]", "%3 = silu %2 : f32[4,T,P+T]");
+    assert!(
+        matches!(&whys(&text, &["attention"], &wave32())[..], [Why::Shape { detail }] if detail.contains("softmax expected"))
+    );
+}
+
+#[test]
+fn effect_between_queries_that_read_the_new_cache() {
+    // The query comes from the cache's own new version: turned queries and the append cannot be one launch.
+    let text = "graph @g(%x: f32[T,64], %pos: i32[T]) sym T<=1, P<=3, S<=4 {
+      %wk = weight \"k\" : f32[64,64]
+      %yk = matmul %x, %wk : f32[T,64]
+      %hk = reshape %yk : f32[T,2,32]
+      %k = rope %hk, %pos {base=10000, dims=32, style=halves} : f32[T,2,32]
+      %k0 = state \"k\" : f32[S,2,32]
+      %k1 = kv_append %k0, %k : f32[S,2,32]
+      %kr = kv_read %k1 : f32[P+T,2,32]
+      %s = scores %hk, %kr {scale=1} : f32[2,T,P+T]
+      %m = weighted_sum %s, %kr : f32[T,2,32]
+      %f = reshape %m : f32[T,64]
+      %wv = weight \"v\" : f32[64,64]
+      %yv = matmul %x, %wv : f32[T,64]
+      %both = add %yv, %f : f32[T,64]
+      %hv = reshape %both : f32[T,2,32]
+      %v0 = state \"v\" : f32[S,2,32]
+      %v1 = kv_append %v0, %hv : f32[S,2,32]
+      return %k1, %v1
+    }";
+    let whys = whys(text, &["rope_kv"], &wave32());
+    assert!(matches!(&whys[..], [Why::EffectBetween { .. }]), "{whys:?}");
+}
+
+#[test]
+fn dependent_matmuls_of_one_input() {
+    // The second weight-matmul's bias is computed from the first one's result: they share an input, but not a time.
+    let text = "graph @g(%x: f32[1,64]) sym T<=1, P<=0, S<=4 {
+      %a = weight \"a\" : f32[64,64]
+      %ya = matmul %x, %a : f32[1,64]
+      %s = silu %ya : f32[1,64]
+      %bias = reshape %s : f32[64]
+      %b = weight \"b\" : f32[64,64]
+      %yb = matmul %x, %b : f32[1,64]
+      %yb1 = add %yb, %bias : f32[1,64]
+      return %ya, %yb1
+    }";
+    let whys = whys(text, &["dequant_matmul", "merge"], &wave32());
+    assert!(matches!(&whys[..], [Why::Dependent { .. }]), "{whys:?}");
+}
+
+#[test]
+fn target_lacks_integer_dots() {
+    let none = Target { dot4_gops: None, ..wave32() };
+    let slow = Target { dot4_gops: Some(1.0), ..wave32() };
+    for target in [none, slow] {
+        let whys = whys(&input("quantise_acts").to_string(), &["quantise_acts"], &target);
+        assert!(matches!(&whys[..], [Why::TargetLacks { .. }, Why::TargetLacks { .. }]), "{whys:?}");
+    }
+}
+
+#[test]
+fn needs_logits_when_they_are_returned() {
+    let text = edited("sample_head", "return %2", "return %2, %1");
+    assert_eq!(whys(&text, &["dequant_matmul", "sample_head"], &wave32()), [Why::NeedsLogits]);
+}
+
+#[test]
+fn cost_loses_on_a_target_with_a_slow_kernel() {
+    let mut target = wave32();
+    target.efficiency.insert(Kernel::Swiglu, 0.001);
+    target.launch_us = 0.0;
+    let whys = whys(&input("swiglu").to_string(), &["swiglu"], &target);
+    assert!(
+        matches!(&whys[..], [Why::CostLoses { fused_us, unfused_us }] if fused_us > unfused_us),
+        "{whys:?}"
+    );
+}
+
+#[test]
+fn fuel_stops_after_as_many_rewrites() {
+    let all = fuse(&mut input("layer"), &names(), &wave32());
+    let total: u64 = all.rewrites.values().sum();
+    assert!(total > 20, "{total}");
+    for fuel in 0..=total {
+        let mut pipeline = Pipeline::standard(false);
+        (pipeline.fuel, pipeline.verify_each) = (Some(fuel), true);
+        let report = pipeline.run(&mut input("layer"), &wave32()).unwrap();
+        assert_eq!(report.rewrites.values().sum::<u64>(), fuel);
+        let exhausted =
+            report.decisions.iter().any(|d| d.outcome == Outcome::Rejected { why: Why::FuelExhausted });
+        assert_eq!(exhausted, fuel < total);
+    }
+}
+
+#[test]
+fn what_is_no_anchor_stays_silent() {
+    let text = "graph @g(%x: f32[T,64]) sym T<=1, P<=0, S<=4 {
+      %s = silu %x : f32[T,64]
+      %y = mul %x, %x : f32[T,64]
+      %z = add %s, %y : f32[T,64]
+      return %z
+    }";
+    let mut graph = parse(text);
+    let report = fuse(&mut graph, &names(), &wave32());
+    assert!(report.decisions.is_empty(), "{:?}", report.decisions);
+    assert_eq!(graph, parse(text));
+}
+
+#[test]
+fn passes_are_selected_by_name() {
+    let enabled = |list: &[&str]| Pipeline::standard(false).select(list).map(|p| p.enabled());
+    assert_eq!(enabled(&["merge", "cleanup"]).unwrap(), ["cleanup", "merge"]);
+    let without: Vec<&str> = names().into_iter().filter(|n| *n != "merge").collect();
+    assert_eq!(enabled(&["-merge"]).unwrap(), without);
+    assert_eq!(enabled(&["merge", "swiglu", "-merge"]).unwrap(), ["swiglu"]);
+    assert!(enabled(&[""]).unwrap().is_empty());
+    let error = enabled(&["marge"]).unwrap_err().to_string();
+    assert!(error.contains("marge") && error.contains("merge"), "{error}");
+    assert!(!Pipeline::standard(true).enabled().contains(&"quantise_acts"));
+}
