@@ -1,1 +1,132 @@
-//! The CPU device.
+//! The kernels of the CPU device: one Rust implementation of each [`Template`], and the thread pool.
+//!
+//! [`bind`] turns a [`KernelSpec`] into a [`CpuKernel`]. A spec may come from a plan file, so everything it says is
+//! checked there; and whatever it says, a kernel touches memory only through [`args::Args`], which checks
+//! every range against its argument. Each kernel is written once, generic over [`isa::Isa`], and compiled once
+//! for each instruction set; [`Features`] picks one.
+//!
+//! The grids that `bind` accepts (extents of one item may be left out; the last extent runs fastest):
+//!
+//! | template | items |
+//! |---|---|
+//! | matmul | `Σ ⌈rows/tile⌉` over the parts, part after part; with SwiGLU `⌈rows/tile⌉`, tile a multiple of 32 |
+//! | norm | the rows: every dimension but the last |
+//! | rope_kv, kv_append | `T` |
+//! | swiglu | the rows, then `⌈n/1024⌉` |
+//! | attention | heads, then `⌈T/8⌉` |
+//! | argmax | the rows of the operand |
+//! | last_row | one |
+//! | other primitives | the rows of the result: every dimension but the last |
+//!
+//! Token ids are clamped into the table, so none can read beside it; the executor refuses such ids before a step.
+
+mod args;
+mod attention;
+mod blocks;
+mod check;
+mod isa;
+mod math;
+mod matmul;
+mod norm;
+mod pool;
+mod primitive;
+mod rope_kv;
+mod swiglu;
+#[cfg(test)]
+mod testing;
+
+pub use args::RawArg;
+pub use check::BindError;
+pub use isa::Features;
+pub use pool::{Pool, PoolError, Worker};
+
+use crate::codegen::spec::{Extent, KernelSpec, Template};
+use crate::ir::Syms;
+use args::Args;
+use isa::{Baseline, Isa, Level};
+use std::ops::Range;
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are read in place, which needs a little-endian machine");
+
+/// A kernel that is ready to run.
+pub trait CpuKernel: Send + Sync {
+    /// Does the work items `items`, of [`KernelSpec::items`]. Disjoint ranges may run at the same time.
+    ///
+    /// # Safety
+    /// `args` has one entry for each argument of the spec, and each is valid for its `len`, which is
+    /// `ty.bytes(syms)`, at any alignment: for reads, and unless its access is `Read` for writes. During the launch nobody else
+    /// writes to any of them or reads what the kernel writes, and an argument that is not only read overlaps no other, but for
+    /// the pairs of `may_alias`, which lie exactly on each other.
+    ///
+    /// # Panics
+    /// If an argument is shorter than its type says, `items` leaves the grid, or `P + T > S`.
+    unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: Range<usize>);
+
+    /// Ends a launch, on one thread, after all its items.
+    ///
+    /// # Safety
+    /// That of [`CpuKernel::run`].
+    unsafe fn finish(&self, args: &[RawArg], syms: &Syms);
+}
+
+/// Checks `spec` and picks its kernel.
+///
+/// # Errors
+/// Whatever the kernel does not expect: see [`BindError`].
+pub fn bind(spec: &KernelSpec, features: &Features) -> Result<Box<dyn CpuKernel>, BindError> {
+    let level = features.level();
+    match &spec.template {
+        Template::Matmul(m) => Ok(boxed(matmul::Matmul::bind(spec, m)?, spec, level)),
+        Template::Norm(n) => Ok(boxed(norm::Norm::bind(spec, n)?, spec, level)),
+        Template::RopeKv(r) => Ok(boxed(rope_kv::RopeKv::bind(spec, r)?, spec, level)),
+        Template::Swiglu(s) => Ok(boxed(swiglu::Swiglu::bind(spec, s)?, spec, level)),
+        Template::Attention(a) => Ok(boxed(attention::Attention::bind(spec, a)?, spec, level)),
+        Template::Primitive(p) => Ok(boxed(primitive::PrimitiveKernel::bind(spec, p)?, spec, level)),
+    }
+}
+
+fn boxed<K: Kernel + 'static>(kernel: K, spec: &KernelSpec, level: Level) -> Box<dyn CpuKernel> {
+    Box::new(Bound { kernel, grid: spec.grid.clone(), level })
+}
+
+/// A kernel in safe Rust over checked arguments. `run` and all it calls must be `#[inline(always)]`, so that they
+/// are compiled with the instructions of `I`.
+trait Kernel: Send + Sync {
+    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>);
+
+    fn finish(&self, _args: Args<'_>, _syms: &Syms) {}
+}
+
+/// A kernel, its grid and the instruction set it runs with.
+struct Bound<K> {
+    kernel: K,
+    grid: Vec<Extent>,
+    level: Level,
+}
+
+impl<K: Kernel> CpuKernel for Bound<K> {
+    unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: Range<usize>) {
+        let all = self.grid.iter().fold(1, |n: u64, e| n.saturating_mul(e.eval(syms)));
+        assert!(items.end as u64 <= all, "items {items:?} of a launch of {all}");
+        // SAFETY: the caller's promise is the one that `Args` asks for.
+        let args = unsafe { Args::new(args) };
+        match self.level {
+            Level::Baseline => self.kernel.run::<Baseline>(args, syms, items),
+            // SAFETY: `Features` holds this level only where the processor has it.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { run_avx2(&self.kernel, args, syms, items) },
+        }
+    }
+
+    unsafe fn finish(&self, args: &[RawArg], syms: &Syms) {
+        // SAFETY: as in `run`.
+        self.kernel.finish(unsafe { Args::new(args) }, syms);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(kernel: &K, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    kernel.run::<isa::Avx2>(args, syms, items);
+}

@@ -1,0 +1,177 @@
+//! The checks that every kernel makes of its spec when it is bound.
+
+use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec};
+use crate::ir::{DType, Dim, TensorType};
+use thiserror::Error;
+
+/// Why a spec has no kernel.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BindError {
+    #[error("{role} is argument {arg}, but the kernel has {args}")]
+    NoSuchArg { role: &'static str, arg: ArgId, args: usize },
+    #[error("{role} (argument {arg}) must be {want:?}, not {have:?}")]
+    Access { role: &'static str, arg: ArgId, want: Access, have: Access },
+    #[error("{role} (argument {arg}) must be {want}, not {have}")]
+    Type { role: &'static str, arg: ArgId, want: String, have: TensorType },
+    #[error("argument {0} is written under two names")]
+    WrittenTwice(ArgId),
+    #[error("argument {0} is not used")]
+    Unused(ArgId),
+    #[error("argument {write} must not lie where argument {read} lies")]
+    Alias { write: ArgId, read: ArgId },
+    #[error("the grid must be {want}, not {have}")]
+    Grid { want: String, have: String },
+    #[error("{0}")]
+    Parameter(String),
+}
+
+/// A failed check of a parameter.
+pub(super) fn parameter<T>(why: impl Into<String>) -> Result<T, BindError> {
+    Err(BindError::Parameter(why.into()))
+}
+
+/// A number of elements: above zero, and small enough that products of two and a block size cannot overflow.
+pub(super) fn size(what: &str, n: u64) -> Result<usize, BindError> {
+    match usize::try_from(n) {
+        Ok(n) if (1..1 << 31).contains(&n) => Ok(n),
+        _ => parameter(format!("{what} must lie in 1..2^31, not {n}")),
+    }
+}
+
+/// Formats that weights come in.
+pub(super) const WEIGHTS: &[DType] = &[DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K];
+/// Formats of a cache.
+pub(super) const CACHES: &[DType] = &[DType::F32, DType::F16];
+/// Formats of activations.
+pub(super) const ACTIVATIONS: &[DType] = &[DType::F32, DType::Q8Act];
+
+/// Walks over a spec's arguments as a kernel names them.
+pub(super) struct Check<'a> {
+    spec: &'a KernelSpec,
+    used: Vec<bool>,
+    /// Pairs (write, read) that may share memory.
+    safe: Vec<(ArgId, ArgId)>,
+}
+
+impl<'a> Check<'a> {
+    pub fn new(spec: &'a KernelSpec) -> Result<Check<'a>, BindError> {
+        for (i, arg) in spec.args.iter().enumerate() {
+            if !arg.ty.is_blocked() {
+                let want = format!("whole blocks of {} elements a row", arg.ty.dtype.block_len());
+                return Err(BindError::Type {
+                    role: "a tensor",
+                    arg: i as ArgId,
+                    want,
+                    have: arg.ty.clone(),
+                });
+            }
+        }
+        Ok(Check { spec, used: vec![false; spec.args.len()], safe: vec![] })
+    }
+
+    /// The type of an argument that must have this access. One that is not only read must have but one role.
+    pub fn arg(&mut self, role: &'static str, arg: ArgId, want: Access) -> Result<&'a TensorType, BindError> {
+        let i = usize::from(arg);
+        let args = self.spec.args.len();
+        let found = self.spec.args.get(i).ok_or(BindError::NoSuchArg { role, arg, args })?;
+        if found.access != want {
+            return Err(BindError::Access { role, arg, want, have: found.access });
+        }
+        if std::mem::replace(&mut self.used[i], true) && want != Access::Read {
+            return Err(BindError::WrittenTwice(arg));
+        }
+        Ok(&found.ty)
+    }
+
+    /// An argument of exactly one shape.
+    pub fn exact(
+        &mut self,
+        role: &'static str,
+        arg: ArgId,
+        access: Access,
+        dtypes: &[DType],
+        shape: &[Dim],
+    ) -> Result<DType, BindError> {
+        let have = self.arg(role, arg, access)?;
+        if dtypes.contains(&have.dtype) && have.shape == shape {
+            return Ok(have.dtype);
+        }
+        let shape = shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(",");
+        let want = format!("{}[{shape}]", names(dtypes));
+        Err(BindError::Type { role, arg, want, have: have.clone() })
+    }
+
+    /// Rows of `n` elements, which may be split into heads, one for each token; tells the number of tokens.
+    pub fn tokens(
+        &mut self,
+        role: &'static str,
+        arg: ArgId,
+        access: Access,
+        dtypes: &[DType],
+        tokens: Option<Dim>,
+        n: usize,
+    ) -> Result<(DType, Dim), BindError> {
+        let have = self.arg(role, arg, access)?;
+        if let Some((&first, rest)) = have.shape.split_first()
+            && dtypes.contains(&have.dtype)
+            && tokens.is_none_or(|t| t == first)
+            && product(rest) == Some(n as u64)
+            && !rest.is_empty()
+        {
+            return Ok((have.dtype, first));
+        }
+        let tokens = tokens.map_or("T".to_string(), |t| t.to_string());
+        Err(BindError::Type {
+            role,
+            arg,
+            want: format!("{}[{tokens},{n}]", names(dtypes)),
+            have: have.clone(),
+        })
+    }
+
+    /// Allows `write` to lie where `read` lies, if the spec says so and their sizes agree.
+    pub fn may_alias(&mut self, write: ArgId, read: ArgId) {
+        let ty = |arg: ArgId| self.spec.args.get(usize::from(arg)).map(|a| &a.ty);
+        let dtype = |arg| ty(arg).map(|t| t.dtype);
+        if dtype(write) == dtype(read) {
+            self.safe.push((write, read));
+        }
+    }
+
+    /// Ends the checks: the grid must be `want`, every argument have a role, and every alias be one allowed.
+    pub fn done(self, want: &[Extent]) -> Result<(), BindError> {
+        let telling = |grid: &[Extent]| {
+            grid.iter().filter(|e| e.dim.as_const() != Some(1)).copied().collect::<Vec<_>>()
+        };
+        let have = &self.spec.grid;
+        if telling(have) != telling(want) || have.iter().any(|e| e.per == 0) {
+            return Err(BindError::Grid { want: show(want), have: show(have) });
+        }
+        if let Some(i) = self.used.iter().position(|used| !used) {
+            return Err(BindError::Unused(i as ArgId));
+        }
+        match self.spec.may_alias.iter().find(|a| !self.safe.contains(&(a.write, a.read))) {
+            Some(a) => Err(BindError::Alias { write: a.write, read: a.read }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The product of constant dimensions, none of them zero.
+pub(super) fn product(dims: &[Dim]) -> Option<u64> {
+    dims.iter().try_fold(1u64, |n, d| n.checked_mul(d.as_const().filter(|d| *d > 0)?))
+}
+
+/// All dimensions but the last, each an extent.
+pub(super) fn rows_grid(shape: &[Dim]) -> Vec<Extent> {
+    shape.split_last().map_or(&[][..], |(_, rows)| rows).iter().map(|d| Extent::each(*d)).collect()
+}
+
+fn names(dtypes: &[DType]) -> String {
+    dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join("|")
+}
+
+fn show(grid: &[Extent]) -> String {
+    let one = |e: &Extent| if e.per == 1 { e.dim.to_string() } else { format!("({})/{}", e.dim, e.per) };
+    format!("[{}]", grid.iter().map(one).collect::<Vec<_>>().join(", "))
+}

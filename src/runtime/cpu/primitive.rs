@@ -1,0 +1,406 @@
+//! Primitive operations as kernels of their own, for graphs that are not fused. An item is a row of the result.
+
+use super::args::Args;
+use super::blocks::{self, GROUP};
+use super::check::{self, BindError, Check, product, rows_grid};
+use super::isa::Isa;
+use super::math::{LANES, dot_lanes, exp, quantise, rms_factor, silu, sum, sum_of_squares};
+use super::matmul::larger;
+use super::norm::clamp_id;
+use super::rope_kv::{MAX_HEAD, Rotation, store_cache};
+use super::{Kernel, Syms};
+use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec, Primitive};
+use crate::ir::{Op, TensorType};
+use std::ops::Range;
+
+/// Elements that elementwise kernels hold at a time.
+const SPAN: usize = GROUP;
+
+pub(super) struct PrimitiveKernel {
+    op: PrimitiveOp,
+    /// Operands, by argument.
+    types: Vec<TensorType>,
+    out: ArgId,
+    out_type: TensorType,
+}
+
+/// A primitive with what is worked out when it is bound.
+enum PrimitiveOp {
+    Fill(f32),
+    GetRows,
+    Decode,
+    QuantAct,
+    MatMul,
+    /// Whether the second operand is one row, for all rows of the first.
+    Add(bool),
+    Mul(bool),
+    Silu,
+    RmsNorm(f32),
+    Rope(Rotation),
+    LastRow,
+    KvAppend,
+    Scores(f32),
+    CausalMask,
+    Softmax,
+    WeightedSum,
+    ArgMax,
+}
+
+impl PrimitiveKernel {
+    pub fn bind(spec: &KernelSpec, primitive: &Primitive) -> Result<PrimitiveKernel, BindError> {
+        let mut check = Check::new(spec)?;
+        if *primitive == Primitive::KvAppend {
+            return bind_append(check);
+        }
+        let Some(last) = spec.args.len().checked_sub(1) else {
+            return check::parameter("a primitive has at least its result");
+        };
+        let out = last as ArgId;
+        let out_type = check.arg("the result", out, Access::Write)?.clone();
+        let types = (0..out)
+            .map(|i| check.arg("an operand", i, Access::Read).cloned())
+            .collect::<Result<Vec<_>, _>>()?;
+        let op = match primitive {
+            Primitive::Fill { value } => Op::Const { value: *value },
+            Primitive::GetRows => Op::GetRows,
+            Primitive::Dequant => Op::Dequant,
+            Primitive::QuantAct => Op::QuantAct,
+            Primitive::MatMul => Op::MatMul,
+            Primitive::Add => Op::Add,
+            Primitive::Mul => Op::Mul,
+            Primitive::Silu => Op::Silu,
+            Primitive::RmsNorm { eps } => Op::RmsNorm { eps: *eps },
+            Primitive::Rope(rope) => Op::Rope(*rope),
+            Primitive::LastRow => Op::LastRow,
+            Primitive::KvAppend => Op::KvAppend,
+            Primitive::Scores { scale } => Op::Scores { scale: *scale },
+            Primitive::CausalMask => Op::CausalMask,
+            Primitive::Softmax => Op::Softmax,
+            Primitive::WeightedSum => Op::WeightedSum,
+            Primitive::ArgMax => Op::ArgMax,
+        };
+        // The typing rules of the IR are those of the kernels.
+        let operands: Vec<&TensorType> = types.iter().collect();
+        let inferred = op.infer(&operands, std::slice::from_ref(&out_type));
+        let inferred =
+            inferred.map_err(|why| BindError::Parameter(format!("{}: {why}", primitive.name())))?;
+        if inferred[..] != [out_type.clone()] {
+            let want = inferred.iter().map(TensorType::to_string).collect::<String>();
+            return Err(BindError::Type { role: "the result", arg: out, want, have: out_type });
+        }
+        let mut grid = rows_grid(&out_type.shape);
+        let mut in_place: &[ArgId] = &[];
+        let per_row = types.len() == 2 && types[1].shape.len() == 1 && types[0].shape.len() != 1;
+        let op = match primitive {
+            Primitive::Fill { value } => PrimitiveOp::Fill(*value),
+            Primitive::GetRows => {
+                let rows = types[0].shape[0].as_const().unwrap_or(0);
+                check::size("the rows of the table", rows)?;
+                constant_row(&out_type)?;
+                PrimitiveOp::GetRows
+            }
+            Primitive::Dequant => PrimitiveOp::Decode,
+            Primitive::QuantAct => PrimitiveOp::QuantAct,
+            Primitive::MatMul => PrimitiveOp::MatMul,
+            Primitive::Add | Primitive::Mul => {
+                in_place = if per_row { &[0] } else { &[0, 1] };
+                if *primitive == Primitive::Add {
+                    PrimitiveOp::Add(per_row)
+                } else {
+                    PrimitiveOp::Mul(per_row)
+                }
+            }
+            Primitive::Silu | Primitive::CausalMask | Primitive::Softmax => {
+                in_place = &[0];
+                match primitive {
+                    Primitive::Silu => PrimitiveOp::Silu,
+                    Primitive::CausalMask => PrimitiveOp::CausalMask,
+                    _ => PrimitiveOp::Softmax,
+                }
+            }
+            Primitive::RmsNorm { eps } => {
+                if !(eps.is_finite() && *eps >= 0.0) {
+                    return check::parameter(format!("eps must not be {eps}"));
+                }
+                in_place = &[0];
+                PrimitiveOp::RmsNorm(*eps)
+            }
+            Primitive::Rope(rope) => {
+                in_place = &[0];
+                let head_dim = constant_row(&out_type)?;
+                PrimitiveOp::Rope(Rotation::bind(
+                    &mut check,
+                    *rope,
+                    head_dim,
+                    (types.len() == 3).then_some(2),
+                )?)
+            }
+            Primitive::LastRow => {
+                grid = vec![];
+                PrimitiveOp::LastRow
+            }
+            Primitive::Scores { scale } => {
+                constant_row(&types[0])?;
+                PrimitiveOp::Scores(*scale)
+            }
+            Primitive::WeightedSum => {
+                constant_row(&out_type)?;
+                PrimitiveOp::WeightedSum
+            }
+            Primitive::ArgMax => {
+                grid = rows_grid(&types[0].shape);
+                PrimitiveOp::ArgMax
+            }
+            Primitive::KvAppend => PrimitiveOp::KvAppend,
+        };
+        in_place.iter().for_each(|&read| check.may_alias(out, read));
+        check.done(&grid)?;
+        Ok(PrimitiveKernel { op, types, out, out_type })
+    }
+}
+
+/// The constant length of a row that lies on the stack.
+fn constant_row(ty: &TensorType) -> Result<usize, BindError> {
+    check::size("the last dimension", ty.last().as_const().unwrap_or(0))
+}
+
+fn bind_append(mut check: Check<'_>) -> Result<PrimitiveKernel, BindError> {
+    let cache = check.arg("the cache", 0, Access::Update)?.clone();
+    let rows = check.arg("the rows", 1, Access::Read)?.clone();
+    if let Err(why) = Op::KvAppend.infer(&[&cache, &rows], &[]) {
+        return check::parameter(format!("kv_append: {why}"));
+    }
+    match product(&rows.shape[1..]) {
+        Some(n) => check::size("a row of a cache", n)?,
+        None => return check::parameter("the rows of a cache must have constant dimensions"),
+    };
+    check.done(&[Extent::each(rows.shape[0])])?;
+    Ok(PrimitiveKernel {
+        op: PrimitiveOp::KvAppend,
+        types: vec![cache.clone(), rows],
+        out: 0,
+        out_type: cache,
+    })
+}
+
+/// The last dimension of each tensor as the kernels need it, at one step.
+#[inline(always)]
+fn width(ty: &TensorType, syms: &Syms) -> usize {
+    ty.last().eval(syms) as usize
+}
+
+/// Calls `f` with the start and length of each span of a row.
+#[inline(always)]
+fn spans(n: usize, mut f: impl FnMut(usize, usize)) {
+    for start in (0..n).step_by(SPAN) {
+        f(start, SPAN.min(n - start));
+    }
+}
+
+impl PrimitiveKernel {
+    /// Maps each element of a row, given where it lies in the row.
+    #[inline(always)]
+    fn map(&self, args: Args<'_>, row: usize, n: usize, mut f: impl FnMut(usize, f32) -> f32) {
+        let mut x = [0.0; SPAN];
+        spans(n, |start, len| {
+            let x = &mut x[..len];
+            args.load(0, row * n + start, x);
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = f(start + i, *x);
+            }
+            args.store(self.out, row * n + start, x);
+        });
+    }
+
+    #[inline(always)]
+    fn zip(&self, args: Args<'_>, row: usize, n: usize, per_row: bool, f: impl Fn(f32, f32) -> f32) {
+        let (mut x, mut y) = ([0.0; SPAN], [0.0; SPAN]);
+        spans(n, |start, len| {
+            let (x, y) = (&mut x[..len], &mut y[..len]);
+            args.load(0, row * n + start, x);
+            args.load(1, if per_row { start } else { row * n + start }, y);
+            x.iter_mut().zip(y).for_each(|(x, y)| *x = f(*x, *y));
+            args.store(self.out, row * n + start, x);
+        });
+    }
+
+    /// `Σ a·b` over `n` elements of two arguments.
+    #[inline(always)]
+    fn dot<I: Isa>(args: Args<'_>, n: usize, a: (ArgId, usize), b: (ArgId, usize)) -> f32 {
+        let (mut x, mut y) = ([0.0; SPAN], [0.0; SPAN]);
+        let mut lanes = [0.0; LANES];
+        spans(n, |start, len| {
+            args.load(a.0, a.1 + start, &mut x[..len]);
+            args.load(b.0, b.1 + start, &mut y[..len]);
+            dot_lanes::<I>(&mut lanes, &x[..len], &y[..len]);
+        });
+        sum(lanes)
+    }
+
+    #[inline(always)]
+    fn softmax<I: Isa>(&self, args: Args<'_>, row: usize, n: usize) {
+        let (mut x, mut max) = ([0.0; SPAN], f32::NEG_INFINITY);
+        spans(n, |start, len| {
+            args.load(0, row * n + start, &mut x[..len]);
+            max = x[..len].iter().fold(max, |m, x| if *x > m { *x } else { m });
+        });
+        let mut total = 0f64;
+        spans(n, |start, len| {
+            args.load(0, row * n + start, &mut x[..len]);
+            total += x[..len].iter().map(|x| f64::from(exp::<I>(*x - max))).sum::<f64>();
+        });
+        let factor = (1.0 / total) as f32;
+        self.map(args, row, n, |_, x| exp::<I>(x - max) * factor);
+    }
+
+    /// Row `(h, t)` of the scores, or row `(t, h)` of the sums.
+    #[inline(always)]
+    fn scores<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize, scale: f32) {
+        let dim = |ty: &TensorType, i: usize| ty.shape[i].eval(syms) as usize;
+        let (tokens, heads, d) = (dim(&self.types[0], 0), dim(&self.types[0], 1), dim(&self.types[0], 2));
+        let (len, cache_heads) = (dim(&self.types[1], 0), dim(&self.types[1], 1));
+        let (h, t) = (row / tokens, row % tokens);
+        let g = h / (heads / cache_heads);
+        for l in 0..len {
+            let s = Self::dot::<I>(args, d, (0, (t * heads + h) * d), (1, (l * cache_heads + g) * d));
+            args.store(self.out, row * len + l, &[s * scale]);
+        }
+    }
+
+    #[inline(always)]
+    fn weighted_sum<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize) {
+        let dim = |ty: &TensorType, i: usize| ty.shape[i].eval(syms) as usize;
+        let (heads, tokens, len) = (dim(&self.types[0], 0), dim(&self.types[0], 1), dim(&self.types[0], 2));
+        let (cache_heads, d) = (dim(&self.types[1], 1), dim(&self.types[1], 2));
+        let (t, h) = (row / heads, row % heads);
+        let g = h / (heads / cache_heads);
+        let (mut v, mut y) = ([0.0; SPAN], [0.0; SPAN]);
+        spans(d, |start, n| {
+            let (v, y) = (&mut v[..n], &mut y[..n]);
+            y.fill(0.0);
+            for l in 0..len {
+                let mut p = [0f32];
+                args.load(0, (h * tokens + t) * len + l, &mut p);
+                args.load(1, (l * cache_heads + g) * d + start, v);
+                y.iter_mut().zip(v.iter()).for_each(|(y, v)| *y = I::mul_add(p[0], *v, *y));
+            }
+            args.store(self.out, row * d + start, y);
+        });
+    }
+
+    #[inline(always)]
+    fn argmax(&self, args: Args<'_>, row: usize, n: usize) {
+        let mut x = [0.0; SPAN];
+        let mut best = (0, f32::NEG_INFINITY);
+        spans(n, |start, len| {
+            args.load(0, row * n + start, &mut x[..len]);
+            best = larger(best, (start..).zip(x[..len].iter().copied()));
+        });
+        args.store(self.out, row, &[best.0 as i32]);
+    }
+
+    #[inline(always)]
+    fn row<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize) {
+        let n = width(&self.out_type, syms);
+        match &self.op {
+            PrimitiveOp::Fill(value) => {
+                spans(n, |start, len| args.store(self.out, row * n + start, &[*value; SPAN][..len]));
+            }
+            PrimitiveOp::GetRows => {
+                let mut id = [0i32];
+                args.load(1, row, &mut id);
+                let bytes = blocks::bytes_of(self.out_type.dtype, n);
+                let from = clamp_id(id[0], rows_of(&self.types[0])) * bytes;
+                args.store(self.out, row * bytes, args.slice::<u8>(0, from, bytes));
+            }
+            PrimitiveOp::Decode => {
+                let (dtype, mut x) = (self.types[0].dtype, [0.0; SPAN]);
+                spans(n, |start, len| {
+                    let from =
+                        args.slice(0, blocks::bytes_of(dtype, row * n + start), blocks::bytes_of(dtype, len));
+                    blocks::decode::<I>(dtype, from, &mut x[..len]);
+                    args.store(self.out, row * n + start, &x[..len]);
+                });
+            }
+            PrimitiveOp::QuantAct => {
+                for block in row * n / 32..(row + 1) * n / 32 {
+                    let mut x = [0.0; 32];
+                    args.load(0, block * 32, &mut x);
+                    args.store(self.out, block, &[quantise(&x)]);
+                }
+            }
+            PrimitiveOp::MatMul => {
+                let k = width(&self.types[0], syms);
+                for i in 0..n {
+                    let y = Self::dot::<I>(args, k, (0, row * k), (1, i * k));
+                    args.store(self.out, row * n + i, &[y]);
+                }
+            }
+            PrimitiveOp::Add(per_row) => self.zip(args, row, n, *per_row, |x, y| x + y),
+            PrimitiveOp::Mul(per_row) => self.zip(args, row, n, *per_row, |x, y| x * y),
+            PrimitiveOp::Silu => self.map(args, row, n, |_, x| silu::<I>(x)),
+            PrimitiveOp::RmsNorm(eps) => {
+                let (mut x, mut squares) = ([0.0; SPAN], 0.0);
+                spans(n, |start, len| {
+                    args.load(0, row * n + start, &mut x[..len]);
+                    squares += sum_of_squares(&x[..len]);
+                });
+                let factor = rms_factor(squares, n, *eps);
+                self.zip(args, row, n, true, |x, w| x * factor * w);
+            }
+            PrimitiveOp::Rope(rotation) => {
+                let (mut head, mut turns) = ([0.0; MAX_HEAD], [(0.0, 0.0); MAX_HEAD / 2]);
+                let head = &mut head[..n];
+                let mut position = [0i32];
+                args.load(1, row / (self.out_type.shape[1].eval(syms) as usize), &mut position);
+                rotation.turns(args, position[0], &mut turns);
+                args.load(0, row * n, head);
+                rotation.rotate(head, &turns);
+                args.store(self.out, row * n, head);
+            }
+            PrimitiveOp::LastRow => {
+                let bytes = self.out_type.bytes(syms) as usize;
+                let last = (self.types[0].shape[0].eval(syms) as usize).saturating_sub(1);
+                args.store(self.out, 0, args.slice::<u8>(0, last * bytes, bytes));
+            }
+            PrimitiveOp::KvAppend => {
+                let heads = self.types[1].shape[1].eval(syms) as usize;
+                let d = width(&self.types[1], syms);
+                let (n, to) = (heads * d, (syms.p as usize + row) * heads * d);
+                let mut x = [0.0; SPAN];
+                spans(n, |start, len| {
+                    args.load(1, row * n + start, &mut x[..len]);
+                    store_cache::<I>(args, self.out, self.out_type.dtype, to + start, &x[..len]);
+                });
+            }
+            PrimitiveOp::Scores(scale) => self.scores::<I>(args, syms, row, *scale),
+            PrimitiveOp::CausalMask => {
+                let tokens = self.out_type.shape[1].eval(syms) as usize;
+                // Positions from here on lie ahead of the token.
+                let hidden = (n + row % tokens + 1).saturating_sub(tokens);
+                self.map(args, row, n, |l, x| if l < hidden { x } else { f32::NEG_INFINITY });
+            }
+            PrimitiveOp::Softmax => self.softmax::<I>(args, row, n),
+            PrimitiveOp::WeightedSum => self.weighted_sum::<I>(args, syms, row),
+            PrimitiveOp::ArgMax => self.argmax(args, row, width(&self.types[0], syms)),
+        }
+    }
+}
+
+/// The rows of a table, constant as checked.
+#[inline(always)]
+fn rows_of(table: &TensorType) -> usize {
+    table.shape[0].c as usize
+}
+
+impl Kernel for PrimitiveKernel {
+    #[inline(always)]
+    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+        for row in items {
+            self.row::<I>(args, syms, row);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! RoPE of queries and keys, and the append of keys and values to their caches. An item is a token.
+
+use super::args::Args;
+use super::blocks::{self, bytes_of};
+use super::check::{self, BindError, CACHES, Check};
+use super::isa::Isa;
+use super::math::{rms_factor, sum_of_squares};
+use super::{Kernel, Syms};
+use crate::codegen::spec::{Access, ArgId, CacheRows, Extent, HeadNorm, KernelSpec, RopeKvSpec};
+use crate::ir::{DType, Dim, Rope, RopeStyle};
+use std::ops::Range;
+
+/// The widest head: heads are rotated and summed on the stack.
+pub(super) const MAX_HEAD: usize = 1024;
+
+/// The frequencies of a rotary embedding.
+pub(super) struct Rotation {
+    style: RopeStyle,
+    /// `base^(-2i/dims)`.
+    frequencies: Vec<f64>,
+    factors: Option<ArgId>,
+}
+
+/// `(cos, sin)` of each pair's angle at one position.
+pub(super) type Turns = [(f32, f32); MAX_HEAD / 2];
+
+impl Rotation {
+    pub fn bind(
+        check: &mut Check<'_>,
+        rope: Rope,
+        head_dim: usize,
+        factors: Option<ArgId>,
+    ) -> Result<Rotation, BindError> {
+        let dims = rope.dims as usize;
+        if head_dim > MAX_HEAD {
+            return check::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
+        }
+        if dims == 0 || dims % 2 != 0 || dims > head_dim {
+            return check::parameter(format!("cannot rotate {dims} dimensions of heads of {head_dim}"));
+        }
+        if !(rope.base.is_finite() && rope.base > 0.0) {
+            return check::parameter(format!("the base of a rope must be above zero, not {}", rope.base));
+        }
+        if let Some(factors) = factors {
+            let shape = [Dim::n(dims as u64 / 2)];
+            check.exact("the rope factors", factors, Access::Read, &[DType::F32], &shape)?;
+        }
+        let frequency = |i: usize| f64::from(rope.base).powf(-2.0 * i as f64 / dims as f64);
+        Ok(Rotation { style: rope.style, frequencies: (0..dims / 2).map(frequency).collect(), factors })
+    }
+
+    /// Angles in double precision: at position 500 a float's would be off by 3e-5.
+    #[inline(always)]
+    pub fn turns(&self, args: Args<'_>, position: i32, turns: &mut Turns) {
+        for (i, (turn, frequency)) in turns.iter_mut().zip(&self.frequencies).enumerate() {
+            let mut factor = [1f32];
+            if let Some(factors) = self.factors {
+                args.load(factors, i, &mut factor);
+            }
+            let (sin, cos) = (f64::from(position) * frequency / f64::from(factor[0])).sin_cos();
+            *turn = (cos as f32, sin as f32);
+        }
+    }
+
+    /// Turns the pairs of one head.
+    #[inline(always)]
+    pub fn rotate(&self, head: &mut [f32], turns: &Turns) {
+        let pairs = self.frequencies.len();
+        let turn = |a: &mut f32, b: &mut f32, (cos, sin): (f32, f32)| {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        };
+        match self.style {
+            RopeStyle::Interleaved => {
+                for ([a, b], t) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns).take(pairs) {
+                    turn(a, b, *t);
+                }
+            }
+            RopeStyle::Halves => {
+                let (low, high) = head.split_at_mut(pairs);
+                for ((a, b), t) in low.iter_mut().zip(high).zip(turns) {
+                    turn(a, b, *t);
+                }
+            }
+        }
+    }
+}
+
+pub(super) struct RopeKv {
+    rotation: Rotation,
+    head_dim: usize,
+    pos: ArgId,
+    q: Option<Queries>,
+    k: Rows,
+    k_norm: Option<HeadNorm>,
+    v: Option<Rows>,
+}
+
+struct Queries {
+    x: ArgId,
+    heads: usize,
+    norm: Option<HeadNorm>,
+    out: ArgId,
+}
+
+struct Rows {
+    x: ArgId,
+    heads: usize,
+    cache: ArgId,
+    cache_type: DType,
+}
+
+impl RopeKv {
+    pub fn bind(spec: &KernelSpec, m: &RopeKvSpec) -> Result<RopeKv, BindError> {
+        let mut check = Check::new(spec)?;
+        let head_dim = check::size("the head dimension", m.head_dim)?;
+        let rotation = Rotation::bind(&mut check, m.rope, head_dim, m.factors)?;
+        check.exact("the positions", m.pos, Access::Read, &[DType::I32], &[Dim::T])?;
+        let f32s = &[DType::F32];
+        let norm = |check: &mut Check<'_>, norm: &Option<HeadNorm>| {
+            let Some(norm) = norm else { return Ok(()) };
+            if !(norm.eps.is_finite() && norm.eps >= 0.0) {
+                return check::parameter(format!("eps must not be {}", norm.eps));
+            }
+            check.exact("a head norm", norm.weight, Access::Read, f32s, &[Dim::n(m.head_dim)]).map(|_| ())
+        };
+        let q = match &m.q {
+            None => None,
+            Some(q) => {
+                let heads = check::size("the heads", q.heads)?;
+                let n = check::size("a row of queries", q.heads.saturating_mul(m.head_dim))?;
+                check.tokens("the queries", q.x, Access::Read, f32s, Some(Dim::T), n)?;
+                check.tokens("the turned queries", q.out, Access::Write, f32s, Some(Dim::T), n)?;
+                check.may_alias(q.out, q.x);
+                norm(&mut check, &q.norm)?;
+                Some(Queries { x: q.x, heads, norm: q.norm.clone(), out: q.out })
+            }
+        };
+        norm(&mut check, &m.k.norm)?;
+        let k = append(&mut check, &m.k.rows, m.head_dim)?;
+        let v = m.v.as_ref().map(|v| append(&mut check, v, m.head_dim)).transpose()?;
+        check.done(&[Extent::each(Dim::T)])?;
+        Ok(RopeKv { rotation, head_dim, pos: m.pos, q, k, k_norm: m.k.norm.clone(), v })
+    }
+
+    #[inline(always)]
+    fn load_head(&self, args: Args<'_>, x: ArgId, head: usize, norm: &Option<HeadNorm>, to: &mut [f32]) {
+        args.load(x, head * self.head_dim, to);
+        if let Some(norm) = norm {
+            let factor = rms_factor(sum_of_squares(to), self.head_dim, norm.eps);
+            let mut w = [0.0; MAX_HEAD];
+            let w = &mut w[..self.head_dim];
+            args.load(norm.weight, 0, w);
+            to.iter_mut().zip(w).for_each(|(x, w)| *x = *x * factor * *w);
+        }
+    }
+}
+
+fn append(check: &mut Check<'_>, rows: &CacheRows, head_dim: u64) -> Result<Rows, BindError> {
+    let heads = check::size("the cache heads", rows.heads)?;
+    let n = check::size("a row of a cache", rows.heads.saturating_mul(head_dim))?;
+    check.tokens("the rows for a cache", rows.x, Access::Read, &[DType::F32], Some(Dim::T), n)?;
+    let shape = [Dim::S, Dim::n(rows.heads), Dim::n(head_dim)];
+    let cache_type = check.exact("a cache", rows.cache, Access::Update, CACHES, &shape)?;
+    Ok(Rows { x: rows.x, heads, cache: rows.cache, cache_type })
+}
+
+/// Writes elements from `start` on of an f32 or f16 cache; at most [`MAX_HEAD`].
+#[inline(always)]
+pub(super) fn store_cache<I: Isa>(args: Args<'_>, cache: ArgId, dtype: DType, start: usize, x: &[f32]) {
+    if dtype == DType::F32 {
+        return args.store(cache, start, x);
+    }
+    let mut halves = [0u8; 2 * MAX_HEAD];
+    let halves = &mut halves[..2 * x.len()];
+    blocks::encode_halves::<I>(x, halves);
+    args.store(cache, bytes_of(dtype, start), halves);
+}
+
+impl Kernel for RopeKv {
+    #[inline(always)]
+    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+        let mut turns = [(0.0, 0.0); MAX_HEAD / 2];
+        let mut head = [0.0; MAX_HEAD];
+        let head = &mut head[..self.head_dim];
+        for t in items {
+            let mut position = [0i32];
+            args.load(self.pos, t, &mut position);
+            self.rotation.turns(args, position[0], &mut turns);
+            if let Some(q) = &self.q {
+                for h in t * q.heads..(t + 1) * q.heads {
+                    self.load_head(args, q.x, h, &q.norm, head);
+                    self.rotation.rotate(head, &turns);
+                    args.store(q.out, h * self.head_dim, head);
+                }
+            }
+            let row = syms.p as usize + t;
+            for h in 0..self.k.heads {
+                self.load_head(args, self.k.x, t * self.k.heads + h, &self.k_norm, head);
+                self.rotation.rotate(head, &turns);
+                let to = (row * self.k.heads + h) * self.head_dim;
+                store_cache::<I>(args, self.k.cache, self.k.cache_type, to, head);
+            }
+            if let Some(v) = &self.v {
+                for h in 0..v.heads {
+                    self.load_head(args, v.x, t * v.heads + h, &None, head);
+                    let to = (row * v.heads + h) * self.head_dim;
+                    store_cache::<I>(args, v.cache, v.cache_type, to, head);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Features, bind};
+    use super::*;
+    use crate::codegen::spec::{Alias, RopeK, RopeQ, Template};
+
+    const EPS: f32 = 1e-6;
+
+    /// Arguments: positions, factors, queries, their norm, result, keys, their norm, cache, values, cache.
+    fn rope_kv(rope: Rope, head_dim: u64, heads: u64, cache_heads: u64, cache: DType) -> KernelSpec {
+        let rows = |access, heads: u64| arg(access, DType::F32, [Dim::T, n(heads * head_dim)]);
+        let cache = || arg(Access::Update, cache, [Dim::S, n(cache_heads), n(head_dim)]);
+        let weight = || arg(Access::Read, DType::F32, [head_dim]);
+        let args = vec![
+            arg(Access::Read, DType::I32, [Dim::T]),
+            arg(Access::Read, DType::F32, [u64::from(rope.dims) / 2]),
+            rows(Access::Read, heads),
+            weight(),
+            rows(Access::Write, heads),
+            rows(Access::Read, cache_heads),
+            weight(),
+            cache(),
+            rows(Access::Read, cache_heads),
+            cache(),
+        ];
+        let norm = |weight| Some(HeadNorm { weight, eps: EPS });
+        let m = RopeKvSpec {
+            rope,
+            head_dim,
+            pos: 0,
+            factors: Some(1),
+            q: Some(RopeQ { x: 2, heads, norm: norm(3), out: 4 }),
+            k: RopeK { rows: CacheRows { x: 5, heads: cache_heads, cache: 7 }, norm: norm(6) },
+            v: Some(CacheRows { x: 8, heads: cache_heads, cache: 9 }),
+        };
+        spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)])
+    }
+
+    /// One head, normed and turned in double precision.
+    fn turned(x: &[f64], w: &[f64], rope: Rope, position: i32, factors: &[f64]) -> Vec<f64> {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let mut y: Vec<f64> = x.iter().zip(w).map(|(x, w)| x / (mean + f64::from(EPS)).sqrt() * w).collect();
+        let dims = rope.dims as usize;
+        for (i, factor) in factors.iter().enumerate() {
+            let angle =
+                f64::from(position) * f64::from(rope.base).powf(-2.0 * i as f64 / dims as f64) / factor;
+            let (a, b) = match rope.style {
+                RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+                RopeStyle::Halves => (i, i + dims / 2),
+            };
+            (y[a], y[b]) =
+                (y[a] * angle.cos() - y[b] * angle.sin(), y[a] * angle.sin() + y[b] * angle.cos());
+        }
+        y
+    }
+
+    #[test]
+    fn queries_keys_and_values_go_where_they_belong() {
+        for (style, cache, dims, d, t, tolerance) in [
+            (RopeStyle::Interleaved, DType::F32, 64, 64, 7, 1e-6),
+            (RopeStyle::Halves, DType::F16, 64, 64, 1, 1e-3),
+            (RopeStyle::Halves, DType::F32, 10, 13, 2, 1e-6),
+            (RopeStyle::Interleaved, DType::F16, 6, 13, 33, 1e-3),
+        ] {
+            let rope = Rope { base: 10_000.0, dims, style };
+            let (h, g, d, past, rows) = (6u64, 2u64, d as u64, 5u64, 40u64);
+            let (mut spec, at, mut rng) = (rope_kv(rope, d, h, g, cache), syms(t, past, rows), rng(t));
+            let positions: Vec<i32> = (0..t as i32).map(|t| 511 - t).collect();
+            let factors: Vec<f32> = (0..dims / 2).map(|i| 1.0 + i as f32 * 0.25).collect();
+            let mut fill = |dtype, k: u64| Some(random(&mut rng, dtype, k as usize));
+            let inputs = [
+                Some(i32_bytes(&positions)),
+                Some(f32_bytes(&factors)),
+                fill(DType::F32, t * h * d),
+                fill(DType::F32, d),
+                None,
+                fill(DType::F32, t * g * d),
+                fill(DType::F32, d),
+                fill(cache, rows * g * d),
+                fill(DType::F32, t * g * d),
+                fill(cache, rows * g * d),
+            ];
+            let get = |i: usize| values(spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
+            let (factors, d) = (get(1), d as usize);
+            let turn = |x: usize, w: usize, heads: u64| -> Vec<f64> {
+                let w = get(w);
+                let each = |(i, x): (usize, &[f64])| turned(x, &w, rope, positions[i / heads as usize], &factors);
+                get(x).chunks(d).enumerate().flat_map(each).collect()
+            };
+            let filled = |cache: usize, new: Vec<f64>| {
+                let (mut rows, start) = (get(cache), past as usize * g as usize * d);
+                rows[start..start + new.len()].copy_from_slice(&new);
+                rows
+            };
+            let floats = |dtype, bytes: &[u8]| values(dtype, bytes).iter().map(|x| *x as f32).collect::<Vec<_>>();
+            let queries = turn(2, 3, h);
+            assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 4)), &queries, 1e-6);
+            let keys = filled(7, turn(5, 6, g));
+            assert_close(&floats(cache, &launch_all(&spec, &at, &inputs, 7)), &keys, tolerance);
+            let new = filled(9, get(8));
+            assert_close(&floats(cache, &launch_all(&spec, &at, &inputs, 9)), &new, tolerance);
+            spec.may_alias.push(Alias { write: 4, read: 2 });
+            let below = launch(&spec, &Features::baseline(), &at, &inputs, Some((4, 2)));
+            assert_close(&to_f32s(&below[4]), &queries, 1e-6);
+        }
+    }
+
+    #[test]
+    fn queries_values_and_norms_may_be_absent() {
+        let args = vec![
+            arg(Access::Read, DType::I32, [Dim::T]),
+            arg(Access::Read, DType::F32, [Dim::T, n(2), n(8)]),
+            arg(Access::Update, DType::F32, [Dim::S, n(2), n(8)]),
+        ];
+        let m = RopeKvSpec {
+            rope: Rope { base: 1e4, dims: 8, style: RopeStyle::Halves },
+            head_dim: 8,
+            pos: 0,
+            factors: None,
+            q: None,
+            k: RopeK { rows: CacheRows { x: 1, heads: 2, cache: 2 }, norm: None },
+            v: None,
+        };
+        let spec = spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)]);
+        let x: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        let inputs = [Some(i32_bytes(&[0])), Some(f32_bytes(&x)), Some(f32_bytes(&[9.0; 48]))];
+        let cache = to_f32s(&launch_all(&spec, &syms(1, 2, 3), &inputs, 2));
+        assert_eq!((&cache[..32], &cache[32..]), (&[9.0; 32][..], &x[..]), "position 0 turns nothing");
+    }
+
+    #[test]
+    #[should_panic(expected = "has no elements")]
+    fn rows_beyond_the_cache_are_not_written() {
+        let rope = Rope { base: 1e4, dims: 8, style: RopeStyle::Halves };
+        let spec = rope_kv(rope, 8, 2, 1, DType::F32);
+        let at = syms(2, 3, 4);
+        let inputs: Vec<_> = spec.args.iter().map(|a| Some(vec![0; a.ty.bytes(&at) as usize])).collect();
+        launch(&spec, &Features::baseline(), &at, &inputs, None);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut RopeKvSpec)| {
+            let mut spec =
+                rope_kv(Rope { base: 1e4, dims: 8, style: RopeStyle::Halves }, 16, 4, 2, DType::F16);
+            assert!(bind(&spec, &Features::baseline()).is_ok());
+            let Template::RopeKv(mut m) = spec.template.clone() else { unreachable!() };
+            change(&mut spec, &mut m);
+            spec.template = Template::RopeKv(m);
+            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        };
+        refuse("no dims", &|_, m| m.rope.dims = 0);
+        refuse("odd dims", &|_, m| m.rope.dims = 7);
+        refuse("dims beyond the head", &|_, m| m.rope.dims = 18);
+        refuse("base", &|_, m| m.rope.base = 0.0);
+        refuse("wide heads", &|_, m| m.head_dim = 2048);
+        refuse("no heads", &|_, m| m.k.rows.heads = 0);
+        refuse("heads", &|_, m| m.k.rows.heads = 4);
+        refuse("heads without end", &|_, m| m.k.rows.heads = u64::MAX);
+        refuse("positions", &|s, _| s.args[0].ty.dtype = DType::F32);
+        refuse("number of positions", &|s, _| s.args[0].ty.shape[0] = n(1));
+        refuse("factors", &|s, _| s.args[1].ty.shape[0] = n(8));
+        refuse("queries", &|s, _| s.args[2].ty.shape[1] = n(32));
+        refuse("norm", &|s, _| s.args[3].ty.shape[0] = n(8));
+        refuse("eps", &|_, m| m.k.norm = Some(HeadNorm { weight: 6, eps: -1.0 }));
+        refuse("turned queries", &|s, _| s.args[4].access = Access::Read);
+        refuse("keys", &|s, _| s.args[5].ty.shape[0] = n(1));
+        refuse("cache of another length", &|s, _| s.args[7].ty.shape[0] = Dim::T);
+        refuse("cache that is written", &|s, _| s.args[7].access = Access::Write);
+        refuse("cache of integers", &|s, _| s.args[9].ty.dtype = DType::I32);
+        refuse("one cache for both", &|_, m| m.v.as_mut().unwrap().cache = 7);
+        refuse("grid", &|s, _| s.grid = vec![]);
+        refuse("queries on keys", &|s, _| s.may_alias.push(Alias { write: 4, read: 5 }));
+    }
+}

@@ -1,0 +1,123 @@
+//! `silu(gate) · up`. An item is up to [`SPAN`] elements of a row.
+
+use super::args::Args;
+use super::check::{self, ACTIVATIONS, BindError, Check, rows_grid};
+use super::isa::Isa;
+use super::math::{quantise, silu};
+use super::{Kernel, Syms};
+use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec, SwigluSpec};
+use crate::ir::{DType, Dim};
+use std::ops::Range;
+
+/// Elements of a work item.
+const SPAN: usize = 1024;
+
+pub(super) struct Swiglu {
+    gate: ArgId,
+    up: ArgId,
+    out: ArgId,
+    quantised: bool,
+    n: usize,
+}
+
+impl Swiglu {
+    pub fn bind(spec: &KernelSpec, m: &SwigluSpec) -> Result<Swiglu, BindError> {
+        let mut check = Check::new(spec)?;
+        let n = check::size("the elements of a row", m.n)?;
+        let shape = check.arg("the gate", m.gate, Access::Read)?.shape.clone();
+        if shape.last() != Some(&Dim::n(m.n)) {
+            return check::parameter(format!("the operands of a swiglu must have rows of {n}"));
+        }
+        check.exact("the gate", m.gate, Access::Read, &[DType::F32], &shape)?;
+        check.exact("up", m.up, Access::Read, &[DType::F32], &shape)?;
+        let out = check.exact("the result", m.out, Access::Write, ACTIVATIONS, &shape)?;
+        check.may_alias(m.out, m.gate);
+        check.may_alias(m.out, m.up);
+        let mut grid = rows_grid(&shape);
+        grid.push(Extent { dim: Dim::n(m.n), per: SPAN as u32 });
+        check.done(&grid)?;
+        Ok(Swiglu { gate: m.gate, up: m.up, out: m.out, quantised: out == DType::Q8Act, n })
+    }
+}
+
+impl Kernel for Swiglu {
+    #[inline(always)]
+    fn run<I: Isa>(&self, args: Args<'_>, _: &Syms, items: Range<usize>) {
+        let spans = self.n.div_ceil(SPAN);
+        for item in items {
+            let (row, from) = (item / spans, item % spans * SPAN);
+            for start in (from..self.n.min(from + SPAN)).step_by(32) {
+                let len = 32.min(self.n - start);
+                let (mut gate, mut up) = ([0.0; 32], [0.0; 32]);
+                args.load(self.gate, row * self.n + start, &mut gate[..len]);
+                args.load(self.up, row * self.n + start, &mut up[..len]);
+                for (g, u) in gate.iter_mut().zip(up) {
+                    *g = silu::<I>(*g) * u;
+                }
+                if self.quantised {
+                    args.store(self.out, (row * self.n + start) / 32, &[quantise(&gate)]);
+                } else {
+                    args.store(self.out, row * self.n + start, &gate[..len]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Features, bind};
+    use super::*;
+    use crate::codegen::spec::{Alias, Template};
+
+    fn swiglu(width: u64, out: DType) -> KernelSpec {
+        let row = |access, dtype| arg(access, dtype, [Dim::T, n(width)]);
+        let args =
+            vec![row(Access::Read, DType::F32), row(Access::Read, DType::F32), row(Access::Write, out)];
+        let grid = vec![Extent::each(Dim::T), Extent { dim: n(width), per: 1024 }];
+        spec(Template::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: width }), args, grid)
+    }
+
+    #[test]
+    fn any_width_and_both_results() {
+        for (t, width, out, tolerance) in [
+            (1, 768, DType::F32, 1e-6),
+            (7, 1500, DType::F32, 1e-6),
+            (2, 2080, DType::Q8Act, 5e-3),
+            (33, 1, DType::F32, 1e-6),
+        ] {
+            let (mut spec, at, mut rng) = (swiglu(width, out), syms(t, 0, 64), rng(t));
+            let mut fill = || Some(random(&mut rng, DType::F32, (t * width) as usize));
+            let inputs = [fill(), fill(), None];
+            let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
+            let want: Vec<f64> = get(0).iter().zip(get(1)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let have = values(out, &launch_all(&spec, &at, &inputs, 2));
+            assert_close(&have.iter().map(|x| *x as f32).collect::<Vec<_>>(), &want, tolerance);
+            if out == DType::F32 {
+                spec.may_alias = vec![Alias { write: 2, read: 0 }, Alias { write: 2, read: 1 }];
+                for read in [0, 1] {
+                    let have = launch(&spec, &Features::baseline(), &at, &inputs, Some((2, read)));
+                    assert_close(&to_f32s(&have[2]), &want, tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec)| {
+            let mut spec = swiglu(64, DType::Q8Act);
+            assert!(bind(&spec, &Features::baseline()).is_ok());
+            change(&mut spec);
+            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        };
+        refuse("gate", &|s| s.args[0].ty.dtype = DType::F16);
+        refuse("up", &|s| s.args[1].ty.shape[1] = n(96));
+        refuse("out", &|s| s.args[2].ty.shape[0] = n(1));
+        refuse("out read", &|s| s.args[2].access = Access::Read);
+        refuse("quantised in place", &|s| s.may_alias.push(Alias { write: 2, read: 0 }));
+        refuse("grid", &|s| s.grid[1].per = 512);
+        refuse("width", &|s| s.template = Template::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: 32 }));
+    }
+}

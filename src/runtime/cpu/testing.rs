@@ -1,0 +1,169 @@
+//! What the tests of the kernels share: random tensors, memory with guards around each argument, and references.
+
+use super::{CpuKernel, Features, RawArg, bind};
+use crate::codegen::spec::{Access, Arg, ArgId, Extent, KernelSpec, Template};
+use crate::ir::{DType, Dim, Syms, TensorType};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Bytes around each argument that must stay as they are. Odd, so that arguments are misaligned.
+const GUARD: usize = 67;
+const MARK: u8 = 0xA5;
+
+pub fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+pub fn syms(t: u64, p: u64, s: u64) -> Syms {
+    Syms { t, p, s }
+}
+
+/// Random floats of about unit size.
+pub fn floats(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-2.0f32..2.0)).collect()
+}
+
+pub fn f32_bytes(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+pub fn i32_bytes(x: &[i32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+pub fn to_f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+pub fn to_i32s(bytes: &[u8]) -> Vec<i32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
+}
+
+/// `n` random elements of `dtype`: every bit of a block is used, with sensible scales.
+pub fn random(rng: &mut ChaCha8Rng, dtype: DType, n: usize) -> Vec<u8> {
+    let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
+    match dtype {
+        DType::F32 => f32_bytes(&floats(rng, n)),
+        DType::I32 => (0..n).flat_map(|_| rng.random_range(0..100i32).to_le_bytes()).collect(),
+        DType::F16 => floats(rng, n).into_iter().flat_map(half).collect(),
+        DType::Q8Act => {
+            let mut bytes = vec![0; n / 32 * 40];
+            crate::gguf::dequant::quantise_q8_act(&floats(rng, n), &mut bytes).unwrap();
+            bytes
+        }
+        _ => {
+            let mut bytes: Vec<u8> =
+                (0..n / dtype.block_len() * dtype.block_bytes()).map(|_| rng.random()).collect();
+            for block in bytes.chunks_mut(dtype.block_bytes()) {
+                let scale = rng.random_range(0.001f32..0.02);
+                match dtype {
+                    DType::Q4_K => {
+                        block[..2].copy_from_slice(&half(scale));
+                        block[2..4].copy_from_slice(&half(scale * 2.0));
+                    }
+                    DType::Q6_K => block[208..].copy_from_slice(&half(scale * 0.1)),
+                    _ => block[..2].copy_from_slice(&half(scale)),
+                }
+            }
+            bytes
+        }
+    }
+}
+
+/// The values of `bytes`, by the reference dequantiser.
+pub fn values(dtype: DType, bytes: &[u8]) -> Vec<f64> {
+    let mut out = vec![0.0; bytes.len() / dtype.block_bytes() * dtype.block_len()];
+    crate::gguf::dequant::dequantise(dtype, bytes, &mut out).unwrap();
+    out.into_iter().map(f64::from).collect()
+}
+
+pub fn arg<D: Into<Dim>>(access: Access, dtype: DType, shape: impl IntoIterator<Item = D>) -> Arg {
+    Arg { access, ty: TensorType::new(dtype, shape) }
+}
+
+pub fn spec(template: Template, args: Vec<Arg>, grid: Vec<Extent>) -> KernelSpec {
+    KernelSpec { kernel: None, template, args, may_alias: vec![], grid }
+}
+
+pub fn n(c: u64) -> Dim {
+    Dim::n(c)
+}
+
+/// Runs a launch on memory of its own, with each argument as given, or where `on` says on top of another. Returns the arguments afterwards.
+///
+/// The items are done one by one from the last to the first, as nothing may depend on their order. Checks that only what is
+/// written has changed.
+pub fn launch(
+    spec: &KernelSpec,
+    features: &Features,
+    syms: &Syms,
+    inputs: &[Option<Vec<u8>>],
+    on: Option<(ArgId, ArgId)>,
+) -> Vec<Vec<u8>> {
+    let kernel: Box<dyn CpuKernel> = bind(spec, features).unwrap();
+    assert_eq!(inputs.len(), spec.args.len());
+    let (mut places, mut len) = (vec![], GUARD);
+    for arg in &spec.args {
+        let bytes = arg.ty.bytes(syms) as usize;
+        places.push(len..len + bytes);
+        len += bytes + GUARD;
+    }
+    let mut memory = vec![MARK; len];
+    for (place, input) in places.iter().zip(inputs) {
+        if let Some(input) = input {
+            memory[place.clone()].copy_from_slice(input);
+        }
+    }
+    if let Some((write, read)) = on {
+        places[usize::from(write)] = places[usize::from(read)].clone();
+    }
+    let before = memory.clone();
+    let base = memory.as_mut_ptr();
+    let args: Vec<RawArg> =
+        places.iter().map(|p| RawArg { ptr: base.wrapping_add(p.start), len: p.len() }).collect();
+    for item in (0..spec.items(syms) as usize).rev() {
+        // SAFETY: `args` lie in `memory`, apart but for the pair that the spec allows, and nobody else uses it.
+        unsafe { kernel.run(&args, syms, item..item + 1) };
+    }
+    // SAFETY: as above.
+    unsafe { kernel.finish(&args, syms) };
+    for (i, (new, old)) in memory.iter().zip(&before).enumerate() {
+        let may = spec.args.iter().zip(&places).any(|(a, p)| a.access != Access::Read && p.contains(&i));
+        assert!(may || new == old, "byte {i} of {len} was written; the arguments are {places:?}");
+    }
+    places.into_iter().map(|p| memory[p].to_vec()).collect()
+}
+
+/// Asserts that `have` is within `tolerance` of `want`, relative to the largest of `want`.
+#[track_caller]
+pub fn assert_close(have: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(have.len(), want.len());
+    let size = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+    for (i, (h, w)) in have.iter().zip(want).enumerate() {
+        assert!((f64::from(*h) - w).abs() <= tolerance * size, "element {i}: {h} not {w} (largest {size})");
+    }
+}
+
+/// Runs a launch with every instruction set, checks that they agree on argument `out`, and returns it.
+#[track_caller]
+pub fn launch_all(spec: &KernelSpec, syms: &Syms, inputs: &[Option<Vec<u8>>], out: ArgId) -> Vec<u8> {
+    let mut results = Features::available()
+        .into_iter()
+        .map(|f| launch(spec, &f, syms, inputs, None).swap_remove(out.into()));
+    let first = results.next().unwrap();
+    for other in results {
+        match spec.args[usize::from(out)].ty.dtype {
+            DType::F32 => {
+                let want: Vec<f64> = to_f32s(&first).into_iter().map(f64::from).collect();
+                assert_close(&to_f32s(&other), &want, 2e-6);
+            }
+            DType::F16 | DType::Q8Act => {
+                let dtype = spec.args[usize::from(out)].ty.dtype;
+                let have: Vec<f32> = values(dtype, &other).into_iter().map(|x| x as f32).collect();
+                assert_close(&have, &values(dtype, &first), 1e-2);
+            }
+            _ => assert_eq!(first, other),
+        }
+    }
+    first
+}
