@@ -1,5 +1,8 @@
 //! The executor: runs the programs of a plan, step by step.
 
+#[cfg(test)]
+mod tests;
+
 use super::cpu::CpuDevice;
 use super::device::{Device, DeviceError, DeviceOptions};
 use super::plan::{LoadedPlan, Plan, PlanError, PlannedProgram};
@@ -31,7 +34,9 @@ pub enum ExecError {
     NoProgram { name: String, known: Vec<String> },
     #[error("program {program:?} takes 1 to {most} tokens a step, not {tokens}")]
     Tokens { program: String, tokens: u64, most: u64 },
-    #[error("{cached} cached tokens and {tokens} new ones exceed the context of {context}; use a larger one (-c)")]
+    #[error(
+        "{cached} cached tokens and {tokens} new ones exceed the context of {context}; use a larger one (-c)"
+    )]
     Context { cached: u64, tokens: u64, context: u64 },
     #[error("program {program:?} takes the inputs {}", known.join(", "))]
     Inputs { program: String, known: Vec<String> },
@@ -134,7 +139,7 @@ impl Executor {
     /// # Errors
     /// If there is none.
     pub fn result(&mut self, i: usize) -> Result<&[u8], ExecError> {
-        Ok(self.typed_result(i, None)?)
+        self.typed_result(i, None)
     }
 
     /// Result `i` of the last step, such as logits `[T,V]`.

@@ -24,6 +24,7 @@ mod args;
 mod attention;
 mod blocks;
 mod check;
+mod device;
 mod isa;
 mod math;
 mod matmul;
@@ -37,6 +38,9 @@ mod testing;
 
 pub use args::RawArg;
 pub use check::BindError;
+pub use device::CpuDevice;
+#[cfg(test)]
+pub(super) use device::reserve;
 pub use isa::Features;
 pub use pool::{Pool, PoolError, Worker};
 

@@ -119,9 +119,9 @@ fn a_plan_is_readable() {
       decisions: 1
     program "decode" T<=1 P<=16 S=16
       arena 512 bytes, 512 live at once
-      b0 i32[T] @64..68 input %tokens < 5
-      b1 f32[T,8] @0..32
-      b2 f32[T,8] @0..32
+      b0 i32[T] @0..4 input %tokens < 5
+      b1 f32[T,8] @64..96
+      b2 f32[T,8] @64..96
       b3 f32[P+T,1,8] @0..512 result 0
          0: k0 get_rows("table", b0, >b1)  node 0
          1: k1 add(b1, "bias", >b2)  node 1
@@ -191,7 +191,8 @@ fn decode(plan: &mut Plan) -> &mut PlannedProgram {
 
 #[test]
 fn every_rule_is_checked() {
-    let cases: Vec<(&str, Box<dyn FnOnce(&mut Plan)>)> = vec![
+    type Change = Box<dyn FnOnce(&mut Plan)>;
+    let cases: Vec<(&str, Change)> = vec![
         ("kernel 9 does not exist: there are 4", Box::new(|p| decode(p).launches[0].kernel = 9)),
         ("buffer 7 does not exist: there are 4", Box::new(|p| decode(p).results[0] = 7)),
         ("buffer 7 does not exist", Box::new(|p| decode(p).inputs[0].buffer = 7)),
@@ -206,7 +207,7 @@ fn every_rule_is_checked() {
         ),
         (
             "has 2 arguments, its kernel get_rows takes 3",
-            Box::new(|p| drop(decode(p).launches[0].args.pop())),
+            Box::new(|p| decode(p).launches[0].args.truncate(2)),
         ),
         (
             "uses 160 bytes as f32[5,8], but weight \"bias\" has 32",

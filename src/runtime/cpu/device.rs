@@ -1,0 +1,183 @@
+//! The CPU as a device.
+
+use super::{CpuKernel, Features, Pool, RawArg, bind};
+use crate::codegen::spec::KernelSpec;
+use crate::gguf::GgufFile;
+use crate::ir::{Syms, TensorType};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions};
+use crate::runtime::plan::{BufRef, LoadedPlan, Plan, PlannedLaunch, PlannedProgram};
+use crate::runtime::weights::find_weights;
+use crate::target::TargetKind;
+use memmap2::{MmapMut, MmapRaw};
+use std::sync::Arc;
+
+/// Runs a plan on the threads of this machine. Weights are read where the model file is mapped; states and arena
+/// are one allocation, of which the system provides what is touched.
+pub struct CpuDevice {
+    plan: Arc<LoadedPlan>,
+    kernels: Vec<Box<dyn CpuKernel>>,
+    programs: Vec<Vec<Launch>>,
+    memory: MmapRaw,
+    threads: Pool,
+    launches: Vec<u64>,
+    /// The arguments and items of the step's launches; kept to keep its memory.
+    args: Vec<RawArg>,
+    items: Vec<usize>,
+    /// The launches point into its bytes.
+    _model: Arc<GgufFile>,
+}
+
+/// A launch with its arguments found.
+struct Launch {
+    kernel: usize,
+    args: Vec<(RawArg, TensorType)>,
+}
+
+impl CpuDevice {
+    /// Binds the kernels, reserves the memory, finds the weights.
+    ///
+    /// # Errors
+    /// If a kernel is missing, memory is short, or the model's tensors are not those of the plan.
+    pub fn new(
+        plan: &Arc<LoadedPlan>,
+        model: Arc<GgufFile>,
+        options: &DeviceOptions,
+    ) -> Result<CpuDevice, DeviceError> {
+        let features = Features::detect();
+        let missing =
+            |spec: &KernelSpec, why: String| DeviceError::Kernel { device: "cpu", kernel: spec.name(), why };
+        let bound = |spec| bind(spec, &features).map_err(|e| missing(spec, e.to_string()));
+        let kernels = plan.kernels.iter().map(bound).collect::<Result<_, _>>()?;
+        let memory = reserve(plan)?;
+        let weights = find_weights(plan, &model)?;
+        let base = |arg: &BufRef, program: &PlannedProgram| match *arg {
+            BufRef::Arena(i) => pool_at(&memory, plan.arena_offset + program.buffers[i as usize].offset),
+            BufRef::State(i) => pool_at(&memory, plan.states[i as usize].offset),
+            BufRef::Weight(i) => weights[i as usize].as_ptr().cast_mut(),
+        };
+        let placed = |program: &PlannedProgram| {
+            let one = |launch: &PlannedLaunch| {
+                let kernel = launch.kernel as usize;
+                let types = plan.kernels[kernel].args.iter().map(|arg| arg.ty.clone());
+                let at = launch.args.iter().map(|arg| RawArg { ptr: base(arg, program), len: 0 });
+                Launch { kernel, args: at.zip(types).collect() }
+            };
+            program.launches.iter().map(one).collect()
+        };
+        let programs = plan.programs.values().map(placed).collect();
+        let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
+        tracing::debug!(threads = threads.threads(), features = features.name(), "cpu device");
+        Ok(CpuDevice {
+            launches: vec![0; plan.kernels.len()],
+            plan: plan.clone(),
+            kernels,
+            programs,
+            memory,
+            threads,
+            args: vec![],
+            items: vec![],
+            _model: model,
+        })
+    }
+
+    /// Where a buffer of a program lies.
+    fn buffer(&self, program: usize, buffer: u32) -> *mut u8 {
+        let offset = self.plan.programs[program].buffers[buffer as usize].offset;
+        pool_at(&self.memory, self.plan.arena_offset + offset)
+    }
+}
+
+/// Memory for states and arena, all zero, without touching it.
+pub(in crate::runtime) fn reserve(plan: &Plan) -> Result<MmapRaw, DeviceError> {
+    let (states, arena) = (plan.state_bytes(), plan.arena_bytes);
+    let available = available_memory();
+    let short = || DeviceError::Memory { context: plan.options.context, states, arena, available };
+    let bytes = plan.pool_bytes();
+    if available.is_some_and(|most| bytes > most) {
+        return Err(short());
+    }
+    let bytes = usize::try_from(bytes).map_err(|_| short())?;
+    // Pages are aligned far beyond `ALIGN`; a map has at least one byte.
+    Ok(MmapMut::map_anon(bytes.max(1)).map_err(|_| short())?.into())
+}
+
+/// What Linux could hand out without swapping, in bytes; none where nothing says so.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// An address in the pool. Plans are validated, so every offset lies within.
+fn pool_at(memory: &MmapRaw, offset: u64) -> *mut u8 {
+    memory.as_mut_ptr().wrapping_add(offset as usize)
+}
+
+impl Device for CpuDevice {
+    fn kind(&self) -> TargetKind {
+        TargetKind::Cpu
+    }
+
+    fn write_input(&mut self, program: usize, input: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        let planned = &self.plan.programs[program];
+        let buffer = planned.inputs[input].buffer;
+        let room = planned.buffers[buffer as usize].ty.max_bytes(&planned.bounds);
+        assert!(bytes.len() as u64 <= room, "input {input} has {room} bytes, not {}", bytes.len());
+        // SAFETY: the plan is validated, so the buffer's `room` bytes lie within the pool; they are as many as
+        // asserted. No launch runs, as that takes `&mut self` too.
+        unsafe { self.buffer(program, buffer).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn run(&mut self, program: usize, at: &Syms) -> Result<(), DeviceError> {
+        let bounds = self.plan.programs[program].bounds;
+        let inside = at.t <= bounds.t && at.p <= bounds.p && at.s == bounds.s;
+        assert!(inside && at.t.saturating_add(at.p) <= at.s, "{at:?} is out of {bounds:?}");
+        let launches = &self.programs[program];
+        self.args.clear();
+        self.items.clear();
+        for launch in launches {
+            self.launches[launch.kernel] += 1;
+            self.items.push(self.plan.kernels[launch.kernel].items(at) as usize);
+            let sized = |(raw, ty): &(RawArg, TensorType)| RawArg { len: ty.bytes(at) as usize, ..*raw };
+            self.args.extend(launch.args.iter().map(sized));
+        }
+        let (kernels, args, items) = (&self.kernels, &self.args, &self.items);
+        self.threads.run(&|worker| {
+            let mut args = &args[..];
+            for (launch, items) in launches.iter().zip(items) {
+                let (own, rest) = args.split_at(launch.args.len());
+                args = rest;
+                let kernel = &kernels[launch.kernel];
+                // SAFETY: the plan is validated: within the bounds, as asserted, every argument fits its buffer,
+                // which lies in the pool or is a weight of this size; only the pool is written. Buffers overlap
+                // none that the launch writes, but by `may_alias`. Launches are apart, as `share` ends in a
+                // barrier, and items are shared out once.
+                let run = |range| unsafe { kernel.run(own, at, range) };
+                // SAFETY: as above; all items are done.
+                let finish = || unsafe { kernel.finish(own, at) };
+                worker.share(*items, run, finish);
+            }
+        });
+        Ok(())
+    }
+
+    fn read_result(&mut self, program: usize, result: usize, bytes: usize) -> Result<&[u8], DeviceError> {
+        let planned = &self.plan.programs[program];
+        let buffer = planned.results[result];
+        let room = planned.buffers[buffer as usize].ty.max_bytes(&planned.bounds);
+        assert!(bytes as u64 <= room, "result {result} has {room} bytes, not {bytes}");
+        // SAFETY: as in `write_input`; the pool was zero before anything wrote it, so all bytes are initialised.
+        Ok(unsafe { std::slice::from_raw_parts(self.buffer(program, buffer), bytes) })
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        // SAFETY: the states lie before the arena, within the pool; no launch runs.
+        unsafe { pool_at(&self.memory, 0).write_bytes(0, self.plan.arena_offset as usize) };
+        Ok(())
+    }
+
+    fn launches(&self) -> &[u64] {
+        &self.launches
+    }
+}
