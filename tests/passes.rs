@@ -74,7 +74,7 @@ fn multi_use_a_silu_that_is_returned() {
 
 #[test]
 fn multi_use_probabilities_that_are_returned() {
-    let text = edited("attention_f32", "return %4", "return %3, %4");
+    let text = edited("attention_f32", "return %5", "return %5, %3");
     assert!(
         matches!(&whys(&text, &["attention"], &wave32())[..], [Why::MultiUse { value }] if value.starts_with("softmax"))
     );
@@ -118,8 +118,8 @@ fn shape_of_activations_that_are_no_whole_blocks() {
 }
 
 #[test]
-fn effect_between_queries_that_read_the_new_cache() {
-    // The query comes from the cache's own new version: turned queries and the append cannot be one launch.
+fn effect_between_values_that_need_the_new_cache() {
+    // The values' bias is read from the keys' new cache: both appends cannot be one launch.
     let text = "graph @g(%x: f32[T,64], %pos: i32[T]) sym T<=1, P<=3, S<=4 {
       %wk = weight \"k\" : f32[64,64]
       %yk = matmul %x, %wk : f32[T,64]
@@ -130,16 +130,18 @@ fn effect_between_queries_that_read_the_new_cache() {
       %kr = kv_read %k1 : f32[P+T,2,32]
       %s = scores %hk, %kr {scale=1} : f32[2,T,P+T]
       %m = weighted_sum %s, %kr : f32[T,2,32]
-      %f = reshape %m : f32[T,64]
+      %g = reshape %m : f32[T,64]
+      %z = last_row %g : f32[1,64]
+      %bias = reshape %z : f32[64]
       %wv = weight \"v\" : f32[64,64]
       %yv = matmul %x, %wv : f32[T,64]
-      %both = add %yv, %f : f32[T,64]
-      %hv = reshape %both : f32[T,2,32]
+      %bv = add %yv, %bias : f32[T,64]
+      %hv = reshape %bv : f32[T,2,32]
       %v0 = state \"v\" : f32[S,2,32]
       %v1 = kv_append %v0, %hv : f32[S,2,32]
       return %k1, %v1
     }";
-    let whys = whys(text, &["rope_kv"], &wave32());
+    let whys = whys(text, &["dequant_matmul", "rope_kv"], &wave32());
     assert!(matches!(&whys[..], [Why::EffectBetween { .. }]), "{whys:?}");
 }
 
@@ -172,7 +174,7 @@ fn target_lacks_integer_dots() {
 
 #[test]
 fn needs_logits_when_they_are_returned() {
-    let text = edited("sample_head", "return %2", "return %2, %1");
+    let text = edited("sample_head", "return %3", "return %3, %2");
     assert_eq!(whys(&text, &["dequant_matmul", "sample_head"], &wave32()), [Why::NeedsLogits]);
 }
 

@@ -2,12 +2,12 @@
 
 pub mod cpu;
 pub mod device;
-mod exec;
+pub mod exec;
 pub mod interp;
 pub mod plan;
 pub mod pool;
 pub mod schedule;
-mod weights;
+pub mod weights;
 
 pub use device::{DeviceError, DeviceOptions};
 pub use exec::{ExecError, Executor};

@@ -13,7 +13,7 @@
 
 mod bytes;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod text;
 mod validate;
 
@@ -200,7 +200,7 @@ pub enum PlanError {
     #[error("program {program:?} claims {claimed} bytes of arena, but {lower_bound} live at once")]
     LowerBound { program: String, claimed: u64, lower_bound: u64 },
     #[error("the plan was compiled for another model file: it needs {wants}, this one has {has}")]
-    OtherModel { wants: Identity, has: Identity },
+    OtherModel { wants: Box<Identity>, has: Box<Identity> },
     #[error("the plan was compiled for {target} ({wants}), which cannot run on the device {has}")]
     OtherDevice { target: String, wants: &'static str, has: &'static str },
     #[error("the kernels have changed since sinter {engine} compiled the plan; compile it again")]
@@ -342,7 +342,10 @@ impl Plan {
     /// If the plan was compiled from another file.
     pub fn check_model(&self, has: &Identity) -> Result<(), PlanError> {
         let wants = self.model.identity;
-        if wants == *has { Ok(()) } else { Err(PlanError::OtherModel { wants, has: *has }) }
+        if wants == *has {
+            return Ok(());
+        }
+        Err(PlanError::OtherModel { wants: wants.into(), has: (*has).into() })
     }
 
     /// # Errors

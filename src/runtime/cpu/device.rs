@@ -1,105 +1,116 @@
-//! The CPU as a [`Device`]: one allocation for states and arena, weights where the file is mapped, and one handoff to
-//! the thread pool a step.
+//! The CPU as a device.
 
 use super::{CpuKernel, Features, Pool, RawArg, bind};
+use crate::codegen::spec::KernelSpec;
 use crate::gguf::GgufFile;
 use crate::ir::{Syms, TensorType};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions};
-use crate::runtime::plan::{BufRef, LoadedPlan, PlannedLaunch, PlannedProgram};
-use crate::runtime::pool::ALIGN;
+use crate::runtime::plan::{BufRef, LoadedPlan, Plan, PlannedLaunch, PlannedProgram};
 use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use memmap2::{MmapMut, MmapRaw};
 use std::sync::Arc;
 
-/// A plan on this machine's processor.
+/// Runs a plan on the threads of this machine. Weights are read where the model file is mapped; states and arena
+/// are one allocation, of which the system provides what is touched.
 pub struct CpuDevice {
     plan: Arc<LoadedPlan>,
     kernels: Vec<Box<dyn CpuKernel>>,
     programs: Vec<Vec<Launch>>,
-    memory: Memory,
+    memory: MmapRaw,
     threads: Pool,
     launches: Vec<u64>,
-    /// Keeps the weights mapped: launches point into it.
+    /// The arguments and items of the step's launches; kept to keep its memory.
+    args: Vec<RawArg>,
+    items: Vec<usize>,
+    /// The launches point into its bytes.
     _model: Arc<GgufFile>,
 }
 
-/// A launch with the addresses of its arguments.
+/// A launch with its arguments found.
 struct Launch {
     kernel: usize,
-    args: Vec<RawArg>,
-    /// Work items at the step that is being run.
-    items: usize,
+    args: Vec<(RawArg, TensorType)>,
 }
 
 impl CpuDevice {
-    /// Binds every kernel of the plan, finds its weights and allocates its pool.
+    /// Binds the kernels, reserves the memory, finds the weights.
     ///
     /// # Errors
-    /// A kernel that is missing, by name; a weight that is not what the plan says; too little memory.
+    /// If a kernel is missing, memory is short, or the model's tensors are not those of the plan.
     pub fn new(
         plan: &Arc<LoadedPlan>,
         model: Arc<GgufFile>,
         options: &DeviceOptions,
     ) -> Result<CpuDevice, DeviceError> {
         let features = Features::detect();
-        let kernels = plan
-            .kernels
-            .iter()
-            .map(|spec| {
-                let missing = |why: super::BindError| DeviceError::Kernel {
-                    device: "cpu",
-                    kernel: spec.name(),
-                    why: why.to_string(),
-                };
-                bind(spec, &features).map_err(missing)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let missing =
+            |spec: &KernelSpec, why: String| DeviceError::Kernel { device: "cpu", kernel: spec.name(), why };
+        let bound = |spec| bind(spec, &features).map_err(|e| missing(spec, e.to_string()));
+        let kernels = plan.kernels.iter().map(bound).collect::<Result<_, _>>()?;
+        let memory = reserve(plan)?;
         let weights = find_weights(plan, &model)?;
-        let memory = Memory::new(plan)?;
-        let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
-        let place = Place { plan, memory: &memory, weights: &weights };
-        let programs = plan.programs.values().map(|p| place.launches(p)).collect();
-        tracing::debug!(features = features.name(), threads = threads.threads(), pool = memory.len);
-        let launches = vec![0; plan.kernels.len()];
-        Ok(CpuDevice { plan: Arc::clone(plan), kernels, programs, memory, threads, launches, _model: model })
-    }
-
-    /// The offset of a buffer of a program within the pool.
-    fn offset(&self, program: usize, buffer: u32) -> usize {
-        (self.plan.arena_offset + self.plan.programs[program].buffers[buffer as usize].offset) as usize
-    }
-}
-
-/// Where the arguments of launches lie.
-struct Place<'a> {
-    plan: &'a LoadedPlan,
-    memory: &'a Memory,
-    weights: &'a [&'a [u8]],
-}
-
-impl Place<'_> {
-    fn launches(&self, program: &PlannedProgram) -> Vec<Launch> {
-        let launch = |launch: &PlannedLaunch| {
-            let args = launch.args.iter().map(|arg| self.address(program, *arg)).collect();
-            Launch { kernel: launch.kernel as usize, args, items: 0 }
+        let base = |arg: &BufRef, program: &PlannedProgram| match *arg {
+            BufRef::Arena(i) => pool_at(&memory, plan.arena_offset + program.buffers[i as usize].offset),
+            BufRef::State(i) => pool_at(&memory, plan.states[i as usize].offset),
+            BufRef::Weight(i) => weights[i as usize].as_ptr().cast_mut(),
         };
-        program.launches.iter().map(launch).collect()
+        let placed = |program: &PlannedProgram| {
+            let one = |launch: &PlannedLaunch| {
+                let kernel = launch.kernel as usize;
+                let types = plan.kernels[kernel].args.iter().map(|arg| arg.ty.clone());
+                let at = launch.args.iter().map(|arg| RawArg { ptr: base(arg, program), len: 0 });
+                Launch { kernel, args: at.zip(types).collect() }
+            };
+            program.launches.iter().map(one).collect()
+        };
+        let programs = plan.programs.values().map(placed).collect();
+        let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
+        tracing::debug!(threads = threads.threads(), features = features.name(), "cpu device");
+        Ok(CpuDevice {
+            launches: vec![0; plan.kernels.len()],
+            plan: plan.clone(),
+            kernels,
+            programs,
+            memory,
+            threads,
+            args: vec![],
+            items: vec![],
+            _model: model,
+        })
     }
 
-    /// The address, and the length where it is the same in every step. Validation has shown that each lies in its region.
-    fn address(&self, program: &PlannedProgram, arg: BufRef) -> RawArg {
-        match arg {
-            BufRef::Weight(w) => {
-                let bytes = self.weights[w as usize];
-                // Kernels only read arguments bound as read, which validation holds weights to.
-                RawArg { ptr: bytes.as_ptr().cast_mut(), len: bytes.len() }
-            }
-            BufRef::State(s) => self.memory.at(self.plan.states[s as usize].offset),
-            BufRef::Arena(b) => self.memory.at(self.plan.arena_offset + program.buffers[b as usize].offset),
-        }
+    /// Where a buffer of a program lies.
+    fn buffer(&self, program: usize, buffer: u32) -> *mut u8 {
+        let offset = self.plan.programs[program].buffers[buffer as usize].offset;
+        pool_at(&self.memory, self.plan.arena_offset + offset)
     }
+}
+
+/// Memory for states and arena, all zero, without touching it.
+pub(in crate::runtime) fn reserve(plan: &Plan) -> Result<MmapRaw, DeviceError> {
+    let (states, arena) = (plan.state_bytes(), plan.arena_bytes);
+    let available = available_memory();
+    let short = || DeviceError::Memory { context: plan.options.context, states, arena, available };
+    let bytes = plan.pool_bytes();
+    if available.is_some_and(|most| bytes > most) {
+        return Err(short());
+    }
+    let bytes = usize::try_from(bytes).map_err(|_| short())?;
+    // Pages are aligned far beyond `ALIGN`; a map has at least one byte.
+    Ok(MmapMut::map_anon(bytes.max(1)).map_err(|_| short())?.into())
+}
+
+/// What Linux could hand out without swapping, in bytes; none where nothing says so.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// An address in the pool. Plans are validated, so every offset lies within.
+fn pool_at(memory: &MmapRaw, offset: u64) -> *mut u8 {
+    memory.as_mut_ptr().wrapping_add(offset as usize)
 }
 
 impl Device for CpuDevice {
@@ -108,108 +119,65 @@ impl Device for CpuDevice {
     }
 
     fn write_input(&mut self, program: usize, input: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        let start = self.offset(program, self.plan.programs[program].inputs[input].buffer);
-        self.memory.bytes()[start..start + bytes.len()].copy_from_slice(bytes);
+        let planned = &self.plan.programs[program];
+        let buffer = planned.inputs[input].buffer;
+        let room = planned.buffers[buffer as usize].ty.max_bytes(&planned.bounds);
+        assert!(bytes.len() as u64 <= room, "input {input} has {room} bytes, not {}", bytes.len());
+        // SAFETY: the plan is validated, so the buffer's `room` bytes lie within the pool; they are as many as
+        // asserted. No launch runs, as that takes `&mut self` too.
+        unsafe { self.buffer(program, buffer).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }
 
     fn run(&mut self, program: usize, at: &Syms) -> Result<(), DeviceError> {
-        let specs = &self.plan.kernels;
-        let launches = &mut self.programs[program];
-        for launch in launches.iter_mut() {
-            let spec = &specs[launch.kernel];
-            for (arg, spec) in launch.args.iter_mut().zip(&spec.args) {
-                arg.len = size(&spec.ty, at);
-            }
-            launch.items = usize::try_from(spec.items(at)).unwrap_or(usize::MAX);
+        let bounds = self.plan.programs[program].bounds;
+        let inside = at.t <= bounds.t && at.p <= bounds.p && at.s == bounds.s;
+        assert!(inside && at.t.saturating_add(at.p) <= at.s, "{at:?} is out of {bounds:?}");
+        let launches = &self.programs[program];
+        self.args.clear();
+        self.items.clear();
+        for launch in launches {
             self.launches[launch.kernel] += 1;
+            self.items.push(self.plan.kernels[launch.kernel].items(at) as usize);
+            let sized = |(raw, ty): &(RawArg, TensorType)| RawArg { len: ty.bytes(at) as usize, ..*raw };
+            self.args.extend(launch.args.iter().map(sized));
         }
-        let (launches, kernels) = (&*launches, &self.kernels);
+        let (kernels, args, items) = (&self.kernels, &self.args, &self.items);
         self.threads.run(&|worker| {
-            for launch in launches {
+            let mut args = &args[..];
+            for (launch, items) in launches.iter().zip(items) {
+                let (own, rest) = args.split_at(launch.args.len());
+                args = rest;
                 let kernel = &kernels[launch.kernel];
-                // SAFETY: each argument lies in the pool or in a weight and is as long as its type says at `at`: the plan was
-                // validated at its bounds, `at` was checked against them, and `find_weights` compared the weights. The plan's
-                // placement keeps live buffers apart, launches follow one another by the barrier in `share`, which also hands
-                // out disjoint items, and `&mut self` keeps everyone else out of the pool.
-                let work = |items| unsafe { kernel.run(&launch.args, at, items) };
-                // SAFETY: as above, and `share` calls it on one thread after all items.
-                worker.share(launch.items, work, || unsafe { kernel.finish(&launch.args, at) });
+                // SAFETY: the plan is validated: within the bounds, as asserted, every argument fits its buffer,
+                // which lies in the pool or is a weight of this size; only the pool is written. Buffers overlap
+                // none that the launch writes, but by `may_alias`. Launches are apart, as `share` ends in a
+                // barrier, and items are shared out once.
+                let run = |range| unsafe { kernel.run(own, at, range) };
+                // SAFETY: as above; all items are done.
+                let finish = || unsafe { kernel.finish(own, at) };
+                worker.share(*items, run, finish);
             }
         });
         Ok(())
     }
 
     fn read_result(&mut self, program: usize, result: usize, bytes: usize) -> Result<&[u8], DeviceError> {
-        let start = self.offset(program, self.plan.programs[program].results[result]);
-        Ok(&self.memory.bytes()[start..start + bytes])
+        let planned = &self.plan.programs[program];
+        let buffer = planned.results[result];
+        let room = planned.buffers[buffer as usize].ty.max_bytes(&planned.bounds);
+        assert!(bytes as u64 <= room, "result {result} has {room} bytes, not {bytes}");
+        // SAFETY: as in `write_input`; the pool was zero before anything wrote it, so all bytes are initialised.
+        Ok(unsafe { std::slice::from_raw_parts(self.buffer(program, buffer), bytes) })
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {
-        let states = self.plan.arena_offset as usize;
-        self.memory.bytes()[..states].fill(0);
+        // SAFETY: the states lie before the arena, within the pool; no launch runs.
+        unsafe { pool_at(&self.memory, 0).write_bytes(0, self.plan.arena_offset as usize) };
         Ok(())
     }
 
     fn launches(&self) -> &[u64] {
         &self.launches
     }
-}
-
-fn size(ty: &TensorType, at: &Syms) -> usize {
-    usize::try_from(ty.bytes(at)).unwrap_or(usize::MAX)
-}
-
-/// The pool: states, then the arena, zeroed by the system as pages are touched.
-struct Memory {
-    start: NonNull<u8>,
-    len: usize,
-    layout: Layout,
-}
-
-// SAFETY: it owns its memory, and gives out references by `&mut self` only.
-unsafe impl Send for Memory {}
-
-impl Memory {
-    fn new(plan: &LoadedPlan) -> Result<Memory, DeviceError> {
-        let error = |available| DeviceError::Memory {
-            context: plan.options.context,
-            states: plan.state_bytes(),
-            arena: plan.arena_bytes,
-            available,
-        };
-        if let Some(free) = available_memory().filter(|free| *free < plan.pool_bytes()) {
-            return Err(error(Some(free)));
-        }
-        // At least one byte, as allocations of none are not allowed.
-        let len = usize::try_from(plan.pool_bytes()).map_err(|_| error(None))?;
-        let layout = Layout::from_size_align(len.max(1), ALIGN as usize).map_err(|_| error(None))?;
-        // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| error(None))?;
-        Ok(Memory { start, len, layout })
-    }
-
-    /// An argument at this offset, its length to be filled in.
-    fn at(&self, offset: u64) -> RawArg {
-        RawArg { ptr: self.start.as_ptr().wrapping_add(offset as usize), len: 0 }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the allocation has `len` initialised bytes, and no kernel runs while `self` is borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
-    }
-}
-
-/// Bytes that the system can give out without swapping, where it tells.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

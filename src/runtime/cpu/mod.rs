@@ -39,6 +39,8 @@ mod testing;
 pub use args::RawArg;
 pub use check::BindError;
 pub use device::CpuDevice;
+#[cfg(test)]
+pub(super) use device::reserve;
 pub use isa::Features;
 pub use pool::{Pool, PoolError, Worker};
 

@@ -297,7 +297,6 @@ fn recipe() -> impl Strategy<Value = Recipe> {
 }
 
 fn random_flow(inputs: &[u64], recipes: &[Recipe], results: &[prop::sample::Index]) -> Flow {
-    let mut flow = Flow::new(vec![], BOUNDS);
     let mut buffers = vec![buffer("state", Home::State, 16)];
     let mut readable = vec![];
     for n in inputs {
@@ -345,7 +344,7 @@ fn random_flow(inputs: &[u64], recipes: &[Recipe], results: &[prop::sample::Inde
     for r in results {
         buffers[*r.get(&readable)].result = true;
     }
-    std::mem::swap(&mut flow, &mut Flow::new(buffers, BOUNDS));
+    let mut flow = Flow::new(buffers, BOUNDS);
     for (i, (spec, on)) in launches.iter().enumerate() {
         flow.launch(&format!("l{i}"), spec, on).unwrap();
     }

@@ -1,0 +1,219 @@
+use super::*;
+use crate::codegen::spec::{Launch, Primitive, Template};
+use crate::gguf::{GgmlType, GgufWriter};
+use crate::ir::Kernel;
+use crate::runtime::cpu::reserve;
+use crate::runtime::plan::tests::parts;
+use crate::runtime::plan::{BufRef, Parts};
+use crate::target::Target;
+
+fn table() -> Vec<f32> {
+    (0..40).map(|i| i as f32 * 0.125 - 2.0).collect()
+}
+
+fn bias() -> Vec<f32> {
+    (0..8).map(|i| 1.0 / (i + 1) as f32).collect()
+}
+
+fn f32_type() -> GgmlType {
+    GgmlType::from_id(0).unwrap()
+}
+
+/// A model whose table is called `name`.
+fn file(name: &str, table: &[f32], shape: &[u64]) -> Arc<GgufFile> {
+    let (bias, mut out) = (bias(), vec![]);
+    let mut writer = GgufWriter::new();
+    let f32s = |x: &[f32]| bytemuck::cast_slice::<f32, u8>(x).to_vec();
+    writer.tensor(name, f32_type(), shape, f32s(table)).unwrap();
+    writer.tensor("bias", f32_type(), &[8], f32s(&bias)).unwrap();
+    writer.write_to(&mut out).unwrap();
+    Arc::new(GgufFile::from_bytes(out).unwrap())
+}
+
+fn model() -> Arc<GgufFile> {
+    file("table", &table(), &[5, 8])
+}
+
+fn options() -> DeviceOptions {
+    DeviceOptions { threads: Some(2) }
+}
+
+/// An executor of the toy programs, by way of bytes, after `change`.
+fn try_new(model: Arc<GgufFile>, change: impl FnOnce(&mut Parts)) -> Result<Executor, ExecError> {
+    let mut parts = parts(model.identity());
+    change(&mut parts);
+    let bytes = Plan::build(parts)?.to_bytes()?;
+    Executor::new(LoadedPlan::from_bytes(&bytes)?, model, &options())
+}
+
+fn executor() -> Executor {
+    try_new(model(), |_| ()).unwrap()
+}
+
+fn refused(result: Result<Executor, ExecError>) -> String {
+    result.err().unwrap().to_string()
+}
+
+/// What the toy should make of all tokens so far.
+fn expected(tokens: &[i32]) -> Vec<f32> {
+    let (table, bias) = (table(), bias());
+    let row =
+        |t: &i32| table[*t as usize * 8..][..8].iter().zip(&bias).map(|(a, b)| a + b).collect::<Vec<_>>();
+    tokens.iter().flat_map(row).map(|x| x / (1.0 + (-x).exp())).collect()
+}
+
+fn close(have: &[f32], want: &[f32]) {
+    assert_eq!(have.len(), want.len());
+    for (h, w) in have.iter().zip(want) {
+        assert!((h - w).abs() <= 1e-5, "{have:?} is not {want:?}");
+    }
+}
+
+#[test]
+fn programs_run_and_states_last_from_step_to_step() {
+    let mut exec = executor();
+    let tokens = [3, 0, 4, 1, 2, 2, 0];
+    exec.forward("prefill", &tokens[..4], 0).unwrap();
+    close(exec.result_f32(0).unwrap(), &expected(&tokens[..4]));
+    for i in 4..7 {
+        exec.forward("decode", &tokens[i..=i], i as u64).unwrap();
+        close(exec.result_f32(0).unwrap(), &expected(&tokens[..=i]));
+    }
+    assert_eq!(exec.result(0).unwrap().len(), 7 * 8 * 4);
+    // In other chunks, the same.
+    exec.reset().unwrap();
+    for (chunk, at) in [(&tokens[..3], 0), (&tokens[3..6], 3), (&tokens[6..], 6)] {
+        exec.forward("prefill", chunk, at).unwrap();
+    }
+    close(exec.result_f32(0).unwrap(), &expected(&tokens));
+}
+
+#[test]
+fn reset_empties_the_states() {
+    let mut exec = executor();
+    exec.forward("prefill", &[1, 2], 0).unwrap();
+    exec.reset().unwrap();
+    exec.forward("decode", &[3], 2).unwrap();
+    let want = [vec![0.0; 16], expected(&[3])].concat();
+    close(exec.result_f32(0).unwrap(), &want);
+}
+
+#[test]
+fn launches_are_counted_by_kernel() {
+    let mut exec = executor();
+    assert!(exec.launch_counts().is_empty());
+    exec.forward("prefill", &[1, 2], 0).unwrap();
+    exec.forward("decode", &[1], 2).unwrap();
+    let counts: Vec<_> = exec.launch_counts().into_iter().collect();
+    assert_eq!(counts, [("get_rows", 2), ("add", 2), ("kv_append", 2), ("silu", 2)]);
+}
+
+#[test]
+fn steps_out_of_bounds_are_refused_and_change_nothing() {
+    let mut exec = executor();
+    assert_eq!(exec.result(0).unwrap_err().to_string(), "nothing has run yet, so there are no results");
+    exec.forward("prefill", &[1], 0).unwrap();
+    let mut says = |program: &str, tokens: &[i32], cached| {
+        exec.forward(program, tokens, cached).unwrap_err().to_string()
+    };
+    assert_eq!(says("chat", &[1], 0), "the plan has no program \"chat\", only prefill, decode");
+    assert_eq!(says("prefill", &[], 0), "program \"prefill\" takes 1 to 4 tokens a step, not 0");
+    assert_eq!(says("prefill", &[1; 5], 0), "program \"prefill\" takes 1 to 4 tokens a step, not 5");
+    assert_eq!(
+        says("prefill", &[1; 4], 13),
+        "13 cached tokens and 4 new ones exceed the context of 16; use a larger one (-c)"
+    );
+    assert!(says("decode", &[1], u64::MAX).contains("exceed the context of 16"));
+    assert_eq!(says("prefill", &[0, 5], 0), "input \"tokens\" must lie in 0..5, not 5");
+    assert_eq!(says("prefill", &[-1], 0), "input \"tokens\" must lie in 0..5, not -1");
+    let mut step = |inputs: &[(&str, &[u8])]| exec.step("decode", 1, 1, inputs).unwrap_err().to_string();
+    assert_eq!(step(&[]), "program \"decode\" takes the inputs tokens");
+    assert_eq!(step(&[("pos", &[0; 4])]), "program \"decode\" takes the inputs tokens");
+    assert_eq!(step(&[("tokens", &[0; 5])]), "input \"tokens\" takes 4 bytes in this step, not 5");
+    // The results of the last good step are still there.
+    close(exec.result_f32(0).unwrap(), &expected(&[1]));
+    assert_eq!(exec.result(1).unwrap_err().to_string(), "program \"prefill\" has 1 results, so none at 1");
+    assert_eq!(exec.result_i32(0).unwrap_err().to_string(), "result 0 is f32, not i32");
+}
+
+#[test]
+fn a_missing_kernel_is_named() {
+    let wrong = |parts: &mut Parts| {
+        for (program, _) in &mut parts.programs {
+            let Template::Primitive(p) = &mut program.kernels[3].template else { unreachable!() };
+            *p = Primitive::QuantAct;
+            program.kernels[3].kernel = Some(Kernel::Attention);
+        }
+    };
+    let says = refused(try_new(model(), wrong));
+    assert!(says.starts_with("the cpu device has no kernel attention as the plan needs it: "), "{says}");
+}
+
+#[test]
+fn a_plan_runs_only_where_it_should() {
+    let bytes = Plan::build(parts(model().identity())).unwrap().to_bytes().unwrap();
+    let plan = LoadedPlan::from_bytes(&bytes).unwrap();
+    let other = file("table", &bias().repeat(5), &[5, 8]);
+    let says = refused(Executor::new(plan, other, &options()));
+    assert!(says.starts_with("the plan was compiled for another model file: "), "{says}");
+
+    let says = refused(try_new(model(), |p| p.target = Target::test_wave32()));
+    assert_eq!(says, "there is no device of kind hip-amd here");
+
+    let mut plan = Plan::build(parts(model().identity())).unwrap();
+    plan.kernels_hash = "old".into();
+    let plan = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+    let says = refused(Executor::new(plan, model(), &options()));
+    assert!(says.contains("kernels have changed"), "{says}");
+}
+
+#[test]
+fn weights_must_be_as_the_plan_has_them() {
+    let says = refused(try_new(file("other", &table(), &[5, 8]), |_| ()));
+    assert_eq!(says, "tensor \"table\" is missing");
+    let says = refused(try_new(file("table", &table(), &[8, 5]), |_| ()));
+    assert_eq!(says, "the plan needs tensor \"table\" as f32[5,8], the file has f32[8,5]");
+}
+
+#[test]
+fn a_context_beyond_all_memory_is_refused() {
+    let (context, heads) = (1 << 30, 1 << 20);
+    let huge = |parts: &mut Parts| {
+        parts.options.context = context;
+        for (program, _) in &mut parts.programs {
+            program.bounds = Syms { t: 1, p: context, s: context };
+            // No launch reads all of the cache, so that no activation is as large.
+            program.launches.truncate(2);
+            program.results = vec![4];
+            program.buffers[5].ty.shape[1] = heads.into();
+            program.kernels[2].args[0].ty.shape[1] = heads.into();
+            program.kernels[2].args[1].ty.shape = vec![1.into(), 8.into()];
+            program.launches.push(Launch { kernel: 2, args: vec![5, 4], label: "append".into() });
+        }
+    };
+    let mut parts = parts(model().identity());
+    huge(&mut parts);
+    let plan = Plan::build(parts).unwrap();
+    assert_eq!(plan.state_bytes(), context * heads * 32);
+    let says = reserve(&plan).unwrap_err().to_string();
+    assert!(says.starts_with("a context of 1073741824 needs 36028797.0 GB for the KV cache and "), "{says}");
+    assert!(says.ends_with("; use a smaller context (-c)"), "{says}");
+}
+
+#[test]
+fn threads_and_overlaps_do_not_change_results() {
+    for threads in [1, 3] {
+        let plan = Plan::build(parts(model().identity())).unwrap();
+        let plan = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+        // The sum lies where the rows lay: the alias is used.
+        let decode = &plan.programs["decode"];
+        let place = |arg: BufRef| match arg {
+            BufRef::Arena(b) => decode.buffers[b as usize].offset,
+            _ => u64::MAX,
+        };
+        assert_eq!(place(decode.launches[1].args[0]), place(decode.launches[1].args[2]));
+        let mut exec = Executor::new(plan, model(), &DeviceOptions { threads: Some(threads) }).unwrap();
+        exec.forward("prefill", &[4, 3, 2, 1], 0).unwrap();
+        close(exec.result_f32(0).unwrap(), &expected(&[4, 3, 2, 1]));
+    }
+}
