@@ -93,7 +93,7 @@ impl fmt::Display for Why {
             Why::Dependent { detail } => write!(f, "{detail}"),
             Why::TargetLacks { what } => write!(f, "the target lacks {what}"),
             Why::CostLoses { fused_us, unfused_us } => {
-                write!(f, "fused would take {fused_us:.2} µs, unfused {unfused_us:.2} µs")
+                write!(f, "fused would take {fused_us:.3} µs, unfused {unfused_us:.3} µs")
             }
             Why::NeedsLogits => write!(f, "the logits themselves are returned"),
             Why::FuelExhausted => write!(f, "the limit on rewrites is reached"),

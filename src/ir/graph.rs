@@ -47,6 +47,9 @@ pub struct Graph {
     /// Upper bounds of the symbols.
     pub bounds: Syms,
     g: StableDiGraph<Node, Use>,
+    /// By index, when each node was added: indices are used again after a removal, so they do not tell.
+    added: Vec<u64>,
+    additions: u64,
     inputs: Vec<NodeId>,
     ret: NodeId,
 }
@@ -63,7 +66,7 @@ impl Graph {
     pub fn new(name: impl Into<String>, bounds: Syms) -> Graph {
         let mut g = StableDiGraph::new();
         let ret = g.add_node(Node { op: Op::Return, outs: vec![] });
-        Graph { name: name.into(), bounds, g, inputs: vec![], ret }
+        Graph { name: name.into(), bounds, g, added: vec![0], additions: 1, inputs: vec![], ret }
     }
 
     /// Adds a node of which the result types follow from its operands.
@@ -94,6 +97,9 @@ impl Graph {
         }
         let is_input = matches!(op, Op::Input { .. });
         let id = self.g.add_node(Node { op, outs });
+        self.added.resize(self.added.len().max(id.index() + 1), 0);
+        self.added[id.index()] = self.additions;
+        self.additions += 1;
         for (slot, v) in operands.iter().enumerate() {
             self.g.add_edge(v.node, id, Use { out: v.out, slot: slot as u32 });
         }
@@ -194,7 +200,7 @@ impl Graph {
             .map(|e| Value { node: e.source(), out: e.weight().out })
     }
 
-    /// Who uses a value, with the operand slot, in order of node and slot.
+    /// Who uses a value, with the operand slot: the node that was added first, first.
     pub fn uses(&self, v: Value) -> Vec<(NodeId, u32)> {
         let mut uses: Vec<_> = self
             .g
@@ -202,8 +208,12 @@ impl Graph {
             .filter(|e| e.weight().out == v.out)
             .map(|e| (e.target(), e.weight().slot))
             .collect();
-        uses.sort_unstable();
+        uses.sort_unstable_by_key(|&(node, slot)| (self.added_at(node), slot));
         uses
+    }
+
+    fn added_at(&self, id: NodeId) -> u64 {
+        self.added.get(id.index()).copied().unwrap_or(u64::MAX)
     }
 
     /// How many operands use any result of a node.
@@ -231,7 +241,9 @@ impl Graph {
     ///
     /// In a cyclic graph (which [`super::verify()`] refuses) some operand comes later.
     pub fn order(&self) -> Vec<NodeId> {
-        let sinks = self.g.node_indices().filter(|&n| n != self.ret && self.use_count(n) == 0);
+        let mut sinks: Vec<NodeId> =
+            self.g.node_indices().filter(|&n| n != self.ret && self.use_count(n) == 0).collect();
+        sinks.sort_by_key(|&n| self.added_at(n));
         let mut roots = self.results().into_iter().map(|v| v.node).collect::<Vec<_>>();
         roots.extend(sinks);
         roots.extend(self.g.node_indices().filter(|&n| n != self.ret));

@@ -128,7 +128,7 @@ pub struct Fusion<'a> {
 }
 
 impl Fusion<'_> {
-    /// Builds the patch: body, operands in order of first use, and the gain on the target.
+    /// Builds the patch: body, operands as the results need them, left to right, and the gain on the target.
     ///
     /// # Errors
     /// [`Why::MultiUse`] if a value that is not a result is used outside, [`Why::Dependent`] if data leaves the set
@@ -136,11 +136,14 @@ impl Fusion<'_> {
     pub fn patch(self, at: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         let g = self.graph;
         let set: BTreeSet<NodeId> = self.members.iter().copied().collect();
-        let members = topological(g, &set);
+        let members = topological(g, &self.members, &set);
         let drop = self.dropped(&members, &set).map_err(|why| Reject::near(at, why))?;
         self.convex(&members, &set).map_err(|why| Reject::near(at, why))?;
 
         let mut body = Body::new(g, self.kernel);
+        for v in entries(g, &self.results, &set) {
+            body.input(v).map_err(|detail| Reject::near(at, Why::Shape { detail }))?;
+        }
         for &m in &members {
             body.absorb(m).map_err(|detail| Reject::near(at, Why::Shape { detail }))?;
         }
@@ -262,10 +265,27 @@ pub fn is_free(g: &Graph, id: NodeId) -> bool {
     }
 }
 
-fn topological(g: &Graph, set: &BTreeSet<NodeId>) -> Vec<NodeId> {
-    let mut order = Vec::with_capacity(set.len());
+/// What the members of `set` take from outside, in the order that a walk up from `results` meets it.
+fn entries(g: &Graph, results: &[Value], set: &BTreeSet<NodeId>) -> Vec<Value> {
+    let (mut entries, mut seen) = (vec![], BTreeSet::new());
+    let mut stack: Vec<Value> = results.iter().rev().copied().collect();
+    while let Some(v) = stack.pop() {
+        if !set.contains(&v.node) {
+            if !entries.contains(&v) {
+                entries.push(v);
+            }
+        } else if seen.insert(v.node) {
+            stack.extend(g.operands(v.node).into_iter().rev());
+        }
+    }
+    entries
+}
+
+/// The members with operands first.
+fn topological(g: &Graph, members: &[NodeId], set: &BTreeSet<NodeId>) -> Vec<NodeId> {
+    let mut order = Vec::with_capacity(members.len());
     let mut seen = BTreeSet::new();
-    for &root in set {
+    for &root in members {
         // Sets are small; a depth-first walk within the set suffices.
         let mut stack = vec![(root, false)];
         while let Some((n, done)) = stack.pop() {
