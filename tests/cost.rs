@@ -1,0 +1,223 @@
+//! Fusing is decided by cost: for each gated pass a target on which it wins and one on which it loses, with both times.
+
+mod common;
+
+use common::{fuse, input};
+use sinter::compile::{self, Options, Purpose};
+use sinter::ir::{Decision, Gain, Kernel, Outcome, Why};
+use sinter::lower::Config;
+use sinter::passes::Report;
+use sinter::target::Target;
+
+/// A fusion on a frozen target, all of it bound by memory: `launch + bytes / bandwidth / efficiency` for each launch.
+struct Case {
+    input: &'static str,
+    passes: &'static [&'static str],
+    kernel: Kernel,
+    /// Launches replaced.
+    launches: f64,
+    /// Bytes of what is replaced, launch by launch, and of the fused kernel.
+    unfused: &'static [u64],
+    fused: u64,
+}
+
+const CASES: [Case; 8] = [
+    // 4 rows of 256: silu 4+4 KiB, mul 8+4 KiB, quant_act 4 KiB + 4·8·40.
+    Case {
+        input: "swiglu",
+        passes: &["swiglu"],
+        kernel: Kernel::Swiglu,
+        launches: 3.0,
+        unfused: &[8192, 12288, 4096 + 1280],
+        fused: 8192 + 1280,
+    },
+    // Two weights of 512·144, activations 8·40, results 2·512·4; then those and 16·40.
+    Case {
+        input: "matmul_swiglu",
+        passes: &["dequant_matmul", "merge", "swiglu"],
+        kernel: Kernel::MatmulSwiglu,
+        launches: 2.0,
+        unfused: &[320 + 147_456 + 4096, 4096 + 640],
+        fused: 320 + 147_456 + 640,
+    },
+    // 64·144 and 32·210 bytes of weights, the activations read twice or once.
+    Case {
+        input: "merge",
+        passes: &["dequant_matmul", "merge"],
+        kernel: Kernel::Merge,
+        launches: 2.0,
+        unfused: &[320 + 9216 + 256, 320 + 6720 + 128],
+        fused: 320 + 9216 + 256 + 6720 + 128,
+    },
+    // 4 rows of 256: add, norm with its weight, quant_act; fused, sum and norm are still written.
+    Case {
+        input: "add_rmsnorm",
+        passes: &["add_rmsnorm"],
+        kernel: Kernel::AddRmsnorm,
+        launches: 3.0,
+        unfused: &[8192 + 4096, 4096 + 1024 + 4096, 4096 + 1280],
+        fused: 8192 + 1024 + 4096 + 4096 + 1280,
+    },
+    // 4 rows of 210 bytes are fetched by 16 bytes of ids, not the table.
+    Case {
+        input: "dequant_rmsnorm",
+        passes: &["dequant_rmsnorm"],
+        kernel: Kernel::DequantRmsnorm,
+        launches: 4.0,
+        unfused: &[840 + 840 + 16, 840 + 4096, 4096 + 1024 + 4096, 4096 + 1280],
+        fused: 840 + 16 + 1024 + 4096 + 1280,
+    },
+    // Queries, QK-norm, keys, two appends of 4 rows each; caches count by rows.
+    Case {
+        input: "rope_kv",
+        passes: &["dequant_matmul", "rope_kv"],
+        kernel: Kernel::RopeKv,
+        launches: 5.0,
+        unfused: &[2048 + 16 + 2048, 1024 + 128 + 1024, 1024 + 16 + 1024, 1024 + 512, 1024 + 512],
+        fused: 2048 + 16 + 1024 + 128 + 1024 + 2048 + 512 + 512,
+    },
+    // 16 filled rows of 64 in two caches; scores of 4 heads, 4 queries, 16 positions.
+    Case {
+        input: "attention",
+        passes: &["attention"],
+        kernel: Kernel::Attention,
+        launches: 7.0,
+        unfused: &[6144, 6144, 2048 + 4096 + 1024, 2048, 2048, 1024 + 4096 + 2048, 2048 + 640],
+        fused: 2048 + 2048 + 2048 + 640,
+    },
+    // 1000·210 bytes of weight; 1000 logits, or one id.
+    Case {
+        input: "sample_head",
+        passes: &["dequant_matmul", "sample_head"],
+        kernel: Kernel::SampleHead,
+        launches: 2.0,
+        unfused: &[320 + 210_000 + 4000, 4000 + 4],
+        fused: 320 + 210_000 + 4,
+    },
+];
+
+/// `test-wave32` with one kernel at this efficiency.
+fn target(kernel: Kernel, efficiency: f64, launch_us: f64) -> Target {
+    let mut target = Target { launch_us, ..Target::test_wave32() };
+    target.efficiency.insert(kernel, efficiency);
+    target
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * b.abs()
+}
+
+/// The first decision about a kernel: the times of a fusion, or of its rejection by cost.
+fn decided(report: &Report, pass: &str, kernel: Kernel) -> (bool, f64, f64) {
+    let times = |d: &Decision| match &d.outcome {
+        Outcome::Fired { kernel: k, gain: Gain { fused_us, unfused_us, .. }, .. } if *k == kernel => {
+            Some((true, *fused_us, *unfused_us))
+        }
+        Outcome::Rejected { why: Why::CostLoses { fused_us, unfused_us } } if d.pass == pass => {
+            Some((false, *fused_us, *unfused_us))
+        }
+        _ => None,
+    };
+    report.decisions.iter().find_map(times).unwrap_or_else(|| panic!("{kernel:?}: {:?}", report.decisions))
+}
+
+#[test]
+fn every_gated_fusion_wins_on_one_target_and_loses_on_another() {
+    for case in &CASES {
+        let pass = case.passes[case.passes.len() - 1];
+        // Bytes per microsecond at 800 GB/s.
+        let us = |bytes: u64| bytes as f64 / 800e3;
+        let moved: u64 = case.unfused.iter().sum();
+        assert_eq!(case.unfused.len() as f64, case.launches);
+        for (efficiency, launch_us, wins) in [(1.0, 4.0, true), (0.1, 0.0, false)] {
+            let target = target(case.kernel, efficiency, launch_us);
+            let report = fuse(&mut input(case.input), case.passes, &target);
+            let (fired, fused, unfused) = decided(&report, pass, case.kernel);
+            let expected = (launch_us + us(case.fused) / efficiency, case.launches * launch_us + us(moved));
+            assert!(close(fused, expected.0), "{}: fused {fused} µs, expected {}", case.input, expected.0);
+            assert!(
+                close(unfused, expected.1),
+                "{}: unfused {unfused} µs, expected {}",
+                case.input,
+                expected.1
+            );
+            assert_eq!(fired, wins, "{}", case.input);
+            assert_eq!(report.fired().contains_key(&case.kernel), wins, "{}", case.input);
+        }
+    }
+}
+
+#[test]
+fn a_residual_add_goes_where_it_is_cheaper() {
+    let passes = ["dequant_matmul", "add_rmsnorm"];
+    // Matmul 1024 + 36864 + 1024, with the residual 1024 more; norm 3072, with the add 5120.
+    let us = |bytes: f64| bytes / 800e3;
+    for (residual_epilogue, in_epilogue) in [(1.0, true), (0.95, false)] {
+        let target = Target { residual_epilogue, ..Target::test_wave32() };
+        let mut graph = input("residual_decode");
+        let report = fuse(&mut graph, &passes, &target);
+        let add =
+            report.decisions.iter().find(|d| d.at.starts_with("add ")).expect("a decision about the add");
+        let (fused, unfused) = match &add.outcome {
+            Outcome::Fired { gain, .. } => (gain.fused_us, gain.unfused_us),
+            Outcome::Rejected { why: Why::CostLoses { fused_us, unfused_us } } => (*fused_us, *unfused_us),
+            other => panic!("{other:?}"),
+        };
+        assert!(close(fused, 8.0 + us(39_936.0) / residual_epilogue + us(3072.0)), "{fused}");
+        assert!(close(unfused, 8.0 + us(38_912.0) + us(5120.0)), "{unfused}");
+        assert_eq!(fused <= unfused, in_epilogue);
+        assert_eq!(!report.fired().contains_key(&Kernel::AddRmsnorm), in_epilogue);
+        assert_eq!(report.after.count(), 2);
+    }
+}
+
+#[test]
+fn the_launch_cost_changes_a_decision() {
+    // The kernel reaches 31 % of the plain matmul's speed: worth it for a launch of 4 µs, not for one of 0.1 µs.
+    for (launch_us, fires) in [(4.0, true), (0.1, false)] {
+        let target = Target { launch_us, ..Target::test_wave32() };
+        let report = fuse(&mut input("matmul_swiglu"), &["dequant_matmul", "merge", "swiglu"], &target);
+        assert_eq!(report.fired().contains_key(&Kernel::MatmulSwiglu), fires);
+    }
+}
+
+#[test]
+fn the_core_of_dequant_matmul_is_not_gated() {
+    // Its unfused form would hold a float copy of the weight.
+    let target = target(Kernel::DequantMatmul, 1e-6, 0.0);
+    let report = fuse(&mut input("dequant_matmul"), &["dequant_matmul"], &target);
+    assert_eq!(report.fired()[&Kernel::DequantMatmul], 3);
+}
+
+/// Fusions and launches of the real model on the frozen target: a rule that stops firing, or fires more, shows.
+#[test]
+fn counts_on_the_real_model() {
+    let file = sinter::model::embedded().unwrap();
+    let config = Config::from_gguf(file.gguf()).unwrap();
+    let default = Options::new(Target::test_wave32());
+    let greedy = Options { greedy: true, ..default.clone() };
+    let mut text = String::new();
+    for (name, options) in [("default", &default), ("greedy", &greedy), ("exact", &default.clone().exact())] {
+        for purpose in [Purpose::Generate, Purpose::Score] {
+            for step in purpose.steps(&config, options) {
+                let (_, report) = compile::fuse(file.gguf(), options, &step).unwrap();
+                let counts = |map: Vec<(&str, u64)>| {
+                    map.iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>().join(", ")
+                };
+                let fired = report.fired().iter().map(|(k, n)| (k.name(), *n)).collect();
+                let launches = report.after.launches.iter().map(|(k, n)| (k.as_str(), *n)).collect();
+                text += &format!(
+                    "{name} {}: {} launches -> {}\n  fused    {}\n  launches {}\n",
+                    step.name,
+                    report.before.count(),
+                    report.after.count(),
+                    counts(fired),
+                    counts(launches)
+                );
+            }
+        }
+    }
+    insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!("counts_on_the_real_model", text);
+    });
+}
