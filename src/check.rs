@@ -293,9 +293,61 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
     }
     let (a, b) = (a.to_f32()?, b.to_f32()?);
     let (mut difference, mut norm) = (0.0f64, 0.0f64);
-    for (&a, &b) in a.iter().zip(&b) {
+    // A masked score is -inf, and equal to another.
+    for (&a, &b) in a.iter().zip(&b).filter(|(a, b)| a.is_finite() || a != b) {
         difference += (f64::from(a) - f64::from(b)).powi(2);
         norm += f64::from(b).powi(2);
     }
     Ok(if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codegen::spec::Template;
+    use crate::{compile::fuse, model, target::Target};
+
+    #[test]
+    fn infinities_are_as_far_as_they_differ() {
+        let tensor =
+            |data: [f32; 3]| Tensor::new(DType::F32, vec![3], bytemuck::cast_slice(&data).to_vec()).unwrap();
+        let of = |a, b| distance(&tensor(a), &tensor(b)).unwrap();
+        let masked = [3.0, 4.0, f32::NEG_INFINITY];
+        assert_eq!(of(masked, masked), 0.0);
+        assert_eq!(of([3.0, 9.0, f32::NEG_INFINITY], masked), 1.0);
+        assert!(of([3.0, 4.0, 5.0], masked).is_nan() && of(masked, [3.0, 4.0, 5.0]).is_infinite());
+        assert!(of([f32::NAN; 3], [f32::NAN; 3]).is_nan());
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_its_body_is_named() {
+        let file = model::embedded().unwrap();
+        let options = Options { context: Some(8), ..Options::new(Target::cpu()) };
+        let step = Step {
+            name: "score",
+            tokens: 2,
+            head: lower::Head::AllRows,
+            greedy: false,
+            kv: options.kv,
+            context: 8,
+        };
+        let (graph, _) = fuse(file.gguf(), &options, &step).unwrap();
+        let graph = verify(graph).unwrap();
+        let (program, trace) = codegen::generate_traced(&graph, &options.target).unwrap();
+        let mut specs = program.kernels;
+        for spec in &mut specs {
+            if let Template::RopeKv(rope_kv) = &mut spec.template {
+                rope_kv.rope.base *= 2.0;
+            }
+        }
+        let kernels = Some(Kernels { specs, launches: program.launches, trace });
+        let syms = Syms { t: 2, p: 0, s: 8 };
+        let (caches, nodes) = (Caches::new(), vec![]);
+        let mut walk = Walk { file: &file, graph: &graph, syms, tokens: &[0, 33], caches, kernels, nodes };
+        walk.results().unwrap();
+        let outcome = StepCheck { step: step.name, nodes: walk.nodes, whole: 0.0 };
+        assert!(!outcome.passes());
+        assert_eq!(outcome.first_divergence().unwrap().kernel, "rope_kv");
+        assert!(outcome.nodes.iter().all(|n| n.passes() == (n.kernel != "rope_kv")), "{:?}", outcome.nodes);
+    }
 }

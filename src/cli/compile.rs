@@ -3,7 +3,7 @@
 use super::args::{CompileArgs, ModelArgs};
 use sinter::compile::Purpose;
 use sinter::model;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,11 +25,17 @@ pub fn run(args: Args) -> super::Outcome {
     let plan = model::plan(&file, args.model.path(), &options, Purpose::Generate)?;
     let bytes = plan.to_bytes()?;
     let path = args.out.display();
+    if args.model.path().is_some_and(|model| same_file(model, &args.out)) {
+        return Err(format!("{path} is the model itself; name another file for the plan").into());
+    }
     // A plan is whole or absent: a failed write leaves the old one.
-    let partial = args.out.with_extension("partial");
-    std::fs::write(&partial, &bytes)
-        .and_then(|()| std::fs::rename(&partial, &args.out))
-        .map_err(|e| format!("{path}: {e}"))?;
+    let mut partial = args.out.clone().into_os_string();
+    partial.push(".partial");
+    let written = std::fs::write(&partial, &bytes).and_then(|()| std::fs::rename(&partial, &args.out));
+    if let Err(e) = written {
+        let _ = std::fs::remove_file(&partial);
+        return Err(format!("{path}: {e}").into());
+    }
     let mb = |n: u64| format!("{:.1} MB", n as f64 / 1e6);
     eprintln!(
         "{path}: {} kernels, {} bytes; needs {} of weights, {} of cache for {} tokens, {} of buffers",
@@ -41,4 +47,9 @@ pub fn run(args: Args) -> super::Outcome {
         mb(plan.arena_bytes),
     );
     Ok(())
+}
+
+/// Whether both paths lead to one file that exists.
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -27,7 +27,7 @@ pub fn run(args: Args) -> super::Outcome {
     let file = args.model.open()?;
     let mut options = args.compile.options(false)?;
     let count = args.tokens.len() as u64;
-    options = Options { context: Some(options.context.unwrap_or(count).max(1)), ..options };
+    options = Options { context: Some(options.context.unwrap_or(count)), ..options };
     let mut session =
         model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
     let mut logits: Vec<f32> = vec![];

@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = match tracing_subscriber::EnvFilter::try_new(&cli.log) {
         Ok(filter) => filter,
-        Err(e) => return fail(&e),
+        Err(e) => return fail(&*Box::<dyn std::error::Error>::from(format!("--log {}: {e}", cli.log))),
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)

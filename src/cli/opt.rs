@@ -36,7 +36,7 @@ pub fn run(args: Args) -> super::Outcome {
     let mut text = String::new();
     let name = args.file.display();
     if args.file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text)?;
+        std::io::stdin().read_to_string(&mut text).map_err(|e| format!("stdin: {e}"))?;
     } else {
         text = std::fs::read_to_string(&args.file).map_err(|e| format!("{name}: {e}"))?;
     }

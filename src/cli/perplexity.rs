@@ -27,6 +27,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> super::Outcome {
+    if args.chunks == Some(0) {
+        return Err("--chunks must be at least 1".into());
+    }
     let file = args.model.open()?;
     let options = args.compile.options(false)?;
     let window = options.context.unwrap_or(WINDOW);

@@ -221,6 +221,6 @@ mod tests {
         assert_eq!(run("aaab"), [256, 257]);
         assert_eq!(run("aab"), [97, 257]);
         assert_eq!(run("aaa"), [256, 97]);
-        assert_eq!(run(""), Vec::<u32>::new());
+        assert!(run("").is_empty());
     }
 }

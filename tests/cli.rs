@@ -1,0 +1,460 @@
+//! The `sinter` command as people run it: the real binary, its output, its exit code, and how it says no.
+
+mod support;
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use support::*;
+use tempfile::TempDir;
+
+fn sinter() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
+    command.env_remove("SINTER_LOG").stdin(Stdio::null()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+fn run<S: AsRef<OsStr>>(args: &[S]) -> Output {
+    sinter().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What a command prints that succeeds.
+#[track_caller]
+fn stdout<S: AsRef<OsStr>>(args: &[S]) -> String {
+    let output = run(args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// What a command says that fails: one report, and no panic.
+#[track_caller]
+fn report(output: &Output) -> String {
+    let said = text(&output.stderr);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {said}", output.status);
+    assert_eq!(said.matches("error:").count(), 1, "{said}");
+    assert!(said.starts_with("error: "), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[track_caller]
+fn fails<S: AsRef<OsStr>>(args: &[S], with: &str) {
+    let said = report(&run(args));
+    assert!(said.contains(with), "{said}");
+}
+
+fn piped(args: &[&str], input: &[u8]) -> Output {
+    let mut child = sinter()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn temp() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn arg(path: &Path) -> String {
+    path.to_str().unwrap().to_string()
+}
+
+/// A plan of the embedded model in a folder of its own.
+fn compiled(dir: &TempDir, more: &[&str]) -> String {
+    let plan = arg(&dir.path().join("model.plan"));
+    stdout(&[&["compile", "-c", "64", "-o", &plan], more].concat());
+    plan
+}
+
+const GREEDY: [&str; 6] = ["-p", "The borrow checker", "--temp", "0", "-n", "16"];
+
+#[test]
+fn a_plan_runs_without_the_compiler() {
+    let dir = temp();
+    let plan = compiled(&dir, &[]);
+    let model = arg(&model_path("q4_k_m"));
+    let traced = |source: &str| {
+        let output = sinter().args(["run", source]).args(GREEDY).env("SINTER_LOG", "trace").output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let stages = ["sinter::lower", "sinter::passes", "sinter::codegen"];
+    let (from_model, log) = traced(&model);
+    for stage in stages {
+        assert!(log.contains(stage), "running a model shows {stage}");
+    }
+    let (from_plan, log) = traced(&plan);
+    assert!(log.contains("sinter::runtime"), "{log}");
+    for stage in stages {
+        assert!(!log.contains(stage), "running a plan shows {stage}");
+    }
+    assert_eq!(from_plan, from_model);
+}
+
+#[test]
+fn run_prints_the_text_alone() {
+    let oracle = oracle();
+    let wanted = &oracle.models["q4_k_m"];
+    let said = stdout(&["run", "--exact", "-p", &wanted.greedy_prompt, "--temp", "0", "-n", "24"]);
+    let continuation = wanted.greedy_text.strip_prefix(&wanted.greedy_prompt).unwrap();
+    assert_eq!(said, format!("{continuation}\n"));
+
+    let prompt = temp();
+    let file = prompt.path().join("prompt.txt");
+    std::fs::write(&file, &wanted.greedy_prompt).unwrap();
+    assert_eq!(stdout(&["run", "--exact", "-f", &arg(&file), "--temp", "0", "-n", "24"]), said);
+    let from_stdin = piped(&["run", "--exact", "--temp", "0", "-n", "24"], wanted.greedy_prompt.as_bytes());
+    assert_eq!(text(&from_stdin.stdout), said);
+}
+
+#[test]
+fn a_seed_repeats_its_text() {
+    let of = |seed| stdout(&["run", "-p", "A `Vec<T>`", "-n", "24", "--temp", "1.2", "--seed", seed]);
+    let first = of("7");
+    assert_eq!(of("7"), first);
+    assert!(["8", "9", "10"].map(of).iter().any(|other| *other != first));
+}
+
+#[test]
+fn a_greedy_plan_says_what_it_cannot_do() {
+    let dir = temp();
+    let plan = compiled(&dir, &["--greedy"]);
+    let said = stdout(&[&["run", &plan], &GREEDY[..]].concat());
+    assert_eq!(said, stdout(&[&["run"], &GREEDY[..]].concat()));
+    fails(&["run", &plan, "-p", "x", "--temp", "1"], "compiled for greedy decoding");
+}
+
+#[test]
+fn dump_prints_every_stage_in_every_format() {
+    for stage in ["lowered", "fused", "kernels", "plan"] {
+        for step in ["decode", "prefill", "chunk", "score"] {
+            for format in ["text", "dot", "json"] {
+                let what = format!("{stage} {step} {format}");
+                let said = stdout(&["dump", "--stage", stage, "--step", step, "--format", format]);
+                match format {
+                    "dot" => {
+                        assert!(said.starts_with("digraph "), "{what}");
+                        // Braces within labels are escaped or in pairs, so they balance too.
+                        assert_eq!(said.matches('{').count(), said.matches('}').count(), "{what}");
+                        assert!(said.contains(" -> "), "{what}");
+                    }
+                    "json" => {
+                        let json: serde_json::Value = serde_json::from_str(&said).expect(&what);
+                        assert!(json.is_object(), "{what}");
+                    }
+                    _ => assert!(said.contains(if stage == "plan" { "program" } else { step }), "{what}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dump_after_a_pass_stops_there() {
+    let after = |pass| stdout(&["dump", "--after", pass]);
+    assert!(!after("quantise_acts").contains("fused"));
+    assert!(after("dequant_matmul").contains("dequant_matmul"));
+    assert!(!after("dequant_matmul").contains("rope_kv"));
+    assert_eq!(after("sample_head"), stdout(&["dump"]));
+    fails(&["dump", "--after", "nonsense"], "pass \"nonsense\" does not run here");
+    fails(&["dump", "--exact", "--after", "quantise_acts"], "does not run here");
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let mut child = sinter()
+        .args(["dump", "--stage", "lowered"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("graph @decode("), "{line}");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn opt_reads_files_and_stdin() {
+    let graph = stdout(&["dump", "--stage", "lowered"]);
+    let dir = temp();
+    let file = dir.path().join("decode.sir");
+    std::fs::write(&file, &graph).unwrap();
+    let opt = |more: &[&str]| stdout(&[&["opt", &arg(&file)], more].concat());
+    assert_eq!(opt(&["--passes", ""]), graph, "no passes change nothing");
+    assert_eq!(opt(&["--fuel", "0"]), graph);
+    let fused = opt(&["--target", "cpu"]);
+    let launches = |text: &str| text.lines().filter(|l| l.contains("= fused ")).count();
+    assert_eq!(launches(&fused), launches(&stdout(&["dump"])));
+    assert_eq!(launches(&fused), 34);
+    assert_eq!(text(&piped(&["opt", "-", "--target", "cpu"], graph.as_bytes()).stdout), fused);
+    let some = opt(&["--passes", "cleanup,dequant_matmul", "--target", "cpu"]);
+    assert!(some.contains("dequant_matmul") && !some.contains("rope_kv"));
+    let one = opt(&["--passes", "dequant_matmul", "--fuel", "1"]);
+    assert_eq!(one.matches("dequant_matmul").count(), 1);
+}
+
+#[test]
+fn explain_tells_what_fused() {
+    let said = stdout(&["explain", "--all"]);
+    for line in ["decode: 159 launches -> 34", "8 add_rmsnorm, 4 attention", "not fused by"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&stdout(&["explain", "--json"])).unwrap();
+    assert_eq!(json["steps"][1]["graph"], "decode");
+    assert_eq!(json["steps"][1]["after"]["launches"]["attention"], 4);
+}
+
+#[test]
+fn inspect_tells_what_is_in_the_file() {
+    let said = stdout(&["inspect", &arg(&model_path("q8_0")), "--tensors"]);
+    for part in ["GGUF version 3", "general.architecture", "\"llama\"", "blk.3.ffn_down.weight", "Q8_0"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&stdout(&["inspect", "--json"])).unwrap();
+    assert_eq!(json["tensors"].as_array().unwrap().len(), open("q4_k_m").gguf().tensors.len());
+}
+
+#[test]
+fn tokenize_prints_the_ids_of_the_oracle() {
+    let oracle = oracle();
+    assert_eq!(stdout(&["tokenize", &oracle.text]), format!("{:?}\n", oracle.tokens));
+    let model = arg(&model_path("q8_0"));
+    assert_eq!(
+        stdout(&["tokenize", "--no-bos", &model, &oracle.text]),
+        format!("{:?}\n", &oracle.tokens[1..])
+    );
+    assert!(stdout(&["tokenize", "--pieces", "Vec"]).starts_with("0\t"));
+}
+
+#[test]
+fn logits_are_readable_by_numpy() {
+    let dir = temp();
+    let out = dir.path().join("logits.npy");
+    let tokens = oracle().tokens;
+    let list = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    stdout(&["logits", "--exact", "--tokens", &list, "--out", &arg(&out)]);
+    let (shape, rows) = read_npy(&out);
+    assert_eq!(shape, [tokens.len() as u64, 4096]);
+    assert_close("logits", &rows, &oracle_logits("q4_k_m"), 1e-5);
+}
+
+#[test]
+fn perplexity_prints_as_others_do() {
+    let held_out = arg(&path("tests/data/oracle/held_out.txt"));
+    let said = stdout(&["perplexity", "-f", &held_out, "--chunks", "2", "-c", "64"]);
+    let (windows, last) = said.trim_end().split_once('\n').unwrap();
+    let (first, second) = windows.split_once(",[2]").unwrap();
+    let first: f64 = first.strip_prefix("[1]").unwrap().parse().unwrap();
+    let second: f64 = second.parse().unwrap();
+    let (estimate, error) = last.strip_prefix("Final estimate: PPL = ").unwrap().split_once(" +/- ").unwrap();
+    assert_eq!(estimate.parse::<f64>().unwrap(), second);
+    assert!(first > 1.0 && second > 1.0 && error.parse::<f64>().unwrap() > 0.0, "{said}");
+}
+
+#[test]
+fn check_passes() {
+    for more in [&[][..], &["--exact"], &["--tokens", "0,33,280"], &["--no-fuse"]] {
+        let said = stdout(&[&["check"], more].concat());
+        assert!(said.ends_with("every kernel computes what its body says\n"), "{said}");
+    }
+}
+
+#[test]
+fn files_that_are_no_models_are_refused() {
+    let dir = temp();
+    let missing = arg(&dir.path().join("missing.gguf"));
+    let half = dir.path().join("half.gguf");
+    let bytes = std::fs::read(model_path("q4_k_m")).unwrap();
+    std::fs::write(&half, &bytes[..bytes.len() / 2]).unwrap();
+    let (half, folder, manifest) = (arg(&half), arg(dir.path()), arg(&path("Cargo.toml")));
+    let plan = arg(&dir.path().join("out.plan"));
+    for (file, says) in [
+        (&missing, "No such file"),
+        (&half, "it may be cut off"),
+        (&folder, "not a regular file"),
+        (&manifest, "not a GGUF file"),
+    ] {
+        for args in [
+            vec!["run", file, "-p", "x"],
+            vec!["compile", file, "-o", &plan],
+            vec!["explain", file],
+            vec!["dump", file],
+            vec!["inspect", file],
+            vec!["check", file],
+            vec!["tokenize", file, "x"],
+            vec!["logits", file, "--tokens", "1", "-o", &plan],
+            vec!["perplexity", file, "-f", "Cargo.toml"],
+        ] {
+            fails(&args, says);
+        }
+    }
+    assert!(!Path::new(&plan).exists());
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let held_out = arg(&path("tests/data/oracle/held_out.txt"));
+    for (args, says) in [
+        (
+            vec!["run", "-p", "x", "--passes", "nonsense"],
+            "there is no pass \"nonsense\"; the passes are cleanup,",
+        ),
+        (vec!["explain", "--passes=-nonsense"], "there is no pass \"nonsense\""),
+        (vec!["dump", "--target", "gpu"], "there is no target \"gpu\""),
+        (vec!["dump", "--target", "gpu.json"], "target file gpu.json"),
+        (vec!["compile", "--target", "test-wave32", "-o", "never.plan"], "there are kernels for cpu only"),
+        (vec!["run", "-p", "x", "--kv", "q8"], "invalid value 'q8' for '--kv <KV>'"),
+        (vec!["run", "-p", "x", "--chunk", "0"], "--chunk must be at least 1"),
+        (vec!["run", "-p", "x", "-c", "0"], "the context must lie in 1..="),
+        (vec!["run", "-p", "x", "-c", "1099511627776"], "the context must lie in 1..="),
+        (vec!["logits", "--tokens", "1", "-c", "0", "-o", "never.npy"], "the context must lie in 1..="),
+        (vec!["run", "-p", "x", "-t", "0"], "the number of threads must lie in"),
+        (vec!["run", "-p", "x", "--temp", "NaN"], "temperature is NaN; it must be at least 0"),
+        (vec!["run", "-p", "x", "--temp=-1"], "temperature is -1; it must be at least 0"),
+        (vec!["run", "-p", "x", "--top-p", "2"], "top-p is 2; it must be 0 to 1"),
+        (vec!["run", "-p", "x", "--log", "a=b=c"], "--log a=b=c: "),
+        (vec!["run", "-f", "missing.txt"], "missing.txt"),
+        (vec!["run", "-p", "one two three four five six", "-c", "3"], "do not fit a context of 3"),
+        (vec!["logits", "--tokens", "1,4096", "-o", "never.npy"], "must lie in 0..4096, not 4096"),
+        (
+            vec!["logits", "--tokens", "1,2,3", "-c", "2", "-o", "never.npy"],
+            "3 tokens do not fit a context of 2",
+        ),
+        (vec!["logits", "--tokens", "x", "-o", "never.npy"], "invalid value 'x'"),
+        (vec!["check", "--tokens", "1"], "check needs two tokens at least"),
+        (vec!["check", "--tokens", "1,4096"], "id 4096 is not within the 4096 rows"),
+        (vec!["check", "--tokens=-1,2"], "id -1 is not within the 4096 rows"),
+        (vec!["check", "--tokens", "1,2,3", "-c", "2"], "3 tokens do not fit a context of 2"),
+        (vec!["perplexity", "-f", &held_out, "--chunks", "0"], "--chunks must be at least 1"),
+        (vec!["perplexity", "-f", &held_out, "-c", "2"], "a window needs 4 at least"),
+        (vec!["tokenize"], "no text"),
+    ] {
+        let output = run(&args);
+        let said = report(&output);
+        assert!(said.contains(says), "{args:?}: {said}");
+        assert_eq!(text(&output.stdout).lines().filter(|l| l.contains("PPL")).count(), 0, "{args:?}");
+    }
+    assert!(!path("never.npy").exists() && !path("never.plan").exists());
+}
+
+#[test]
+fn an_empty_prompt_is_the_start_token() {
+    let output = run(&["run", "-p", "", "--temp", "0", "-n", "4"]);
+    assert!(output.status.success());
+    assert!(text(&output.stderr).starts_with("[1 tokens read"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_plan_is_run_as_it_is() {
+    let dir = temp();
+    let plan = compiled(&dir, &[]);
+    for flag in [&["--exact"][..], &["--no-fuse"], &["-c", "32"], &["--chunk", "7"], &["--kv", "f32"]] {
+        let said = report(&run(&[&["run", &plan, "-p", "x"], flag].concat()));
+        assert!(said.contains("is compiled already: -"), "{said}");
+    }
+    let other = arg(&model_path("q8_0"));
+    fails(&["run", &plan, "-m", &other, "-p", "x"], "the plan was compiled for another model file");
+    fails(&["run", &plan, "-m", "missing.gguf", "-p", "x"], "give its place now with --model");
+    let same = arg(&model_path("q4_k_m"));
+    stdout(&["run", &plan, "-m", &same, "-p", "x", "-n", "1"]);
+
+    let bytes = std::fs::read(&plan).unwrap();
+    std::fs::write(&plan, &bytes[..bytes.len() / 2]).unwrap();
+    fails(&["run", &plan, "-p", "x"], "the plan is truncated");
+    fails(&["inspect", &plan], "not a GGUF file");
+}
+
+#[test]
+fn a_plan_names_where_its_weights_are() {
+    let dir = temp();
+    let model = dir.path().join("model.gguf");
+    std::fs::copy(model_path("q8_0"), &model).unwrap();
+    let plan = compiled(&dir, &["-m", &arg(&model)]);
+    stdout(&["run", &plan, "-p", "x", "-n", "1"]);
+    std::fs::remove_file(&model).unwrap();
+    fails(&["run", &plan, "-p", "x"], "give its place now with --model");
+}
+
+#[test]
+fn a_failed_compile_leaves_what_was_there() {
+    let dir = temp();
+    let plan = compiled(&dir, &[]);
+    let before = std::fs::read(&plan).unwrap();
+    fails(&["compile", "-o", &plan, "-c", "0"], "the context must lie in");
+    fails(&["compile", "-o", &plan, "--target", "test-wave32"], "there are kernels for cpu only");
+    assert!(std::fs::read(&plan).unwrap() == before);
+
+    let folder = dir.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    fails(&["compile", "-o", &arg(&folder)], "folder: ");
+    fails(&["compile", "-o", &arg(&folder.join("missing/out.plan"))], "No such file");
+    fails(&["logits", "--tokens", "1", "-o", &arg(&folder)], "folder: ");
+    let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["folder", "model.plan"], "nothing half-written is left");
+
+    let model = dir.path().join("model.gguf");
+    std::fs::copy(model_path("q8_0"), &model).unwrap();
+    fails(&["compile", &arg(&model), "-o", &arg(&model)], "is the model itself");
+    stdout(&["inspect", &arg(&model)]);
+}
+
+#[test]
+fn graphs_with_errors_are_refused_by_line() {
+    let dir = temp();
+    let file = dir.path().join("bad.sir");
+    let graph = |line: &str| format!("graph @a(%x: f32[T,4]) sym T<=1, P<=1 {{\n  {line}\n  return %1\n}}\n");
+    let name = arg(&file);
+    std::fs::write(&file, graph("%1 = nonsense %x : f32[T,4]")).unwrap();
+    fails(&["opt", &name], "bad.sir:2:8: unknown operation \"nonsense\"");
+    std::fs::write(&file, graph("%1 = silu %y : f32[T,4]")).unwrap();
+    fails(&["opt", &name], "bad.sir:2:13: ");
+    std::fs::write(&file, graph("%1 = silu %x : f32[T,5]")).unwrap();
+    fails(&["opt", &name], "f32[T,5]");
+    fails(&["opt", "missing.sir"], "missing.sir: No such file");
+    fails(&["opt", &arg(dir.path())], "Is a directory");
+
+    std::fs::write(&file, [0x67, 0xff, 0xfe, 0x00]).unwrap();
+    fails(&["opt", &name], "bad.sir: stream did not contain valid UTF-8");
+    let said = report(&piped(&["opt", "-"], &[0xff, 0xfe]));
+    assert!(said.contains("stdin: stream did not contain valid UTF-8"), "{said}");
+    report(&piped(&["opt", "-"], b""));
+}
+
+/// A file of about a gigabyte whose tensor data are a hole: what only needs the description reads no more.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_large_model_is_explained_from_its_header() {
+    let bytes = std::fs::read(model_path("q8_0")).unwrap();
+    let gguf = open("q8_0");
+    let dir = temp();
+    let large = dir.path().join("large.gguf");
+    let file = std::fs::File::create(&large).unwrap();
+    (&file).write_all(&bytes[..gguf.gguf().data_start as usize]).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let said = stdout(&["explain", &arg(&large)]);
+    assert!(said.contains("decode: 159 launches -> 34"), "{said}");
+
+    let mut child = sinter().args(["dump", &arg(&large)]).stdout(Stdio::piped()).spawn().unwrap();
+    // Its output does not fit the pipe, so it is still there when the first line has come.
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    drop(out);
+    child.wait().unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kb: u64 = peak.expect("a peak").trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kb < 100_000, "{kb} kB in memory at the peak");
+}

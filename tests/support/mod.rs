@@ -1,0 +1,149 @@
+//! What the end-to-end tests share: the models, their oracles, and ways to run them.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use serde::Deserialize;
+use sinter::compile::{Options, Purpose};
+use sinter::generate::Session;
+use sinter::gguf::GgufFile;
+use sinter::model;
+use sinter::passes::Pipeline;
+use sinter::runtime::plan::LoadedPlan;
+use sinter::runtime::{DeviceOptions, Executor};
+use sinter::target::Target;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The models that have an oracle.
+pub const MODELS: [&str; 2] = ["q4_k_m", "q8_0"];
+
+/// `tests/data/oracle/oracle.json`.
+#[derive(Deserialize)]
+pub struct Oracle {
+    pub text: String,
+    pub tokens: Vec<u32>,
+    pub models: BTreeMap<String, OracleModel>,
+}
+
+#[derive(Deserialize)]
+pub struct OracleModel {
+    pub logits: String,
+    pub greedy_prompt: String,
+    pub greedy_tokens: Vec<u32>,
+    pub greedy_text: String,
+    /// Best minus second logit at each step.
+    pub margins: Vec<f64>,
+}
+
+/// A path within the repository.
+pub fn path(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+pub fn model_path(name: &str) -> PathBuf {
+    path(&format!("models/rustdoc-13m-{name}.gguf"))
+}
+
+/// The model of that name; the embedded one is read from the program.
+pub fn open(name: &str) -> Arc<GgufFile> {
+    let file = if name == "q4_k_m" { model::embedded() } else { GgufFile::open(model_path(name)) };
+    Arc::new(file.unwrap())
+}
+
+pub fn oracle() -> Oracle {
+    let text = std::fs::read_to_string(path("tests/data/oracle/oracle.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The oracle's logits, a row a token.
+pub fn oracle_logits(name: &str) -> Vec<Vec<f32>> {
+    read_npy(&path("tests/data/oracle").join(&oracle().models[name].logits)).1
+}
+
+/// Shape and rows of a float32 matrix.
+pub fn read_npy(path: &Path) -> (Vec<u64>, Vec<Vec<f32>>) {
+    let npy = npyz::NpyFile::new(std::io::BufReader::new(std::fs::File::open(path).unwrap())).unwrap();
+    let shape = npy.shape().to_vec();
+    let data: Vec<f32> = npy.into_vec().unwrap();
+    (shape.clone(), data.chunks_exact(shape[1] as usize).map(<[f32]>::to_vec).collect())
+}
+
+/// The default options with a small cache, so that tests need little memory.
+pub fn defaults() -> Options {
+    Options { context: Some(64), ..Options::new(Target::cpu()) }
+}
+
+pub fn exact() -> Options {
+    defaults().exact()
+}
+
+/// `options` without one pass.
+pub fn without(pass: &str, options: Options) -> Options {
+    Options { pipeline: options.pipeline.select(&[format!("-{pass}")]).unwrap(), ..options }
+}
+
+/// `options` with every primitive a launch of its own.
+pub fn unfused(options: Options) -> Options {
+    Options { pipeline: options.pipeline.without_fusions(), ..options }
+}
+
+/// Float32 activations, whatever the cache.
+pub fn float_activations(options: Options) -> Options {
+    Options { pipeline: Pipeline::standard(true), ..options }
+}
+
+pub fn plan(file: &GgufFile, options: &Options, purpose: Purpose) -> LoadedPlan {
+    let plan = model::plan(file, None, options, purpose).unwrap();
+    LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap()
+}
+
+pub fn executor(file: &Arc<GgufFile>, options: &Options, purpose: Purpose) -> Executor {
+    Executor::new(plan(file, options, purpose), Arc::clone(file), &DeviceOptions::default()).unwrap()
+}
+
+/// The logits of every token.
+pub fn score(file: &Arc<GgufFile>, options: &Options, tokens: &[u32]) -> Vec<Vec<f32>> {
+    score_on(file, options, tokens, None)
+}
+
+/// [`score`] on a number of threads.
+pub fn score_on(
+    file: &Arc<GgufFile>,
+    options: &Options,
+    tokens: &[u32],
+    threads: Option<usize>,
+) -> Vec<Vec<f32>> {
+    let mut session = model::session(file, None, options, Purpose::Score, threads).unwrap();
+    rows(&mut session, tokens)
+}
+
+/// The logits of every token in a session of [`Purpose::Score`].
+pub fn rows(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut rows = vec![];
+    session.score(tokens, |_, row| rows.push(row.to_vec())).unwrap();
+    rows
+}
+
+/// `‖a − b‖ / ‖b‖`.
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = a.iter().zip(b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
+    (difference / norm).sqrt()
+}
+
+/// The largest [`distance`] between rows; NaN if one is.
+pub fn worst(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let rows = a.iter().zip(b).map(|(a, b)| distance(a, b));
+    rows.fold(0.0, |worst, d| if d.is_nan() || d > worst { d } else { worst })
+}
+
+/// Asserts that rows agree, and names what does not.
+#[track_caller]
+pub fn assert_close(what: &str, a: &[Vec<f32>], b: &[Vec<f32>], tolerance: f64) {
+    let worst = worst(a, b);
+    println!("{what}: {worst:.1e} of {tolerance:.0e}");
+    assert!(worst <= tolerance, "{what}: relative error {worst:e} exceeds {tolerance:e}");
+}
