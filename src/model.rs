@@ -69,6 +69,7 @@ pub fn plan(
         model: plan::Model {
             source: path.map(|p| p.to_string_lossy().into_owned()),
             identity: file.identity(),
+            full_hash: None,
             architecture: config.architecture.clone(),
             name: gguf.str_opt("general.name").ok().flatten().unwrap_or("unnamed").to_string(),
         },
@@ -108,13 +109,14 @@ pub fn is_plan(path: &Path) -> bool {
         && LoadedPlan::is_plan(&start)
 }
 
-/// Loads a plan and the weights it names, or those at `model`.
+/// Loads a plan and the weights it names, or those at `model`. `verify` hashes the whole model file, not samples of it.
 ///
 /// # Errors
 /// A plan that is damaged or was compiled for something else, each with what differs.
 pub fn load_plan(
     path: &Path,
     model: Option<&Path>,
+    verify: bool,
     threads: Option<usize>,
 ) -> Result<(Arc<GgufFile>, Session), ModelError> {
     let bytes = std::fs::read(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
@@ -127,6 +129,9 @@ pub fn load_plan(
         source,
     })?;
     plan.check_model(&file.identity()).map_err(in_plan)?;
+    if verify {
+        plan.check_full_hash(file.full_hash()).map_err(in_plan)?;
+    }
     let file = Arc::new(file);
     let session = Session::new(Executor::new(plan, Arc::clone(&file), &DeviceOptions { threads })?);
     Ok((file, session))

@@ -15,6 +15,9 @@ pub struct Args {
     /// The best token instead of the logits: for run --temp 0 only.
     #[arg(long)]
     greedy: bool,
+    /// Put the hash of the whole model file into the plan, for run --verify; reads all of it.
+    #[arg(long)]
+    verify: bool,
     #[command(flatten)]
     compile: CompileArgs,
 }
@@ -22,7 +25,8 @@ pub struct Args {
 pub fn run(args: Args) -> super::Outcome {
     let file = args.model.open()?;
     let options = args.compile.options(args.greedy)?;
-    let plan = model::plan(&file, args.model.path(), &options, Purpose::Generate)?;
+    let mut plan = model::plan(&file, args.model.path(), &options, Purpose::Generate)?;
+    plan.model.full_hash = args.verify.then(|| file.full_hash());
     let bytes = plan.to_bytes()?;
     let path = args.out.display();
     if args.model.path().is_some_and(|model| same_file(model, &args.out)) {

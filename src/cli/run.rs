@@ -33,7 +33,7 @@ pub struct Args {
     count: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// With a plan: hash the whole model file, not samples of it.
+    /// With a plan that was compiled with --verify: compare the hash of the whole model file, not of samples.
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
@@ -172,11 +172,14 @@ fn load(
         if let Some(flag) = args.compile.first_given() {
             return Err(format!("{} is compiled already: {flag} does not apply", path.display()).into());
         }
-        return Ok(model::load_plan(path, args.model.as_deref(), args.device.threads)?);
+        return Ok(model::load_plan(path, args.model.as_deref(), args.verify, args.device.threads)?);
     }
     let source = ModelArgs { model: args.source.clone(), model_flag: args.model.clone() };
     if source.model.is_some() && source.model_flag.is_some() {
         return Err("the model is given twice".into());
+    }
+    if args.verify {
+        return Err("--verify compares a model file with a plan, and no plan is given".into());
     }
     let file = source.open()?;
     let options = args.compile.options(greedy)?;

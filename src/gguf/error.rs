@@ -8,6 +8,8 @@ use thiserror::Error;
 pub enum GgufError {
     #[error("cannot open {}: {source}", path.display())]
     Open { path: PathBuf, source: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    File { path: PathBuf, error: Box<GgufError> },
     #[error("not a GGUF file: its first four bytes are not \"GGUF\"")]
     NotGguf,
     #[error("the file is big-endian GGUF, which is not supported; convert the model again as little-endian")]

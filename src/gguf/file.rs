@@ -45,7 +45,8 @@ impl GgufFile {
     pub fn open(path: impl AsRef<Path>) -> Result<GgufFile, GgufError> {
         let path = path.as_ref();
         let map = map_file(path).map_err(|source| GgufError::Open { path: path.to_owned(), source })?;
-        let file = GgufFile::new(Storage::Mapped(map))?;
+        let in_file = |error: GgufError| GgufError::File { path: path.to_owned(), error: error.into() };
+        let file = GgufFile::new(Storage::Mapped(map)).map_err(in_file)?;
         tracing::debug!(
             path = %path.display(),
             bytes = file.gguf.file_len,

@@ -20,7 +20,7 @@ mod validate;
 use super::pool::{PoolError, align_up, place};
 use super::schedule::{Flow, FlowBuffer, Home, Slot, size_of};
 use crate::codegen::spec::{KernelSpec, NormSource, Place, Primitive, Program, Template};
-use crate::gguf::Identity;
+use crate::gguf::{Digest, Identity};
 use crate::ir::{DType, Decision, Syms, TensorType};
 use crate::target::{Target, TargetKind};
 use indexmap::IndexMap;
@@ -62,6 +62,8 @@ pub struct Model {
     /// The file as it was named; none for the embedded model.
     pub source: Option<String>,
     pub identity: Identity,
+    /// BLAKE3 of the whole file, where the plan was compiled with it.
+    pub full_hash: Option<Digest>,
     pub architecture: String,
     pub name: String,
 }
@@ -201,6 +203,10 @@ pub enum PlanError {
     LowerBound { program: String, claimed: u64, lower_bound: u64 },
     #[error("the plan was compiled for another model file: it needs {wants}, this one has {has}")]
     OtherModel { wants: Box<Identity>, has: Box<Identity> },
+    #[error("the plan holds no hash of the whole model file; compile it again with --verify")]
+    NoFullHash,
+    #[error("the model file has changed since the plan was compiled: its hash is {has}, not {wants}")]
+    FullHash { wants: Digest, has: Digest },
     #[error("the plan was compiled for {target} ({wants}), which cannot run on the device {has}")]
     OtherDevice { target: String, wants: &'static str, has: &'static str },
     #[error("the kernels have changed since sinter {engine} compiled the plan; compile it again")]
@@ -336,6 +342,16 @@ impl Plan {
     /// The memory that a device must reserve in bytes: states and arena.
     pub fn pool_bytes(&self) -> u64 {
         self.arena_offset.saturating_add(self.arena_bytes)
+    }
+
+    /// # Errors
+    /// If the plan holds no hash of the whole file, or another than this.
+    pub fn check_full_hash(&self, has: Digest) -> Result<(), PlanError> {
+        match self.model.full_hash {
+            None => Err(PlanError::NoFullHash),
+            Some(wants) if wants != has => Err(PlanError::FullHash { wants, has }),
+            Some(_) => Ok(()),
+        }
     }
 
     /// # Errors

@@ -73,6 +73,7 @@ pub(in crate::runtime) fn parts(identity: Identity) -> Parts {
         model: Model {
             source: Some("toy.gguf".into()),
             identity,
+            full_hash: None,
             architecture: "toy".into(),
             name: "Toy".into(),
         },
