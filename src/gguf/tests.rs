@@ -275,7 +275,13 @@ fn a_file_on_disk_is_mapped() {
     let absent = GgufFile::open(dir.path().join("b.gguf")).unwrap_err().to_string();
     assert!(absent.starts_with("cannot open ") && absent.contains("b.gguf"), "{absent}");
     std::fs::write(&path, b"").unwrap();
-    assert!(matches!(GgufFile::open(&path), Err(GgufError::NotGguf)));
+    match GgufFile::open(&path) {
+        Err(GgufError::File { path: named, error }) => {
+            assert_eq!(named, path);
+            assert!(matches!(*error, GgufError::NotGguf));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
