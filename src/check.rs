@@ -7,7 +7,6 @@ use crate::compile::{CompileError, Options};
 use crate::gguf::{GgufError, GgufFile};
 use crate::ir::{DType, Dim, Graph, NodeId, Op, Syms, Value, verify};
 use crate::lower::{self, Config, Step};
-use crate::passes::describe;
 use crate::runtime::cpu::{BindError, Features, RawArg, bind};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
 use indexmap::IndexMap;
@@ -229,7 +228,7 @@ impl Walk<'_> {
         let Some(index) = kernels.trace.launches.iter().position(|&n| n == id) else { return Ok(()) };
         let launch = &kernels.launches[index];
         let spec = &kernels.specs[launch.kernel as usize];
-        let at = describe(self.graph, id);
+        let at = self.graph.describe(id);
         let values = self.graph.operands(id);
         let mut memory: Vec<Vec<u8>> = vec![];
         let mut shown: Vec<(usize, usize)> = vec![];

@@ -164,22 +164,9 @@ impl Generator<'_> {
             self.kernels.len() - 1
         });
         self.trace.launches.push(id);
-        self.launches.push(Launch { kernel: index as u32, args: bufs, label: label(self.g, id) });
+        self.launches.push(Launch { kernel: index as u32, args: bufs, label: self.g.describe(id) });
         Ok(())
     }
-}
-
-/// A node in words: its operation and the nearest weight or state among its operands.
-fn label(g: &Graph, id: NodeId) -> String {
-    let op = match g.op(id) {
-        Op::Fused(f) => f.kernel.name(),
-        op => op.name(),
-    };
-    let mut named = g.operands(id).into_iter().filter_map(|v| match g.op(v.node) {
-        Op::Weight { name } | Op::State { name } => Some(name),
-        _ => None,
-    });
-    named.next().map_or(op.to_string(), |name| format!("{op} {name}"))
 }
 
 /// The primitive operation as a kernel, if it is one.

@@ -270,6 +270,26 @@ impl Graph {
         order
     }
 
+    /// A node in words: its operation, and the nearest weight or state up its operands, which tells it from its likes.
+    pub fn describe(&self, id: NodeId) -> String {
+        let op = match self.op(id) {
+            Op::Fused(f) => f.kernel.name(),
+            op => op.name(),
+        };
+        let mut level = vec![id];
+        for _ in 0..4 {
+            let named = level.iter().find_map(|&n| match self.op(n) {
+                Op::Weight { name } | Op::State { name } => Some(name),
+                _ => None,
+            });
+            if let Some(name) = named {
+                return format!("{op} {name}");
+            }
+            level = level.iter().flat_map(|&n| self.operands(n)).map(|v| v.node).collect();
+        }
+        op.to_string()
+    }
+
     /// Whether data flows from `from` to `to` (a node reaches itself).
     pub fn reaches(&self, from: NodeId, to: NodeId) -> bool {
         petgraph::algo::has_path_connecting(&self.g, from, to, None)

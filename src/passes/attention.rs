@@ -8,7 +8,7 @@
 //! Caches in half precision are dequantised on the way.
 
 use super::Pass;
-use super::rule::{Cx, Fusion, Patch, Reject, describe, sole_use};
+use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use crate::ir::{Graph, Kernel, NodeId, Op, Value, Why};
 
 pub const PASS: Pass = Pass {
@@ -31,18 +31,18 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     ] {
         v = g.operand(v.node, 0).ok_or(Reject::NoMatch)?;
         if !is_step(g.op(v.node)) {
-            let detail = format!("{name} expected, not {}", describe(g, v.node));
+            let detail = format!("{name} expected, not {}", g.describe(v.node));
             return Err(Reject::near(id, Why::Shape { detail }));
         }
         if sole_use(g, v).is_none() {
-            return Err(Reject::near(id, Why::MultiUse { value: describe(g, v.node) }));
+            return Err(Reject::near(id, Why::MultiUse { value: g.describe(v.node) }));
         }
         members.push(v.node);
     }
     for operand in [g.operand(v.node, 1), g.operand(id, 1)] {
         let filled = operand.ok_or(Reject::NoMatch)?;
         members.extend(cache_rows(g, filled).ok_or_else(|| {
-            let detail = format!("{} is not read from a cache", describe(g, filled.node));
+            let detail = format!("{} is not read from a cache", g.describe(filled.node));
             Reject::near(id, Why::Shape { detail })
         })?);
     }

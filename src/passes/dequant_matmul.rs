@@ -86,7 +86,7 @@ fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     if sole_use(g, matmul.into()).is_none() {
-        return Err(Reject::near(add, Why::MultiUse { value: super::describe(g, matmul) }));
+        return Err(Reject::near(add, Why::MultiUse { value: g.describe(matmul) }));
     }
     let fusion = Fusion {
         graph: g,

@@ -18,7 +18,7 @@ mod sample_head;
 mod swiglu;
 
 pub use report::{Report, Totals};
-pub use rule::{Cx, Fusion, NewNode, Patch, Ref, Reject, Rule, describe};
+pub use rule::{Cx, Fusion, NewNode, Patch, Ref, Reject, Rule};
 
 use crate::ir::{Decision, Graph, NodeId, Op, Outcome, Why};
 use crate::target::Target;
@@ -190,7 +190,7 @@ impl Run<'_> {
                         fired += 1;
                     }
                     Err(Reject::Near { at, why }) => {
-                        self.record(pass, describe(g, at), Outcome::Rejected { why })
+                        self.record(pass, g.describe(at), Outcome::Rejected { why })
                     }
                     Err(Reject::NoMatch) => {}
                 }
@@ -209,7 +209,7 @@ impl Run<'_> {
         id: NodeId,
         patch: &Patch,
     ) -> Result<Option<Vec<NodeId>>, PassError> {
-        let at = describe(g, id);
+        let at = g.describe(id);
         if self.pipeline.fuel.is_some_and(|fuel| self.spent >= fuel) {
             self.record(pass, at, Outcome::Rejected { why: Why::FuelExhausted });
             return Ok(None);

@@ -10,7 +10,7 @@
 
 use super::Pass;
 use super::dequant_matmul::activations;
-use super::rule::{Cx, Fusion, Patch, Reject, describe, sole_use};
+use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use crate::ir::{Graph, Kernel, NodeId, Op, Value, Why};
 
 pub const PASS: Pass = Pass {
@@ -29,7 +29,7 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     if sole_use(g, rows).is_none() {
-        return Err(Reject::near(id, Why::MultiUse { value: describe(g, rows.node) }));
+        return Err(Reject::near(id, Why::MultiUse { value: g.describe(rows.node) }));
     }
     let key = Head::upwards(g, rows);
     let mut members = vec![id];

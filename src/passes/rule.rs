@@ -191,7 +191,7 @@ impl Fusion<'_> {
                         continue;
                     }
                     if !set.contains(&user) && !is_free(g, m) {
-                        return Err(Why::MultiUse { value: describe(g, m) });
+                        return Err(Why::MultiUse { value: g.describe(m) });
                     }
                     stays = true;
                 }
@@ -244,9 +244,9 @@ impl Fusion<'_> {
 /// Value `v` of a set flows to `through` outside, and from there back into the set.
 fn comes_back(g: &Graph, v: Value, through: NodeId) -> Why {
     if g.ty(v).shape.first() == Some(&Dim::S) {
-        Why::EffectBetween { state: describe(g, v.node) }
+        Why::EffectBetween { state: g.describe(v.node) }
     } else {
-        Why::Dependent { detail: format!("{} comes in between and needs a part", describe(g, through)) }
+        Why::Dependent { detail: format!("{} comes in between and needs a part", g.describe(through)) }
     }
 }
 
@@ -379,28 +379,6 @@ impl<'a> Body<'a> {
         self.body.set_return(&results);
         Ok((self.body, self.operands))
     }
-}
-
-/// A node in words: its operation and the weight or state that tells it from its likes.
-pub fn describe(g: &Graph, id: NodeId) -> String {
-    let name = match g.op(id) {
-        Op::Fused(f) => f.kernel.name(),
-        op => op.name(),
-    };
-    let mut stack: Vec<NodeId> = vec![id];
-    // The nearest name up the operands, breadth first within a few steps.
-    for _ in 0..4 {
-        let mut next = vec![];
-        for &n in &stack {
-            match g.op(n) {
-                Op::Weight { name: w } => return format!("{name} {w}"),
-                Op::State { name: s } => return format!("{name} {s}"),
-                _ => next.extend(g.operands(n).into_iter().rev().map(|v| v.node)),
-            }
-        }
-        stack = next;
-    }
-    name.to_string()
 }
 
 /// The only user of a value, with the slot it uses it in.

@@ -9,7 +9,7 @@
 
 use super::Pass;
 use super::dequant_matmul::{activations, has_residual};
-use super::rule::{Cx, Fusion, Patch, Reject, describe, sole_use};
+use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use crate::ir::{DType, Graph, Kernel, NodeId, Op, Value, Why};
 
 pub const PASS: Pass =
@@ -33,7 +33,7 @@ fn elementwise(g: &Graph, mul: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         ));
     }
     if sole_use(g, silu.into()).is_none() {
-        return Err(Reject::near(mul, Why::MultiUse { value: describe(g, silu) }));
+        return Err(Reject::near(mul, Why::MultiUse { value: g.describe(silu) }));
     }
     let mut members = vec![silu, mul];
     let mut result = Value::from(mul);
@@ -67,7 +67,7 @@ fn epilogue(g: &Graph, swiglu: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     }
     for v in &operands {
         if sole_use(g, *v).is_none() {
-            return Err(Reject::near(swiglu, Why::MultiUse { value: describe(g, v.node) }));
+            return Err(Reject::near(swiglu, Why::MultiUse { value: g.describe(v.node) }));
         }
     }
     let result = Value::from(swiglu);
