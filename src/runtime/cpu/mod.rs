@@ -1,8 +1,8 @@
 //! The kernels of the CPU device: one Rust implementation of each [`Template`], and the thread pool.
 //!
 //! [`bind`] turns a [`KernelSpec`] into a [`CpuKernel`]. A spec may come from a plan file, so everything it says is
-//! checked there; and whatever it says, a kernel touches memory only through [`args::Args`], which checks
-//! every range against its argument. Each kernel is written once, generic over [`isa::Isa`], and compiled once
+//! checked there; and whatever it says, a kernel touches memory only through `args::Args`, which checks
+//! every range against its argument. Each kernel is written once, generic over `isa::Isa`, and compiled once
 //! for each instruction set; [`Features`] picks one.
 //!
 //! The grids that `bind` accepts (extents of one item may be left out; the last extent runs fastest):
