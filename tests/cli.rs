@@ -215,6 +215,15 @@ fn explain_tells_what_fused() {
     assert_eq!(json["steps"][1]["after"]["launches"]["attention"], 4);
 }
 
+/// The report of the frozen target, as a user reads it.
+#[test]
+fn the_report() {
+    let said = stdout(&["explain", "--target", "test-wave32"]);
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!("report", said);
+    });
+}
+
 #[test]
 fn inspect_tells_what_is_in_the_file() {
     let said = stdout(&["inspect", &arg(&model_path("q8_0")), "--tensors"]);

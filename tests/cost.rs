@@ -194,10 +194,13 @@ fn the_core_of_dequant_matmul_is_not_gated() {
 fn counts_on_the_real_model() {
     let file = sinter::model::embedded().unwrap();
     let config = Config::from_gguf(file.gguf()).unwrap();
-    let default = Options::new(Target::test_wave32());
+    let mut default = Options::new(Target::test_wave32());
+    default.pipeline.verify_each = true;
     let greedy = Options { greedy: true, ..default.clone() };
+    let mut exact = default.clone().exact();
+    exact.pipeline.verify_each = true;
     let mut text = String::new();
-    for (name, options) in [("default", &default), ("greedy", &greedy), ("exact", &default.clone().exact())] {
+    for (name, options) in [("default", &default), ("greedy", &greedy), ("exact", &exact)] {
         for purpose in [Purpose::Generate, Purpose::Score] {
             for step in purpose.steps(&config, options) {
                 let (_, report) = compile::fuse(file.gguf(), options, &step).unwrap();

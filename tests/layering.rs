@@ -216,6 +216,25 @@ fn imports_go_one_way() {
     }
 }
 
+/// What runs never calls the interpreter: only the checks and tests of kernels do.
+#[test]
+fn nothing_that_runs_names_the_interpreter() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![];
+    sources(&root, &mut files);
+    let mut users = vec![];
+    for path in &files {
+        let module = module_of(path, &root).join("::");
+        let source = strip(&std::fs::read_to_string(path).unwrap());
+        if source.contains("interp") && !module.starts_with("runtime::interp") {
+            users.push(module);
+        }
+    }
+    users.sort();
+    // `runtime` declares the module, `check` compares kernels with it.
+    assert_eq!(users, ["check", "runtime"]);
+}
+
 #[test]
 fn a_violation_is_found_however_it_is_written() {
     let module = |path: &str| path.split("::").map(String::from).collect::<Vec<_>>();
