@@ -1,6 +1,6 @@
 //! A loaded plan with its position in the cache: prompts, generation and scoring.
 
-use super::{Sampler, SamplingError, greedy};
+use super::{Sampler, SamplingError};
 use crate::runtime::{ExecError, Executor};
 use std::ops::ControlFlow;
 
@@ -178,13 +178,5 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// The best token after those read so far.
-    ///
-    /// # Errors
-    /// If the last step returned no logits.
-    pub fn best(&mut self) -> Result<u32, SessionError> {
-        greedy(self.executor.result_f32(0)?).ok_or(SessionError::Nan)
     }
 }
