@@ -78,9 +78,15 @@ fn fill(dtype: DType, n: u64) -> Vec<u8> {
             DType::F32 => block.copy_from_slice(&((i % 13) as f32 * 0.1).to_le_bytes()),
             DType::F16 => block.copy_from_slice(&f16::from_f32((i % 13) as f32 * 0.1).to_le_bytes()),
             DType::Q8Act => block[..8].copy_from_slice(&[0.01f32, 0.1].map(f32::to_le_bytes).concat()),
+            DType::BF16 => block.copy_from_slice(&((i % 13) as f32 * 0.1).to_le_bytes()[2..]),
+            DType::Q2_K => block[80..].copy_from_slice(&[small, small].concat()),
+            DType::Q3_K => block[108..].copy_from_slice(&small),
             DType::Q6_K => block[208..].copy_from_slice(&small),
-            DType::Q4_K => block[..4].copy_from_slice(&[small, small].concat()),
-            DType::Q8_0 => block[..2].copy_from_slice(&small),
+            DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => {
+                block[..4].copy_from_slice(&[small, small].concat())
+            }
+            DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => block[..2].copy_from_slice(&small),
+            DType::MXFP4 => block[0] = 120,
             DType::I32 => block.fill(0),
         }
     }
@@ -108,11 +114,8 @@ fn run(c: &mut Criterion, group: &str, name: &str, spec: &KernelSpec, at: Syms, 
 fn kernels(c: &mut Criterion) {
     for t in [1, 32] {
         let at = Syms { t, p: 0, s: 512 };
-        for (x, formats) in [
-            (DType::Q8Act, &[DType::Q4_K, DType::Q6_K, DType::Q8_0][..]),
-            (DType::F32, &[DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16, DType::F32]),
-        ] {
-            for &format in formats {
+        for x in [DType::Q8Act, DType::F32] {
+            for format in DType::WEIGHTS.into_iter().filter(|w| x == DType::F32 || w.is_quantised()) {
                 let spec = matmul(x, format);
                 let bytes = spec.args[1].ty.bytes(&at) as usize;
                 run(c, "matmul", &format!("{format}/{x}/T={t}"), &spec, at, bytes);

@@ -140,7 +140,7 @@ pub enum Epilogue {
 pub struct NormSpec {
     pub source: NormSource,
     pub n: u64,
-    /// f32 or f16 `[n]`.
+    /// `[n]`, of any weight format.
     pub weight: ArgId,
     pub eps: f32,
     /// f32: the rows before the norm (the dequantised embedding or the sum).

@@ -3,7 +3,7 @@
 //! It computes in f32, in the order of the `gguf` Python package's `quants.py`, and agrees with it
 //! bit for bit (`scripts/dequant_goldens.py`).
 
-use super::blocks::{BlockQ4K, BlockQ6K, BlockQ8_0, BlockQ8Act, F16Le, F32Le};
+use super::blocks::*;
 use crate::ir::DType;
 use bytemuck::{Pod, Zeroable};
 use thiserror::Error;
@@ -25,10 +25,19 @@ pub fn dequantise(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Deq
     match dtype {
         DType::F32 => each(bytes, out, |b: &F32Le, y: &mut [f32; 1]| y[0] = b.get()),
         DType::F16 => each(bytes, out, |b: &F16Le, y: &mut [f32; 1]| y[0] = b.get()),
+        DType::BF16 => each(bytes, out, |b: &Bf16Le, y: &mut [f32; 1]| y[0] = b.get()),
         DType::I32 => return Err(DequantError::NotFloat(dtype)),
+        DType::Q4_0 => each(bytes, out, q4_0),
+        DType::Q4_1 => each(bytes, out, q4_1),
+        DType::Q5_0 => each(bytes, out, q5_0),
+        DType::Q5_1 => each(bytes, out, q5_1),
         DType::Q8_0 => each(bytes, out, q8_0),
+        DType::Q2_K => each(bytes, out, q2_k),
+        DType::Q3_K => each(bytes, out, q3_k),
         DType::Q4_K => each(bytes, out, q4_k),
+        DType::Q5_K => each(bytes, out, q5_k),
         DType::Q6_K => each(bytes, out, q6_k),
+        DType::MXFP4 => each(bytes, out, mxfp4),
         DType::Q8Act => each(bytes, out, q8_act),
     }
     Ok(())
@@ -73,35 +82,61 @@ fn each<B: Pod, const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn(&B, &m
     }
 }
 
+fn q4_0(b: &BlockQ4_0, y: &mut [f32; 32]) {
+    *y = std::array::from_fn(|i| b.d.get() * (f32::from(b.q(i)) - 8.0));
+}
+
+fn q4_1(b: &BlockQ4_1, y: &mut [f32; 32]) {
+    *y = std::array::from_fn(|i| b.d.get() * f32::from(b.q(i)) + b.m.get());
+}
+
+fn q5_0(b: &BlockQ5_0, y: &mut [f32; 32]) {
+    *y = std::array::from_fn(|i| b.d.get() * (f32::from(b.q(i)) - 16.0));
+}
+
+fn q5_1(b: &BlockQ5_1, y: &mut [f32; 32]) {
+    *y = std::array::from_fn(|i| b.d.get() * f32::from(b.q(i)) + b.m.get());
+}
+
 fn q8_0(b: &BlockQ8_0, y: &mut [f32; 32]) {
-    for (y, &q) in y.iter_mut().zip(&b.q) {
-        *y = b.d.get() * f32::from(q);
-    }
+    *y = b.q.map(|q| b.d.get() * f32::from(q));
+}
+
+fn q2_k(b: &BlockQ2K, y: &mut [f32; 256]) {
+    *y = std::array::from_fn(|i| {
+        let (scale, min) = (b.scales[i / 16] & 15, b.scales[i / 16] >> 4);
+        (b.d.get() * f32::from(scale)) * f32::from(b.q(i)) - b.dmin.get() * f32::from(min)
+    });
+}
+
+fn q3_k(b: &BlockQ3K, y: &mut [f32; 256]) {
+    *y = std::array::from_fn(|i| (b.d.get() * f32::from(b.scale(i / 16))) * f32::from(b.q(i)));
 }
 
 fn q4_k(b: &BlockQ4K, y: &mut [f32; 256]) {
-    for (i, y) in y.iter_mut().enumerate() {
-        let group = i / 32;
-        let (scale, min) = b.scale_min(group);
-        let q = b.q[group / 2 * 32 + i % 32] >> (4 * (group % 2)) & 15;
-        *y = (b.d.get() * f32::from(scale)) * f32::from(q) - b.dmin.get() * f32::from(min);
-    }
+    *y = std::array::from_fn(|i| {
+        let (scale, min) = scale_min(&b.scales, i / 32);
+        (b.d.get() * f32::from(scale)) * f32::from(b.q(i)) - b.dmin.get() * f32::from(min)
+    });
+}
+
+fn q5_k(b: &BlockQ5K, y: &mut [f32; 256]) {
+    *y = std::array::from_fn(|i| {
+        let (scale, min) = scale_min(&b.scales, i / 32);
+        (b.d.get() * f32::from(scale)) * f32::from(b.q(i)) - b.dmin.get() * f32::from(min)
+    });
 }
 
 fn q6_k(b: &BlockQ6K, y: &mut [f32; 256]) {
-    for (i, y) in y.iter_mut().enumerate() {
-        let (half, l) = (i / 128, i % 128);
-        let low = b.low[half * 64 + l % 64] >> (4 * (l / 64)) & 15;
-        let high = b.high[half * 32 + l % 32] >> (2 * (l / 32)) & 3;
-        let q = (low | high << 4) as i8 - 32;
-        *y = (b.d.get() * f32::from(b.scales[i / 16])) * f32::from(q);
-    }
+    *y = std::array::from_fn(|i| (b.d.get() * f32::from(b.scales[i / 16])) * f32::from(b.q(i)));
+}
+
+fn mxfp4(b: &BlockMXFP4, y: &mut [f32; 32]) {
+    *y = std::array::from_fn(|i| b.half_d() * f32::from(b.q(i)));
 }
 
 fn q8_act(b: &BlockQ8Act, y: &mut [f32; 32]) {
-    for (y, &q) in y.iter_mut().zip(&b.q) {
-        *y = b.d.get() * f32::from(q);
-    }
+    *y = b.q.map(|q| b.d.get() * f32::from(q));
 }
 
 #[cfg(test)]
@@ -135,9 +170,18 @@ mod tests {
             }};
         }
         golden!(DType::F16, "f16");
+        golden!(DType::BF16, "bf16");
+        golden!(DType::Q4_0, "q4_0");
+        golden!(DType::Q4_1, "q4_1");
+        golden!(DType::Q5_0, "q5_0");
+        golden!(DType::Q5_1, "q5_1");
         golden!(DType::Q8_0, "q8_0");
+        golden!(DType::Q2_K, "q2_k");
+        golden!(DType::Q3_K, "q3_k");
         golden!(DType::Q4_K, "q4_k");
+        golden!(DType::Q5_K, "q5_k");
         golden!(DType::Q6_K, "q6_k");
+        golden!(DType::MXFP4, "mxfp4");
     }
 
     #[test]

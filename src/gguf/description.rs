@@ -22,7 +22,7 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// The compiler's element type, or an error that names the tensor and its type.
     pub fn dtype(&self) -> Result<DType, GgufError> {
-        let unsupported = || TensorProblem::UnsupportedType(self.ggml_type.name());
+        let unsupported = || TensorProblem::UnsupportedType { name: self.ggml_type.name() };
         self.ggml_type.dtype().ok_or_else(|| GgufError::tensor(&self.name, unsupported()))
     }
 

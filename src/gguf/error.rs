@@ -1,5 +1,7 @@
 //! What can be wrong with a GGUF file.
 
+use super::types::GgmlType;
+use crate::ir::DType;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -68,8 +70,8 @@ pub enum TensorProblem {
     RetiredType { name: &'static str, id: u32 },
     #[error("has the unknown element type {0}; the file is damaged, or newer than this program")]
     UnknownType(u32),
-    #[error("has the element type {0}, which is not supported; use {SUPPORTED_TYPES}")]
-    UnsupportedType(&'static str),
+    #[error("has the element type {name}, which is not supported; these are: {}", supported_types())]
+    UnsupportedType { name: &'static str },
     #[error("starts at offset {offset}, not a multiple of the alignment {alignment}")]
     Misaligned { offset: u64, alignment: u64 },
     #[error("needs {bytes} bytes from byte {offset} on, but the file has {file_len}; it may be cut off")]
@@ -80,8 +82,11 @@ pub enum TensorProblem {
     Bytes { expected: u64, given: u64 },
 }
 
-/// What the compiler takes, for the message.
-const SUPPORTED_TYPES: &str = "F32, F16, I32, Q8_0, Q4_K or Q6_K";
+/// What the compiler takes, for the message: GGML's names.
+fn supported_types() -> String {
+    let names: Vec<&str> = DType::WEIGHTS.into_iter().filter_map(GgmlType::of).map(|t| t.name()).collect();
+    names.join(", ")
+}
 
 impl GgufError {
     pub(super) fn key(key: &str, problem: KeyProblem) -> GgufError {

@@ -65,10 +65,10 @@ pub fn random_graph(seed: u64, size: usize) -> Graph {
     };
     let tokens = b.leaf(Op::Input { name: "tokens".into() }, DType::I32, [Dim::T]);
     let pos = b.leaf(Op::Input { name: "pos".into() }, DType::I32, [Dim::T]);
-    let dtype = *b.rng.pick(&[DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K]);
+    let dtype = *b.rng.pick(&DType::WEIGHTS);
     let table = b.weight(dtype, &[VOCAB, WIDTH]);
     let rows = b.op(Op::GetRows, &[table, tokens]);
-    let x = b.op(Op::Dequant, &[rows]);
+    let x = b.dequant(rows);
     b.rows.push(x);
     while b.g.len() < size {
         match b.rng.below(8) {
@@ -116,9 +116,13 @@ impl Builder {
 
     /// A weight as f32, from any format.
     fn floats(&mut self, shape: &[u64]) -> Value {
-        let dtype = *self.rng.pick(&[DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K]);
+        let dtype = *self.rng.pick(&DType::WEIGHTS);
         let w = self.weight(dtype, shape);
-        if dtype == DType::F32 { w } else { self.op(Op::Dequant, &[w]) }
+        self.dequant(w)
+    }
+
+    fn dequant(&mut self, x: Value) -> Value {
+        if self.g.ty(x).dtype == DType::F32 { x } else { self.op(Op::Dequant, &[x]) }
     }
 
     fn reshape(&mut self, x: Value, shape: &[Dim]) -> Value {
@@ -185,7 +189,7 @@ impl Builder {
 
     fn read(&mut self, cache: Value) -> Value {
         let rows = self.op(Op::KvRead, &[cache]);
-        if self.g.ty(rows).dtype == DType::F32 { rows } else { self.op(Op::Dequant, &[rows]) }
+        self.dequant(rows)
     }
 
     fn rope(&mut self, x: Value, pos: Value) -> Value {
@@ -304,7 +308,7 @@ impl Builder {
             x = self.op(Op::LastRow, &[x]);
         }
         // A tied head: the table is used by rows and as a matrix.
-        let head = self.op(Op::Dequant, &[table]);
+        let head = self.dequant(table);
         let logits = self.op(Op::MatMul, &[x, head]);
         let mut results = vec![logits, self.row()];
         if self.rng.coin() {
@@ -335,14 +339,34 @@ fn random_block(dtype: DType, rng: &mut Rng, bytes: &mut Vec<u8>) {
         DType::F32 => bytes.extend(rng.float().to_le_bytes()),
         DType::F16 => bytes.extend(half(rng.float())),
         DType::I32 => bytes.extend((rng.below(VOCAB) as i32).to_le_bytes()),
-        DType::Q8_0 => {
-            bytes.extend(half(rng.float() / 128.0));
-            bytes.extend(noise(rng, 32));
+        DType::BF16 => bytes.extend(&rng.float().to_le_bytes()[2..]),
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => {
+            let largest = if dtype == DType::Q8_0 { 128.0 } else { 16.0 };
+            bytes.extend(half(rng.float() / largest));
+            bytes.extend(noise(rng, dtype.block_bytes() - 2));
         }
-        DType::Q4_K => {
-            bytes.extend(half(rng.float() / 1024.0));
+        DType::Q4_1 | DType::Q5_1 => {
+            bytes.extend(half(rng.float() / 32.0));
+            bytes.extend(half(rng.float() / 2.0));
+            bytes.extend(noise(rng, dtype.block_bytes() - 4));
+        }
+        DType::Q2_K => {
+            bytes.extend(noise(rng, 80));
             bytes.extend(half(rng.float() / 64.0));
-            bytes.extend(noise(rng, 140));
+            bytes.extend(half(rng.float() / 64.0));
+        }
+        DType::Q3_K => {
+            bytes.extend(noise(rng, 108));
+            bytes.extend(half(rng.float() / 128.0));
+        }
+        DType::Q4_K | DType::Q5_K => {
+            bytes.extend(half(rng.float() / 2048.0));
+            bytes.extend(half(rng.float() / 64.0));
+            bytes.extend(noise(rng, dtype.block_bytes() - 4));
+        }
+        DType::MXFP4 => {
+            bytes.push(120 + rng.below(5) as u8);
+            bytes.extend(noise(rng, 16));
         }
         DType::Q6_K => {
             bytes.extend(noise(rng, 208));

@@ -12,31 +12,92 @@ use std::fmt;
 pub enum DType {
     F32,
     F16,
+    /// The upper half of an f32.
+    BF16,
     I32,
+    /// 32 weights: `f16 d`, 16 bytes of nibbles; value = `d · (q − 8)`.
+    Q4_0,
+    /// 32 weights: `f16 d`, `f16 m`, 16 bytes of nibbles; value = `d · q + m`.
+    Q4_1,
+    /// 32 weights: `f16 d`, 4 bytes of fifth bits, 16 bytes of nibbles; value = `d · (q − 16)`.
+    Q5_0,
+    /// 32 weights: `f16 d`, `f16 m`, 4 bytes of fifth bits, 16 bytes of nibbles; value = `d · q + m`.
+    Q5_1,
     /// 32 weights: `f16 d`, 32 × `i8`.
     Q8_0,
+    /// 256 weights: 16 bytes of 4-bit scales and minima, 64 bytes of pairs, `f16 d`, `f16 dmin`.
+    Q2_K,
+    /// 256 weights: 32 bytes of third bits, 64 bytes of pairs, 12 bytes of 6-bit scales, `f16 d`.
+    Q3_K,
     /// 256 weights: `f16 d`, `f16 dmin`, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles.
     Q4_K,
+    /// 256 weights: as [`DType::Q4_K`], with 32 bytes of fifth bits before the nibbles.
+    Q5_K,
     /// 256 weights: 128 bytes of low nibbles, 64 bytes of high pairs, 16 × `i8` scales, `f16 d`.
     Q6_K,
+    /// 32 weights of the OCP Microscaling format: a power of two, 16 bytes of E2M1 nibbles.
+    MXFP4,
     /// 32 activations: `f32 d`, `f32 s = d · Σq`, 32 × `i8 q`; value = `d · q`, `d = max|x| / 127`.
     Q8Act,
 }
 
 impl DType {
     /// Every element type, in declaration order.
-    pub const ALL: [DType; 7] =
-        [DType::F32, DType::F16, DType::I32, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::Q8Act];
+    pub const ALL: [DType; 16] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::I32,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q8_0,
+        DType::Q2_K,
+        DType::Q3_K,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
+        DType::MXFP4,
+        DType::Q8Act,
+    ];
+
+    /// What a model file may store its weights in: every kernel that reads a weight takes each of them.
+    pub const WEIGHTS: [DType; 14] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q8_0,
+        DType::Q2_K,
+        DType::Q3_K,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
+        DType::MXFP4,
+    ];
 
     /// The name used in the text form and in reports.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::F16 => "f16",
+            DType::BF16 => "bf16",
             DType::I32 => "i32",
+            DType::Q4_0 => "q4_0",
+            DType::Q4_1 => "q4_1",
+            DType::Q5_0 => "q5_0",
+            DType::Q5_1 => "q5_1",
             DType::Q8_0 => "q8_0",
+            DType::Q2_K => "q2_k",
+            DType::Q3_K => "q3_k",
             DType::Q4_K => "q4_k",
+            DType::Q5_K => "q5_k",
             DType::Q6_K => "q6_k",
+            DType::MXFP4 => "mxfp4",
             DType::Q8Act => "q8_act",
         }
     }
@@ -49,9 +110,10 @@ impl DType {
     /// Elements in one storage block; 1 for plain types.
     pub const fn block_len(self) -> usize {
         match self {
-            DType::F32 | DType::F16 | DType::I32 => 1,
-            DType::Q8_0 | DType::Q8Act => 32,
-            DType::Q4_K | DType::Q6_K => 256,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 => 1,
+            DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
+            DType::MXFP4 | DType::Q8Act => 32,
+            DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
     }
 
@@ -59,10 +121,18 @@ impl DType {
     pub const fn block_bytes(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
-            DType::F16 => 2,
+            DType::F16 | DType::BF16 => 2,
+            DType::Q4_0 => 18,
+            DType::Q4_1 => 20,
+            DType::Q5_0 => 22,
+            DType::Q5_1 => 24,
             DType::Q8_0 => 34,
+            DType::Q2_K => 84,
+            DType::Q3_K => 110,
             DType::Q4_K => 144,
+            DType::Q5_K => 176,
             DType::Q6_K => 210,
+            DType::MXFP4 => 17,
             DType::Q8Act => 40,
         }
     }

@@ -20,9 +20,6 @@ pub const PASS: Pass = Pass {
     repeat: false,
 };
 
-/// Weight formats that the matmul kernels read.
-pub const FORMATS: [DType; 5] = [DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K];
-
 fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     match g.op(id) {
         Op::MatMul => core(g, id, cx),
@@ -46,7 +43,7 @@ fn core(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         _ => return Err(Reject::NoMatch),
     };
     let format = g.ty(stored).dtype;
-    if !FORMATS.contains(&format) {
+    if !DType::WEIGHTS.contains(&format) {
         return Err(Reject::near(id, Why::Dtype { dtype: format.to_string() }));
     }
     if let (Op::Dequant, Some(q)) = (g.op(x.node), g.operand(x.node, 0)) {

@@ -8,7 +8,6 @@
 
 use super::Pass;
 use super::add_rmsnorm::NormGroup;
-use super::dequant_matmul::FORMATS;
 use super::rule::{Cx, Fusion, Patch, Reject};
 use crate::ir::{DType, Graph, Kernel, NodeId, Op, Value, Why};
 
@@ -27,7 +26,7 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     if let Some(&fetch) = source.last()
-        && !FORMATS.contains(&g.ty(fetch.into()).dtype)
+        && !DType::WEIGHTS.contains(&g.ty(fetch.into()).dtype)
     {
         return Err(Reject::near(id, Why::Dtype { dtype: g.ty(fetch.into()).dtype.to_string() }));
     }
@@ -51,9 +50,9 @@ fn embedding(g: &Graph, rows: Value) -> Vec<NodeId> {
     }
 }
 
-/// Whether a node is the dequantisation of a half-precision norm weight.
+/// Whether a node is the dequantisation of a stored norm weight.
 pub fn is_dequantised_norm_weight(g: &Graph, id: NodeId) -> bool {
-    matches!(g.op(id), Op::Dequant)
-        && g.operand(id, 0)
-            .is_some_and(|w| matches!(g.op(w.node), Op::Weight { .. }) && g.ty(w).dtype == DType::F16)
+    let is_weight =
+        |w: Value| matches!(g.op(w.node), Op::Weight { .. }) && DType::WEIGHTS.contains(&g.ty(w).dtype);
+    matches!(g.op(id), Op::Dequant) && g.operand(id, 0).is_some_and(is_weight)
 }

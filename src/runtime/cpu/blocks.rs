@@ -1,29 +1,31 @@
 //! Block formats: from bytes to integers and scales, or to floats, a group of up to 256 elements at a time.
 
+use super::formats::*;
 use super::isa::Isa;
 use crate::ir::DType;
 
 /// Elements that are decoded at once; the largest block.
 pub(super) const GROUP: usize = 256;
 
-/// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q[b][l] − min[b]`, where `h` is `l / 16` for formats that
-/// [split](Format::SPLIT) and else 0.
+/// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q[b][l] − min[h][b]`, where `h` is `l / 16` for formats
+/// that [split](Format::SPLIT) and else 0.
 pub(super) struct Group {
     pub q: [[i8; 32]; 8],
     pub scale: [[f32; 8]; 2],
-    pub min: [f32; 8],
+    pub min: [[f32; 8]; 2],
 }
 
 impl Group {
-    pub const ZERO: Group = Group { q: [[0; 32]; 8], scale: [[0.0; 8]; 2], min: [0.0; 8] };
+    pub const ZERO: Group = Group { q: [[0; 32]; 8], scale: [[0.0; 8]; 2], min: [[0.0; 8]; 2] };
 }
 
 /// A quantised weight format.
 pub(super) trait Format {
+    /// Elements of a block.
     const BLOCK: usize;
     /// No `q` is negative.
     const UNSIGNED: bool;
-    /// The two halves of 32 elements have scales of their own.
+    /// The two halves of 32 elements have scales and minima of their own.
     const SPLIT: bool;
     /// Minima may differ from zero.
     const MINIMA: bool;
@@ -32,97 +34,26 @@ pub(super) trait Format {
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group);
 }
 
-#[inline(always)]
-fn half<I: Isa>(bytes: [u8; 2]) -> f32 {
-    let mut h = [0; 16];
-    h[..2].copy_from_slice(&bytes);
-    I::from_halves(&h)[0]
+/// Calls `$go!` with the [`Format`] of a dtype, or else evaluates `$rest`.
+macro_rules! with_format {
+    ($dtype:expr, $go:ident, $rest:expr) => {
+        match $dtype {
+            DType::Q4_0 => $go!(Q4_0),
+            DType::Q4_1 => $go!(Q4_1),
+            DType::Q5_0 => $go!(Q5_0),
+            DType::Q5_1 => $go!(Q5_1),
+            DType::Q8_0 => $go!(Q8_0),
+            DType::Q2_K => $go!(Q2K),
+            DType::Q3_K => $go!(Q3K),
+            DType::Q4_K => $go!(Q4K),
+            DType::Q5_K => $go!(Q5K),
+            DType::Q6_K => $go!(Q6K),
+            DType::MXFP4 => $go!(Mxfp4),
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act => $rest,
+        }
+    };
 }
-
-/// See [`DType::Q8_0`].
-pub(super) struct Q8_0;
-
-impl Format for Q8_0 {
-    const BLOCK: usize = 32;
-    const UNSIGNED: bool = false;
-    const SPLIT: bool = false;
-    const MINIMA: bool = false;
-
-    #[inline(always)]
-    fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks.as_chunks::<34>().0.iter().enumerate().take(8) {
-            group.scale[0][i] = half::<I>([block[0], block[1]]);
-            for (q, b) in group.q[i].iter_mut().zip(&block[2..]) {
-                *q = *b as i8;
-            }
-        }
-    }
-}
-
-/// See [`DType::Q4_K`]. The 6-bit scales and minima of sub-blocks 0..4 are the low bits of bytes 0..4 and 4..8; of those of
-/// 4..8, bytes 8..12 hold the low nibbles and the top bits of bytes 0..8 the rest.
-pub(super) struct Q4K;
-
-impl Format for Q4K {
-    const BLOCK: usize = 256;
-    const UNSIGNED: bool = true;
-    const SPLIT: bool = false;
-    const MINIMA: bool = true;
-
-    #[inline(always)]
-    fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<144>() else { return };
-        let d = half::<I>([block[0], block[1]]);
-        let dmin = half::<I>([block[2], block[3]]);
-        let word = |i: usize| u32::from_le_bytes([block[i], block[i + 1], block[i + 2], block[i + 3]]);
-        let (a, b, c) = (word(4), word(8), word(12));
-        let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | (a >> 2 & 0x3030_3030)];
-        let minima = [b & 0x3f3f_3f3f, (c >> 4 & 0x0f0f_0f0f) | (b >> 2 & 0x3030_3030)];
-        let bytes = |words: [u32; 2]| -> [u8; 8] { bytemuck::cast(words) };
-        let (scales, minima) = (bytes(scales), bytes(minima));
-        for b in 0..8 {
-            group.scale[0][b] = d * f32::from(scales[b]);
-            group.min[b] = dmin * f32::from(minima[b]);
-        }
-        for (i, bytes) in block[16..].as_chunks::<32>().0.iter().enumerate() {
-            for (l, byte) in bytes.iter().enumerate() {
-                group.q[2 * i][l] = (byte & 15) as i8;
-                group.q[2 * i + 1][l] = (byte >> 4) as i8;
-            }
-        }
-    }
-}
-
-/// See [`DType::Q6_K`].
-pub(super) struct Q6K;
-
-impl Format for Q6K {
-    const BLOCK: usize = 256;
-    const UNSIGNED: bool = false;
-    const SPLIT: bool = true;
-    const MINIMA: bool = false;
-
-    #[inline(always)]
-    fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<210>() else { return };
-        let d = half::<I>([block[208], block[209]]);
-        for (b, scales) in block[192..208].as_chunks::<2>().0.iter().enumerate() {
-            group.scale[0][b] = d * f32::from(scales[0] as i8);
-            group.scale[1][b] = d * f32::from(scales[1] as i8);
-        }
-        let low = block[..128].as_chunks::<32>().0;
-        let high = block[128..192].as_chunks::<32>().0;
-        for h in 0..2 {
-            for l in 0..32 {
-                let (a, b, pairs) = (low[2 * h][l], low[2 * h + 1][l], high[h][l]);
-                group.q[4 * h][l] = ((a & 15) | (pairs & 3) << 4) as i8 - 32;
-                group.q[4 * h + 1][l] = ((b & 15) | (pairs >> 2 & 3) << 4) as i8 - 32;
-                group.q[4 * h + 2][l] = ((a >> 4) | (pairs >> 4 & 3) << 4) as i8 - 32;
-                group.q[4 * h + 3][l] = ((b >> 4) | (pairs >> 6) << 4) as i8 - 32;
-            }
-        }
-    }
-}
+pub(super) use with_format;
 
 /// The values of the whole blocks in `blocks`.
 #[inline(always)]
@@ -131,9 +62,9 @@ fn dequantise<I: Isa, F: Format>(blocks: &[u8], out: &mut [f32]) {
     F::decode::<I>(blocks, &mut group);
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate().take(8) {
         for (l, out) in out.iter_mut().enumerate() {
-            let scale = group.scale[if F::SPLIT { l / 16 } else { 0 }][i];
-            let value = scale * f32::from(group.q[i][l]);
-            *out = if F::MINIMA { value - group.min[i] } else { value };
+            let h = if F::SPLIT { l / 16 } else { 0 };
+            let value = group.scale[h][i] * f32::from(group.q[i][l]);
+            *out = if F::MINIMA { value - group.min[h][i] } else { value };
         }
     }
 }
@@ -147,10 +78,18 @@ pub(super) fn bytes_of(dtype: DType, n: usize) -> usize {
 /// The values of `out.len()` elements of `dtype`: whole blocks, and of a quantised type at most [`GROUP`].
 #[inline(always)]
 pub(super) fn decode<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    macro_rules! go {
+        ($format:ty) => {
+            dequantise::<I, $format>(bytes, out)
+        };
+    }
+    with_format!(dtype, go, decode_simple::<I>(dtype, bytes, out));
+}
+
+/// As [`decode`], of a type that is no weight's or has no blocks.
+#[inline(always)]
+fn decode_simple<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
-        DType::Q8_0 => dequantise::<I, Q8_0>(bytes, out),
-        DType::Q4_K => dequantise::<I, Q4K>(bytes, out),
-        DType::Q6_K => dequantise::<I, Q6K>(bytes, out),
         DType::Q8Act => {
             for (out, block) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<40>().0) {
                 let d = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
@@ -159,7 +98,12 @@ pub(super) fn decode<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 }
             }
         }
-        DType::F32 | DType::F16 | DType::I32 => decode_plain::<I>(dtype, bytes, out),
+        DType::BF16 => {
+            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            }
+        }
+        _ => decode_plain::<I>(dtype, bytes, out),
     }
 }
 
@@ -173,7 +117,7 @@ pub(super) fn decode_plain<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) 
             *out = I::from_halves(h);
         }
         for (out, h) in rest.iter_mut().zip(rest_halves.as_chunks::<2>().0) {
-            *out = half::<I>(*h);
+            *out = half::<I>(h);
         }
     } else {
         for (out, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

@@ -39,7 +39,7 @@ pub(super) fn size(what: &str, n: u64) -> Result<usize, BindError> {
 }
 
 /// Formats that weights come in.
-pub(super) const WEIGHTS: &[DType] = &[DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K];
+pub(super) const WEIGHTS: &[DType] = &DType::WEIGHTS;
 /// Formats of a cache.
 pub(super) const CACHES: &[DType] = &[DType::F32, DType::F16];
 /// Formats of activations.

@@ -71,6 +71,9 @@ pub(super) trait Isa: 'static {
     /// Eight floats as little-endian halves, rounded to nearest even.
     fn to_halves(x: &[f32; 8]) -> [u8; 16];
 
+    /// `table[i]` for each `i`, which are below 16.
+    fn look_up(table: &[i8; 16], i: &[u8; 32]) -> [i8; 32];
+
     /// Lane `l` of `acc` plus `Σ w·x` over elements `4l..4l+4` times `low` (`l < 4`) or `high`.
     /// `unsigned` promises that no weight is negative; `x` lies in -127..=127.
     fn dot(unsigned: bool, acc: [f32; 8], w: &[i8; 32], x: &[i8; 32], low: f32, high: f32) -> [f32; 8];
@@ -97,6 +100,11 @@ impl Isa for Baseline {
             h.copy_from_slice(&half::f16::from_f32(*x).to_le_bytes());
         }
         h
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[i8; 16], i: &[u8; 32]) -> [i8; 32] {
+        i.map(|i| table[usize::from(i & 15)])
     }
 
     #[inline(always)]
@@ -143,6 +151,15 @@ impl Isa for Avx2 {
         unsafe {
             let x = _mm256_loadu_ps(x.as_ptr());
             std::mem::transmute(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+        }
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[i8; 16], i: &[u8; 32]) -> [i8; 32] {
+        // SAFETY: the processor has AVX2; loads are unaligned and within the arrays.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            std::mem::transmute(_mm256_shuffle_epi8(table, _mm256_loadu_si256(i.as_ptr().cast())))
         }
     }
 

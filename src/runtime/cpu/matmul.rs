@@ -1,12 +1,13 @@
 //! `x · wᵀ` with weights streamed in their own format: a group of at most 256 weights is decoded at a time, once for up to
 //! [`TOKENS`] tokens.
 //!
-//! Quantised weights meet `q8_act` in integer dot products of 32 (16 for Q6_K), scaled in floats; all else is decoded to
+//! Quantised weights meet `q8_act` in integer dot products of 32 (16 where a format has as many scales), scaled in floats; all else is decoded to
 //! floats. Each pair of a row and a token is summed in the same order whatever the number of tokens.
 
 use super::args::{Args, F32, Q8Block};
-use super::blocks::{self, Format, GROUP, Group, Q4K, Q6K, Q8_0};
+use super::blocks::{self, Format, GROUP, Group, with_format};
 use super::check::{self, ACTIVATIONS, BindError, Check, WEIGHTS};
+use super::formats::*;
 use super::isa::Isa;
 use super::math::{LANES, dot_lanes, quantise, silu, sum};
 use super::{Kernel, Syms};
@@ -141,12 +142,15 @@ impl Matmul {
                 self.product::<I, $engine>(args, part, rows.clone(), tokens.clone(), out)
             };
         }
-        match (self.x_type, part.format) {
-            (DType::Q8Act, DType::Q8_0) => with!(Integers<Q8_0>),
-            (DType::Q8Act, DType::Q4_K) => with!(Integers<Q4K>),
-            (DType::Q8Act, DType::Q6_K) => with!(Integers<Q6K>),
-            (DType::Q8Act, _) => with!(Floats<Q8Block>),
-            (_, _) => with!(Floats<F32>),
+        macro_rules! integers {
+            ($format:ty) => {
+                with!(Integers<$format>)
+            };
+        }
+        if self.x_type == DType::Q8Act {
+            with_format!(part.format, integers, with!(Floats<Q8Block>));
+        } else {
+            with!(Floats<F32>);
         }
         if let Some(bias) = part.bias {
             let mut add = [0.0; ROWS];
@@ -343,11 +347,16 @@ impl<F: Format> Engine for Integers<F> {
                 let high = if F::SPLIT { group.scale[1][b] * x.d } else { low };
                 sums[b % 2] = I::dot(F::UNSIGNED, sums[b % 2], &group.q[b], &x.q, low, high);
             }
-            if F::MINIMA {
+            if F::MINIMA && F::SPLIT {
+                for (b, x) in x.iter().enumerate().take(GROUP / 32) {
+                    let (low, high) = (-group.min[0][b] * x.d, -group.min[1][b] * x.d);
+                    sums[b % 2] = I::dot(true, sums[b % 2], &[1; 32], &x.q, low, high);
+                }
+            } else if F::MINIMA {
                 let mut s = [0.0; 8];
                 s.iter_mut().zip(x).for_each(|(s, x)| *s = x.s);
                 for b in 0..8 {
-                    sums[2][b] = I::mul_add(-group.min[b], s[b], sums[2][b]);
+                    sums[2][b] = I::mul_add(-group.min[0][b], s[b], sums[2][b]);
                 }
             }
             *acc = sums;

@@ -25,6 +25,7 @@ mod attention;
 mod blocks;
 mod check;
 mod device;
+mod formats;
 mod isa;
 mod math;
 mod matmul;

@@ -46,6 +46,7 @@ pub fn random(rng: &mut ChaCha8Rng, dtype: DType, n: usize) -> Vec<u8> {
         DType::F32 => f32_bytes(&floats(rng, n)),
         DType::I32 => (0..n).flat_map(|_| rng.random_range(0..100i32).to_le_bytes()).collect(),
         DType::F16 => floats(rng, n).into_iter().flat_map(half).collect(),
+        DType::BF16 => floats(rng, n).iter().flat_map(|x| [x.to_le_bytes()[2], x.to_le_bytes()[3]]).collect(),
         DType::Q8Act => {
             let mut bytes = vec![0; n / 32 * 40];
             crate::gguf::dequant::quantise_q8_act(&floats(rng, n), &mut bytes).unwrap();
@@ -56,13 +57,20 @@ pub fn random(rng: &mut ChaCha8Rng, dtype: DType, n: usize) -> Vec<u8> {
                 (0..n / dtype.block_len() * dtype.block_bytes()).map(|_| rng.random()).collect();
             for block in bytes.chunks_mut(dtype.block_bytes()) {
                 let scale = rng.random_range(0.001f32..0.02);
+                let mut put = |at: usize, x: f32| block[at..at + 2].copy_from_slice(&half(x));
                 match dtype {
-                    DType::Q4_K => {
-                        block[..2].copy_from_slice(&half(scale));
-                        block[2..4].copy_from_slice(&half(scale * 2.0));
+                    DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => {
+                        put(0, scale);
+                        put(2, scale * 2.0);
                     }
-                    DType::Q6_K => block[208..].copy_from_slice(&half(scale * 0.1)),
-                    _ => block[..2].copy_from_slice(&half(scale)),
+                    DType::Q2_K => {
+                        put(80, scale);
+                        put(82, scale * 2.0);
+                    }
+                    DType::Q3_K => put(108, scale * 0.1),
+                    DType::Q6_K => put(208, scale * 0.1),
+                    DType::MXFP4 => block[0] = rng.random_range(115..125),
+                    _ => put(0, scale),
                 }
             }
             bytes

@@ -165,8 +165,10 @@ fn damaged_bytes_are_refused() {
         assert!(says.starts_with(&format!("the plan is truncated: {len} bytes of ")), "{says}");
     }
     let mut newer = bytes.clone();
-    newer[8] = 2;
-    assert_eq!(refused(&newer), "the plan has format 2, this sinter reads format 1; compile it again");
+    newer[8] += 1;
+    let found = FORMAT + 1;
+    let says = format!("the plan has format {found}, this sinter reads format {FORMAT}; compile it again");
+    assert_eq!(refused(&newer), says);
     let mut flipped = bytes.clone();
     flipped[100] ^= 4;
     assert_eq!(refused(&flipped), "the plan is damaged: its checksum does not match");

@@ -67,7 +67,7 @@ fn fill() {
 
 #[test]
 fn get_rows_copies_blocks_and_clamps_ids() {
-    for format in [DType::F32, DType::F16, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+    for format in DType::WEIGHTS {
         let table = ty(format, [9u64, 256]);
         let spec = primitive(Primitive::GetRows, vec![table, ty(DType::I32, [T])], ty(format, [T, n(256)]));
         let at = syms(4, 0, 8);
@@ -85,9 +85,9 @@ fn get_rows_copies_blocks_and_clamps_ids() {
 
 #[test]
 fn dequant_is_exact() {
-    for (format, width) in
-        [(DType::F16, 301), (DType::Q8_0, 352), (DType::Q4_K, 512), (DType::Q6_K, 256), (DType::Q8Act, 96)]
-    {
+    let widths = |d: DType| if d.is_quantised() { [d.block_len() as u64 * 3, 512] } else { [301, 8] };
+    let formats = DType::ALL.into_iter().filter(|d| d.is_dequantisable());
+    for (format, width) in formats.flat_map(|d| widths(d).map(|w| (d, w))) {
         let spec = primitive(Primitive::Dequant, vec![ty(format, [n(5), n(width)])], f32s([n(5), n(width)]));
         let at = syms(1, 0, 1);
         let inputs = inputs(&spec, &at);
