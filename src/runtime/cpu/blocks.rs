@@ -8,9 +8,10 @@ use crate::ir::DType;
 pub(super) const GROUP: usize = 256;
 
 /// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q[b][l] − min[h][b]`, where `h` is `l / 16` for formats
-/// that [split](Format::SPLIT) and else 0.
-pub(super) struct Group {
-    pub q: [[i8; 32]; 8],
+/// that [split](Format::SPLIT) and else 0. Minima make up for `q` that would be negative, but where a format is
+/// [signed](Format::SIGNED): its `q` are two's complements and its minima zero.
+pub struct Group {
+    pub q: [[u8; 32]; 8],
     pub scale: [[f32; 8]; 2],
     pub min: [[f32; 8]; 2],
 }
@@ -19,16 +20,27 @@ impl Group {
     pub const ZERO: Group = Group { q: [[0; 32]; 8], scale: [[0.0; 8]; 2], min: [[0.0; 8]; 2] };
 }
 
+/// [`GROUP`] activations of 8 bits in vectors; what is beyond a row is zero.
+#[derive(Clone)]
+pub struct XGroup {
+    pub q: [[i8; 32]; 8],
+    pub d: [f32; 8],
+    /// `d · Σq` over the first and the last 16 of each 32.
+    pub s: [[f32; 8]; 2],
+}
+
+impl XGroup {
+    pub const ZERO: XGroup = XGroup { q: [[0; 32]; 8], d: [0.0; 8], s: [[0.0; 8]; 2] };
+}
+
 /// A quantised weight format.
 pub(super) trait Format {
     /// Elements of a block.
     const BLOCK: usize;
-    /// No `q` is negative.
-    const UNSIGNED: bool;
+    /// `q` are signed bytes.
+    const SIGNED: bool;
     /// The two halves of 32 elements have scales and minima of their own.
     const SPLIT: bool;
-    /// Minima may differ from zero.
-    const MINIMA: bool;
 
     /// Decodes whole blocks, at most [`GROUP`] elements, into the front of `group`.
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group);
@@ -63,10 +75,22 @@ fn dequantise<I: Isa, F: Format>(blocks: &[u8], out: &mut [f32]) {
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate().take(8) {
         for (l, out) in out.iter_mut().enumerate() {
             let h = if F::SPLIT { l / 16 } else { 0 };
-            let value = group.scale[h][i] * f32::from(group.q[i][l]);
-            *out = if F::MINIMA { value - group.min[h][i] } else { value };
+            let (q, scale) = (group.q[i][l], group.scale[h][i]);
+            *out =
+                if F::SIGNED { scale * f32::from(q as i8) } else { scale * f32::from(q) - group.min[h][i] };
         }
     }
+}
+
+/// Whether halves of 32 elements have scales of their own.
+#[inline(always)]
+pub(super) fn is_split(dtype: DType) -> bool {
+    macro_rules! split {
+        ($format:ty) => {
+            <$format>::SPLIT
+        };
+    }
+    with_format!(dtype, split, false)
 }
 
 /// Bytes of `n` elements, whole blocks, of `dtype`.

@@ -15,7 +15,9 @@ pub(super) fn half<I: Isa>(bytes: &[u8]) -> f32 {
 /// `N` bytes of a block from `at` on.
 #[inline(always)]
 fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
-    std::array::from_fn(|i| block[at + i])
+    let mut part = [0; N];
+    part.copy_from_slice(&block[at..at + N]);
+    part
 }
 
 /// The low nibbles of 16 bytes, then the high ones.
@@ -50,15 +52,15 @@ pub(super) struct Q4_0;
 
 impl Format for Q4_0 {
     const BLOCK: usize = 32;
-    const UNSIGNED: bool = false;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks_of_32::<18>(blocks) {
             group.scale[0][i] = half::<I>(block);
-            group.q[i] = nibbles(part(block, 2)).map(|q| q as i8 - 8);
+            group.min[0][i] = 8.0 * group.scale[0][i];
+            group.q[i] = nibbles(part(block, 2));
         }
     }
 }
@@ -68,16 +70,15 @@ pub(super) struct Q4_1;
 
 impl Format for Q4_1 {
     const BLOCK: usize = 32;
-    const UNSIGNED: bool = true;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks_of_32::<20>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.min[0][i] = -half::<I>(&block[2..]);
-            group.q[i] = nibbles(part(block, 4)).map(|q| q as i8);
+            group.q[i] = nibbles(part(block, 4));
         }
     }
 }
@@ -87,15 +88,15 @@ pub(super) struct Q5_0;
 
 impl Format for Q5_0 {
     const BLOCK: usize = 32;
-    const UNSIGNED: bool = false;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks_of_32::<22>(blocks) {
             group.scale[0][i] = half::<I>(block);
-            group.q[i] = five_bits(part(block, 6), part(block, 2)).map(|q| q as i8 - 16);
+            group.min[0][i] = 16.0 * group.scale[0][i];
+            group.q[i] = five_bits(part(block, 6), part(block, 2));
         }
     }
 }
@@ -105,16 +106,15 @@ pub(super) struct Q5_1;
 
 impl Format for Q5_1 {
     const BLOCK: usize = 32;
-    const UNSIGNED: bool = true;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks_of_32::<24>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.min[0][i] = -half::<I>(&block[2..]);
-            group.q[i] = five_bits(part(block, 8), part(block, 4)).map(|q| q as i8);
+            group.q[i] = five_bits(part(block, 8), part(block, 4));
         }
     }
 }
@@ -124,43 +124,56 @@ pub(super) struct Q8_0;
 
 impl Format for Q8_0 {
     const BLOCK: usize = 32;
-    const UNSIGNED: bool = false;
+    const SIGNED: bool = true;
     const SPLIT: bool = false;
-    const MINIMA: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks_of_32::<34>(blocks) {
             group.scale[0][i] = half::<I>(block);
-            group.q[i] = part::<32>(block, 2).map(|q| q as i8);
+            group.q[i] = part(block, 2);
         }
     }
 }
+
+/// What makes the least of [`BlockMXFP4::TWICE`] zero.
+const E2M1_RAISE: u8 = 12;
+
+/// [`BlockMXFP4::TWICE`], raised.
+const E2M1: [u8; 16] = {
+    let mut raised = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        raised[i] = (BlockMXFP4::TWICE[i] + E2M1_RAISE as i8) as u8;
+        i += 1;
+    }
+    raised
+};
 
 /// See [`crate::ir::DType::MXFP4`].
 pub(super) struct Mxfp4;
 
 impl Format for Mxfp4 {
     const BLOCK: usize = 32;
-    const UNSIGNED: bool = false;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         for (i, block) in blocks_of_32::<17>(blocks) {
             group.scale[0][i] = BlockMXFP4 { e: block[0], q: [0; 16] }.half_d();
-            group.q[i] = I::look_up(&BlockMXFP4::TWICE, &nibbles(part(block, 1)));
+            group.min[0][i] = f32::from(E2M1_RAISE) * group.scale[0][i];
+            group.q[i] = I::look_up(&E2M1, &nibbles(part(block, 1)));
         }
     }
 }
 
 /// Four sub-blocks of 32 pairs of bits, from the lowest bits up.
 #[inline(always)]
-fn pairs(bytes: &[u8], out: &mut [[i8; 32]]) {
+fn pairs(bytes: &[u8], out: &mut [[u8; 32]]) {
     for (j, out) in out.iter_mut().enumerate() {
         for (q, byte) in out.iter_mut().zip(bytes) {
-            *q = (byte >> (2 * j) & 3) as i8;
+            *q = byte >> (2 * j) & 3;
         }
     }
 }
@@ -170,9 +183,8 @@ pub(super) struct Q2K;
 
 impl Format for Q2K {
     const BLOCK: usize = 256;
-    const UNSIGNED: bool = true;
+    const SIGNED: bool = false;
     const SPLIT: bool = true;
-    const MINIMA: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
@@ -194,9 +206,8 @@ pub(super) struct Q3K;
 
 impl Format for Q3K {
     const BLOCK: usize = 256;
-    const UNSIGNED: bool = false;
+    const SIGNED: bool = false;
     const SPLIT: bool = true;
-    const MINIMA: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
@@ -206,13 +217,14 @@ impl Format for Q3K {
         for g in 0..16 {
             let low = packed[g % 8] >> (g / 8 * 4) & 15;
             let high = packed[8 + g % 4] >> (g / 4 * 2) & 3;
-            group.scale[g % 2][g / 2] = d * f32::from((low | high << 4) as i8 - 32);
+            let scale = d * f32::from((low | high << 4) as i8 - 32);
+            (group.scale[g % 2][g / 2], group.min[g % 2][g / 2]) = (scale, 4.0 * scale);
         }
         pairs(&block[32..64], &mut group.q[..4]);
         pairs(&block[64..96], &mut group.q[4..]);
         for (b, q) in group.q.iter_mut().enumerate() {
             for (q, third) in q.iter_mut().zip(&block[..32]) {
-                *q += ((third >> b & 1) as i8 - 1) * 4;
+                *q |= (third >> b & 1) * 4;
             }
         }
     }
@@ -240,8 +252,8 @@ fn scales_and_minima<I: Isa>(block: &[u8], group: &mut Group) {
 fn long_nibbles(bytes: &[u8], group: &mut Group) {
     for (i, bytes) in bytes.as_chunks::<32>().0.iter().enumerate().take(4) {
         for (l, byte) in bytes.iter().enumerate() {
-            group.q[2 * i][l] = (byte & 15) as i8;
-            group.q[2 * i + 1][l] = (byte >> 4) as i8;
+            group.q[2 * i][l] = byte & 15;
+            group.q[2 * i + 1][l] = byte >> 4;
         }
     }
 }
@@ -251,9 +263,8 @@ pub(super) struct Q4K;
 
 impl Format for Q4K {
     const BLOCK: usize = 256;
-    const UNSIGNED: bool = true;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
@@ -268,9 +279,8 @@ pub(super) struct Q5K;
 
 impl Format for Q5K {
     const BLOCK: usize = 256;
-    const UNSIGNED: bool = true;
+    const SIGNED: bool = false;
     const SPLIT: bool = false;
-    const MINIMA: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
@@ -279,7 +289,7 @@ impl Format for Q5K {
         long_nibbles(&block[48..], group);
         for (b, q) in group.q.iter_mut().enumerate() {
             for (q, fifth) in q.iter_mut().zip(&block[16..48]) {
-                *q |= (fifth >> b & 1) as i8 * 16;
+                *q |= (fifth >> b & 1) * 16;
             }
         }
     }
@@ -290,27 +300,28 @@ pub(super) struct Q6K;
 
 impl Format for Q6K {
     const BLOCK: usize = 256;
-    const UNSIGNED: bool = false;
+    const SIGNED: bool = false;
     const SPLIT: bool = true;
-    const MINIMA: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<210>() else { return };
         let d = half::<I>(&block[208..]);
         for (b, scales) in block[192..208].as_chunks::<2>().0.iter().enumerate() {
-            group.scale[0][b] = d * f32::from(scales[0] as i8);
-            group.scale[1][b] = d * f32::from(scales[1] as i8);
+            for (h, scale) in scales.iter().enumerate() {
+                let scale = d * f32::from(*scale as i8);
+                (group.scale[h][b], group.min[h][b]) = (scale, 32.0 * scale);
+            }
         }
         let low = block[..128].as_chunks::<32>().0;
         let high = block[128..192].as_chunks::<32>().0;
         for h in 0..2 {
             for l in 0..32 {
                 let (a, b, pairs) = (low[2 * h][l], low[2 * h + 1][l], high[h][l]);
-                group.q[4 * h][l] = ((a & 15) | (pairs & 3) << 4) as i8 - 32;
-                group.q[4 * h + 1][l] = ((b & 15) | (pairs >> 2 & 3) << 4) as i8 - 32;
-                group.q[4 * h + 2][l] = ((a >> 4) | (pairs >> 4 & 3) << 4) as i8 - 32;
-                group.q[4 * h + 3][l] = ((b >> 4) | (pairs >> 6) << 4) as i8 - 32;
+                group.q[4 * h][l] = (a & 15) | (pairs & 3) << 4;
+                group.q[4 * h + 1][l] = (b & 15) | (pairs >> 2 & 3) << 4;
+                group.q[4 * h + 2][l] = (a >> 4) | (pairs >> 4 & 3) << 4;
+                group.q[4 * h + 3][l] = (b >> 4) | (pairs >> 6) << 4;
             }
         }
     }

@@ -1,7 +1,13 @@
 //! The seam between kernels and instruction sets.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+mod x86;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+use super::blocks::{Group, XGroup};
+use super::matmul::{Rows, Tile};
 
 /// Which instructions the kernels may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,15 +20,17 @@ pub(super) enum Level {
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Features {
-    /// The best that this processor has; `SINTER_CPU=baseline` in the environment forces the baseline.
+    /// The best that this processor has, or the one that `SINTER_CPU` in the environment names, if it has that.
     pub fn detect() -> Features {
-        if std::env::var_os("SINTER_CPU").is_some_and(|v| v == "baseline") {
-            return Features::baseline();
-        }
-        Features::available().pop().unwrap_or_else(Features::baseline)
+        let mut all = Features::available();
+        let wanted = std::env::var("SINTER_CPU").ok();
+        let named = wanted.and_then(|name| all.iter().find(|f| f.name() == name).copied());
+        named.or_else(|| all.pop()).unwrap_or_else(Features::baseline)
     }
 
     /// What every processor of this architecture has.
@@ -40,6 +48,14 @@ impl Features {
             && is_x86_feature_detected!("f16c")
         {
             all.push(Features { level: Level::Avx2 });
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Features { level: Level::Avx512 });
+            }
         }
         all
     }
@@ -50,6 +66,8 @@ impl Features {
             Level::Baseline => "baseline",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
         }
     }
 
@@ -61,7 +79,13 @@ impl Features {
 /// What differs between instruction sets. The integer parts agree bit for bit, floats but for the rounding of `mul_add`.
 ///
 /// Called only from code that runs on a processor that has the set, inside a function compiled for it.
-pub(super) trait Isa: 'static {
+pub(super) trait Isa: Sized + 'static {
+    /// Tokens from which a [`Tile`] of weights pays.
+    const TILE_TOKENS: usize = usize::MAX;
+
+    /// Runs `job` in a function of its own that is compiled for this set, so that it is compiled once.
+    fn outline<J: Job>(job: J);
+
     /// `a · b + c`, rounded once or twice.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 
@@ -72,17 +96,37 @@ pub(super) trait Isa: 'static {
     fn to_halves(x: &[f32; 8]) -> [u8; 16];
 
     /// `table[i]` for each `i`, which are below 16.
-    fn look_up(table: &[i8; 16], i: &[u8; 32]) -> [i8; 32];
+    fn look_up(table: &[u8; 16], i: &[u8; 32]) -> [u8; 32];
 
-    /// Lane `l` of `acc` plus `Σ w·x` over elements `4l..4l+4` times `low` (`l < 4`) or `high`.
-    /// `unsigned` promises that no weight is negative; `x` lies in -127..=127.
-    fn dot(unsigned: bool, acc: [f32; 8], w: &[i8; 32], x: &[i8; 32], low: f32, high: f32) -> [f32; 8];
+    /// The products of a tile of weights with `N` tokens, as [`Tile::multiply`] computes them.
+    #[inline(always)]
+    fn multiply_tile<const N: usize, const SPLIT: bool>(
+        tile: &Tile,
+        xs: [Rows<'_>; N],
+        out: &mut [[f32; 32]; N],
+    ) {
+        tile.multiply(&xs, SPLIT, out);
+    }
+
+    /// Adds the products of a group of weights with one of activations to 16 partial sums, and takes those of the minima
+    /// with the sums of activations from them. Of each sub-block of 32, lanes sum products of 4 (or 8) elements.
+    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]);
+}
+
+/// Work that is worth a function of its own. `run` must be `#[inline(always)]`.
+pub(super) trait Job {
+    fn run<I: Isa>(self);
 }
 
 /// Plain Rust.
 pub(super) struct Baseline;
 
 impl Isa for Baseline {
+    #[inline(never)]
+    fn outline<J: Job>(job: J) {
+        job.run::<Baseline>();
+    }
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
@@ -103,17 +147,38 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn look_up(table: &[i8; 16], i: &[u8; 32]) -> [i8; 32] {
-        i.map(|i| table[usize::from(i & 15)])
+    fn look_up(table: &[u8; 16], i: &[u8; 32]) -> [u8; 32] {
+        let mut found = [0; 32];
+        for (found, i) in found.iter_mut().zip(i) {
+            *found = table[usize::from(i & 15)];
+        }
+        found
     }
 
     #[inline(always)]
-    fn dot(_: bool, mut acc: [f32; 8], w: &[i8; 32], x: &[i8; 32], low: f32, high: f32) -> [f32; 8] {
-        for (l, acc) in acc.iter_mut().enumerate() {
-            let sum: i32 = (4 * l..4 * l + 4).map(|j| i32::from(w[j]) * i32::from(x[j])).sum();
-            *acc += sum as f32 * if l < 4 { low } else { high };
+    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
+        for b in 0..8 {
+            let at = b % 2 * 8;
+            for (l, acc) in acc[at..at + 8].iter_mut().enumerate() {
+                let h = if SPLIT { l / 4 } else { 0 };
+                let mut sum = 0;
+                for j in 4 * l..4 * l + 4 {
+                    let q = w.q[b][j];
+                    sum += if SIGNED { i32::from(q as i8) } else { i32::from(q) } * i32::from(x.q[b][j]);
+                }
+                *acc += sum as f32 * (w.scale[h][b] * x.d[b]);
+            }
         }
-        acc
+        if !SIGNED {
+            for b in 0..8 {
+                if SPLIT {
+                    acc[b] -= w.min[0][b] * x.s[0][b];
+                    acc[b + 8] -= w.min[1][b] * x.s[1][b];
+                } else {
+                    acc[b] -= w.min[0][b] * (x.s[0][b] + x.s[1][b]);
+                }
+            }
+        }
     }
 }
 
@@ -126,61 +191,6 @@ pub(super) fn half_to_f32(h: u16) -> f32 {
     let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
     let bits = if h & 0x7c00 == 0x7c00 { magnitude | 0x7f80_0000 } else { finite };
     f32::from_bits(bits | (h & 0x8000) << 16)
-}
-
-/// AVX2 with FMA and F16C: x86-64 since 2013.
-#[cfg(target_arch = "x86_64")]
-pub(super) struct Avx2;
-
-#[cfg(target_arch = "x86_64")]
-impl Isa for Avx2 {
-    #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-
-    #[inline(always)]
-    fn from_halves(h: &[u8; 16]) -> [f32; 8] {
-        // SAFETY: the processor has F16C; both types are plain bytes.
-        unsafe { std::mem::transmute(_mm256_cvtph_ps(_mm_loadu_si128(h.as_ptr().cast()))) }
-    }
-
-    #[inline(always)]
-    fn to_halves(x: &[f32; 8]) -> [u8; 16] {
-        // SAFETY: the processor has F16C; both types are plain bytes.
-        unsafe {
-            let x = _mm256_loadu_ps(x.as_ptr());
-            std::mem::transmute(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
-        }
-    }
-
-    #[inline(always)]
-    fn look_up(table: &[i8; 16], i: &[u8; 32]) -> [i8; 32] {
-        // SAFETY: the processor has AVX2; loads are unaligned and within the arrays.
-        unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            std::mem::transmute(_mm256_shuffle_epi8(table, _mm256_loadu_si256(i.as_ptr().cast())))
-        }
-    }
-
-    /// Multiplies magnitudes of weights, which fit `u8`, with activations of the product's sign: pairs sum to at most
-    /// `2 · 128 · 127`, which fits `i16`.
-    #[inline(always)]
-    fn dot(unsigned: bool, acc: [f32; 8], w: &[i8; 32], x: &[i8; 32], low: f32, high: f32) -> [f32; 8] {
-        // SAFETY: the processor has AVX2 and FMA; loads are unaligned and within the arrays.
-        unsafe {
-            let w = _mm256_loadu_si256(w.as_ptr().cast());
-            let x = _mm256_loadu_si256(x.as_ptr().cast());
-            let pairs = if unsigned {
-                _mm256_maddubs_epi16(w, x)
-            } else {
-                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-            };
-            let sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            let scales = _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low));
-            std::mem::transmute(_mm256_fmadd_ps(sums, scales, std::mem::transmute::<[f32; 8], __m256>(acc)))
-        }
-    }
 }
 
 #[cfg(test)]

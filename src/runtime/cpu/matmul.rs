@@ -1,23 +1,29 @@
-//! `x · wᵀ` with weights streamed in their own format: a group of at most 256 weights is decoded at a time, once for up to
-//! [`TOKENS`] tokens.
+//! `x · wᵀ` with weights streamed in their own format: 32 rows at a time, for up to [`TOKENS`] tokens at a time.
 //!
-//! Quantised weights meet `q8_act` in integer dot products of 32 (16 where a format has as many scales), scaled in floats; all else is decoded to
-//! floats. Each pair of a row and a token is summed in the same order whatever the number of tokens.
+//! Quantised weights meet `q8_act` in integer dot products of 32 (16 where a format has as many scales), scaled in floats; all
+//! else is decoded to floats. For few tokens, rows are decoded one by one (`rows`); for many, where the instruction set
+//! has a kernel for it, 32 rows become a [`Tile`] that all tokens share.
+
+mod rows;
+mod tile;
+
+pub(super) use tile::{Rows, Tile};
 
 use super::args::{Args, F32, Q8Block};
-use super::blocks::{self, Format, GROUP, Group, with_format};
+use super::blocks::{self, with_format};
 use super::check::{self, ACTIVATIONS, BindError, Check, WEIGHTS};
 use super::formats::*;
 use super::isa::Isa;
-use super::math::{LANES, dot_lanes, quantise, silu, sum};
+use super::math::{quantise, silu};
 use super::{Kernel, Syms};
 use crate::codegen::spec::{Access, ArgId, Epilogue, Extent, KernelSpec, MatmulSpec};
 use crate::ir::{DType, Dim};
-use bytemuck::Pod;
+use rows::{Floats, Integers, Prepared, RowByRow};
 use std::ops::Range;
+use tile::{Fill, Multiply, halves};
 
-/// Tokens for which a group of weights is decoded once.
-const TOKENS: usize = 16;
+/// Tokens whose results are held before they are stored.
+const TOKENS: usize = 24;
 /// Rows whose results are held before they are stored; a block of `q8_act`.
 const ROWS: usize = 32;
 
@@ -127,41 +133,83 @@ impl Matmul {
         None
     }
 
-    /// The results of `rows` for `tokens`, with bias and residual.
+    /// Whether weights and activations of a part meet as integers.
+    #[inline(always)]
+    fn is_integer(&self, part: &Part) -> bool {
+        self.x_type == DType::Q8Act && part.format.is_quantised()
+    }
+
+    /// Makes a tile of rows that many tokens share.
+    #[inline(always)]
+    fn fill<I: Isa>(&self, args: Args<'_>, part: &Part, rows: &Range<usize>, tile: &mut Tile) {
+        let bytes = self.weights(args, part, rows);
+        macro_rules! fill {
+            ($format:ty) => {
+                I::outline(Fill::<$format>::new(tile, bytes, rows.len(), self.k))
+            };
+        }
+        with_format!(part.format, fill, ());
+    }
+
+    /// The stored weights of some rows.
+    #[inline(always)]
+    fn weights<'a>(&self, args: Args<'a>, part: &Part, rows: &Range<usize>) -> &'a [u8] {
+        let row_bytes = blocks::bytes_of(part.format, self.k);
+        args.slice(part.weight, rows.start * row_bytes, rows.len() * row_bytes)
+    }
+
+    /// The results of the rows of a part for some tokens, with bias and residual; by the tile in `slot`, if it is one that
+    /// tiles are made of.
     #[inline(always)]
     fn compute<I: Isa>(
         &self,
         args: Args<'_>,
         part: &Part,
-        rows: Range<usize>,
-        tokens: Range<usize>,
+        Span { rows, tokens }: &Span,
+        slot: usize,
+        work: &mut Work,
         out: &mut Results,
     ) {
-        macro_rules! with {
-            ($engine:ty) => {
-                self.product::<I, $engine>(args, part, rows.clone(), tokens.clone(), out)
-            };
-        }
-        macro_rules! integers {
-            ($format:ty) => {
-                with!(Integers<$format>)
-            };
-        }
-        if self.x_type == DType::Q8Act {
-            with_format!(part.format, integers, with!(Floats<Q8Block>));
+        let n = tokens.len();
+        if self.is_integer(part) {
+            let units = self.k / 32;
+            if work.tiled {
+                let mut xs = [Rows::default(); TOKENS];
+                for (x, t) in xs.iter_mut().zip(tokens.clone()) {
+                    x.blocks = args.slice(self.x, t * units, units);
+                    x.halves = work.halves.get(t * units..(t + 1) * units).unwrap_or_default();
+                }
+                let split = blocks::is_split(part.format);
+                I::outline(Multiply { tile: &work.tiles[slot], xs: &xs[..n], split, out });
+            } else {
+                work.prepared.fill(args, self.x, tokens, units);
+                let xs = work.prepared.tokens(n);
+                macro_rules! rows {
+                    ($format:ty) => {
+                        self.row_by_row::<I, Integers<$format>>(args, part, rows, &xs[..n], out)
+                    };
+                }
+                with_format!(part.format, rows, ());
+            }
+        } else if self.x_type == DType::Q8Act {
+            let (mut xs, units) = ([&[][..]; TOKENS], self.k / 32);
+            xs.iter_mut().zip(tokens.clone()).for_each(|(x, t)| *x = args.slice(self.x, t * units, units));
+            self.row_by_row::<I, Floats<Q8Block>>(args, part, rows, &xs[..n], out);
         } else {
-            with!(Floats<F32>);
+            let mut xs = [&[][..]; TOKENS];
+            xs.iter_mut().zip(tokens.clone()).for_each(|(x, t)| *x = args.slice(self.x, t * self.k, self.k));
+            self.row_by_row::<I, Floats<F32>>(args, part, rows, &xs[..n], out);
         }
         if let Some(bias) = part.bias {
             let mut add = [0.0; ROWS];
             args.load(bias, rows.start, &mut add[..rows.len()]);
-            for row in out.iter_mut().take(tokens.len()) {
+            for row in out.iter_mut().take(n) {
                 row.iter_mut().zip(&add).for_each(|(y, b)| *y += b);
             }
         }
         if let Some(residual) = part.residual {
             let mut add = [0.0; ROWS];
-            for (t, row) in tokens.zip(out) {
+            for (t, row) in tokens.clone().zip(out) {
                 args.load(residual, t * part.rows + rows.start, &mut add[..rows.len()]);
                 row.iter_mut().zip(&add).for_each(|(y, r)| *y += r);
             }
@@ -169,103 +217,106 @@ impl Matmul {
     }
 
     #[inline(always)]
-    fn product<I: Isa, E: Engine>(
+    fn row_by_row<I: Isa, E: rows::Engine>(
         &self,
         args: Args<'_>,
         part: &Part,
-        rows: Range<usize>,
-        tokens: Range<usize>,
+        rows: &Range<usize>,
+        xs: &[&[E::X]],
         out: &mut Results,
     ) {
-        let units = self.k / E::UNIT;
-        let last = tokens.len() - 1;
-        let xs: [&[E::X]; TOKENS] =
-            std::array::from_fn(|i| args.slice(self.x, (tokens.start + i.min(last)) * units, units));
-        let xs = &xs[..tokens.len()];
-        let row_bytes = blocks::bytes_of(part.format, self.k);
-        let group_bytes = blocks::bytes_of(part.format, GROUP);
-        for (i, row) in rows.enumerate() {
-            let row = args.slice::<u8>(part.weight, row * row_bytes, row_bytes);
-            let mut acc = [E::ZERO; TOKENS];
-            let mut engine = E::new(part.format);
-            for (g, bytes) in row.chunks(group_bytes).enumerate() {
-                let n = GROUP.min(self.k - g * GROUP);
-                engine.decode::<I>(bytes, n);
-                let span = g * GROUP / E::UNIT..(g * GROUP + n) / E::UNIT;
-                let (fours, rest) = xs.as_chunks::<4>();
-                let (acc_fours, acc_rest) = acc.as_chunks_mut::<4>();
-                for (x, acc) in fours.iter().zip(acc_fours.iter_mut()) {
-                    engine.accumulate::<I, 4>(x.map(|x| &x[span.clone()]), acc);
-                }
-                let acc_rest = acc_fours.get_mut(fours.len()).map_or(acc_rest, |a| &mut a[..]);
-                for (x, acc) in rest.iter().zip(acc_rest) {
-                    engine.accumulate::<I, 1>([&x[span.clone()]], std::array::from_mut(acc));
-                }
-            }
-            for (out, acc) in out.iter_mut().zip(acc).take(xs.len()) {
-                out[i] = E::total(acc);
-            }
+        let (format, k, weights) = (part.format, self.k, self.weights(args, part, rows));
+        match xs {
+            [_] => I::outline(RowByRow::<E, 1> { format, k, weights, xs, out }),
+            _ => I::outline(RowByRow::<E, TOKENS> { format, k, weights, xs, out }),
         }
     }
 
+    /// Finishes the results of some rows of a part for some tokens, and stores them.
     #[inline(always)]
-    fn swiglu<I: Isa>(
-        &self,
-        args: Args<'_>,
-        out: ArgId,
-        rows: Range<usize>,
-        tokens: Range<usize>,
-        gate: &mut Results,
-    ) {
-        let mut up = [[0.0; ROWS]; TOKENS];
-        let width = self.parts[0].rows;
-        self.compute::<I>(args, &self.parts[0], rows.clone(), tokens.clone(), gate);
-        self.compute::<I>(args, &self.parts[1], rows.clone(), tokens.clone(), &mut up);
-        for ((t, gate), up) in tokens.zip(gate).zip(&up) {
-            for (g, u) in gate.iter_mut().zip(up) {
-                *g = silu::<I>(*g) * u;
+    fn store<I: Isa>(&self, args: Args<'_>, part: &Part, span: &Span, work: &mut Work) {
+        let Span { rows, tokens } = span;
+        let mut results = [[0.0; ROWS]; TOKENS];
+        self.compute::<I>(args, part, span, 0, work, &mut results);
+        if let Epilogue::Swiglu { out } = self.epilogue {
+            let mut up = [[0.0; ROWS]; TOKENS];
+            self.compute::<I>(args, &self.parts[1], span, 1, work, &mut up);
+            for ((t, gate), up) in tokens.clone().zip(&mut results).zip(&up) {
+                for (g, u) in gate.iter_mut().zip(up) {
+                    *g = silu::<I>(*g) * u;
+                }
+                if self.quantised {
+                    args.store(out, (t * part.rows + rows.start) / 32, &[quantise(gate)]);
+                } else {
+                    args.store(out, t * part.rows + rows.start, &gate[..rows.len()]);
+                }
             }
-            if self.quantised {
-                args.store(out, (t * width + rows.start) / 32, &[quantise(gate)]);
-            } else {
-                args.store(out, t * width + rows.start, &gate[..rows.len()]);
+            return;
+        }
+        for (t, y) in tokens.clone().zip(&results) {
+            let y = &y[..rows.len()];
+            match part.out {
+                Some(out) => args.store(out, t * part.rows + rows.start, y),
+                None => work.best[t] = larger(work.best[t], (rows.start..).zip(y.iter().copied())),
             }
         }
     }
+}
+
+/// Rows of a part, at most [`ROWS`], and tokens, at most [`TOKENS`].
+struct Span {
+    rows: Range<usize>,
+    tokens: Range<usize>,
+}
+
+/// What work items need while they run.
+#[derive(Default)]
+struct Work {
+    /// Whether integer parts are computed by tiles.
+    tiled: bool,
+    /// Of the part at hand, and of up beside gate.
+    tiles: [Tile; 2],
+    /// Of every token, for tiles of formats that split their blocks.
+    halves: Vec<[f32; 2]>,
+    /// The activations of the tokens at hand, for integer parts that are computed row by row.
+    prepared: Prepared,
+    /// For [`Epilogue::ArgMax`]: each token's largest result of the item.
+    best: Vec<(usize, f32)>,
 }
 
 impl Kernel for Matmul {
     #[inline(always)]
     fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let n = self.tokens.eval(syms) as usize;
-        let mut results = [[0.0; ROWS]; TOKENS];
+        let tiled = I::TILE_TOKENS < usize::MAX && n >= I::TILE_TOKENS;
+        let mut work = Work { tiled, ..Work::default() };
+        if tiled && self.parts.iter().any(|p| self.is_integer(p) && blocks::is_split(p.format)) {
+            work.halves = halves(args.slice(self.x, 0, n * (self.k / 32)));
+        }
         for item in items {
             let Some((part, rows)) = self.locate(item) else { return };
-            for t in (0..n).step_by(TOKENS) {
-                let tokens = t..(t + TOKENS).min(n);
-                let mut best = [(0, f32::NEG_INFINITY); TOKENS];
-                best.fill((rows.start, f32::NEG_INFINITY));
-                for start in rows.clone().step_by(ROWS) {
-                    let rows = start..(start + ROWS).min(rows.end);
-                    if let Epilogue::Swiglu { out } = self.epilogue {
-                        self.swiglu::<I>(args, out, rows, tokens.clone(), &mut results);
-                        continue;
-                    }
-                    self.compute::<I>(args, part, rows.clone(), tokens.clone(), &mut results);
-                    for ((t, y), best) in tokens.clone().zip(&results).zip(&mut best) {
-                        let y = &y[..rows.len()];
-                        match part.out {
-                            Some(out) => args.store(out, t * part.rows + start, y),
-                            None => *best = larger(*best, (start..).zip(y.iter().copied())),
-                        }
+            if let Epilogue::ArgMax { .. } = self.epilogue {
+                work.best.clear();
+                work.best.resize(n, (rows.start, f32::NEG_INFINITY));
+            }
+            for start in rows.clone().step_by(ROWS) {
+                let rows = start..(start + ROWS).min(rows.end);
+                if tiled {
+                    self.fill::<I>(args, part, &rows, &mut work.tiles[0]);
+                    if let Epilogue::Swiglu { .. } = self.epilogue {
+                        self.fill::<I>(args, &self.parts[1], &rows, &mut work.tiles[1]);
                     }
                 }
-                if let Epilogue::ArgMax { best: values, index, .. } = self.epilogue {
-                    let width = part.rows.div_ceil(self.tile);
-                    for (t, (row, value)) in tokens.zip(best) {
-                        args.store(values, t * width + item, &[value]);
-                        args.store(index, t * width + item, &[row as i32]);
-                    }
+                for t in (0..n).step_by(TOKENS) {
+                    let span = Span { rows: rows.clone(), tokens: t..(t + TOKENS).min(n) };
+                    self.store::<I>(args, part, &span, &mut work);
+                }
+            }
+            if let Epilogue::ArgMax { best, index, .. } = self.epilogue {
+                let width = part.rows.div_ceil(self.tile);
+                for (t, (row, value)) in work.best.iter().enumerate() {
+                    args.store(best, t * width + item, &[*value]);
+                    args.store(index, t * width + item, &[*row as i32]);
                 }
             }
         }
@@ -288,166 +339,6 @@ impl Kernel for Matmul {
 #[inline(always)]
 pub(super) fn larger(best: (usize, f32), values: impl Iterator<Item = (usize, f32)>) -> (usize, f32) {
     values.fold(best, |best, (i, v)| if v > best.1 { (i, v) } else { best })
-}
-
-/// How a format of weights meets one of activations.
-trait Engine {
-    /// What activations are stored in, [`Engine::UNIT`] at a time.
-    type X: Pod;
-    const UNIT: usize;
-    /// The partial sums of one row and token.
-    type Acc: Copy;
-    const ZERO: Self::Acc;
-
-    fn new(format: DType) -> Self;
-
-    /// Decodes a group of `n` weights.
-    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize);
-
-    /// Adds the products of the group with its part of each of `N` tokens.
-    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[Self::X]; N], acc: &mut [Self::Acc; N]);
-
-    /// The sum of the partial sums.
-    fn total(acc: Self::Acc) -> f32;
-}
-
-/// Integer dot products. Sums are those of even and of odd sub-blocks, which are independent, and of the minima.
-struct Integers<F> {
-    group: Group,
-    blocks: usize,
-    format: std::marker::PhantomData<F>,
-}
-
-impl<F: Format> Engine for Integers<F> {
-    type X = Q8Block;
-    const UNIT: usize = 32;
-    type Acc = [[f32; 8]; 3];
-    const ZERO: Self::Acc = [[0.0; 8]; 3];
-
-    #[inline(always)]
-    fn new(_: DType) -> Self {
-        Integers { group: Group::ZERO, blocks: 0, format: std::marker::PhantomData }
-    }
-
-    #[inline(always)]
-    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize) {
-        F::decode::<I>(bytes, &mut self.group);
-        self.blocks = n / 32;
-    }
-
-    #[inline(always)]
-    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[Q8Block]; N], acc: &mut [Self::Acc; N]) {
-        let group = &self.group;
-        let blocks = if F::BLOCK == GROUP { GROUP / 32 } else { self.blocks };
-        for (x, acc) in xs.into_iter().zip(acc) {
-            let x = &x[..blocks];
-            let mut sums = *acc;
-            for (b, x) in x.iter().enumerate().take(GROUP / 32) {
-                let low = group.scale[0][b] * x.d;
-                let high = if F::SPLIT { group.scale[1][b] * x.d } else { low };
-                sums[b % 2] = I::dot(F::UNSIGNED, sums[b % 2], &group.q[b], &x.q, low, high);
-            }
-            if F::MINIMA && F::SPLIT {
-                for (b, x) in x.iter().enumerate().take(GROUP / 32) {
-                    let (low, high) = (-group.min[0][b] * x.d, -group.min[1][b] * x.d);
-                    sums[b % 2] = I::dot(true, sums[b % 2], &[1; 32], &x.q, low, high);
-                }
-            } else if F::MINIMA {
-                let mut s = [0.0; 8];
-                s.iter_mut().zip(x).for_each(|(s, x)| *s = x.s);
-                for b in 0..8 {
-                    sums[2][b] = I::mul_add(-group.min[0][b], s[b], sums[2][b]);
-                }
-            }
-            *acc = sums;
-        }
-    }
-
-    #[inline(always)]
-    fn total(acc: Self::Acc) -> f32 {
-        sum(std::array::from_fn(|l| if l < 8 { acc[0][l] + acc[2][l] } else { acc[1][l - 8] }))
-    }
-}
-
-/// Decoded weights, for plain formats and for exact activations.
-struct Floats<X> {
-    format: DType,
-    group: [f32; GROUP],
-    n: usize,
-    x: std::marker::PhantomData<X>,
-}
-
-impl<X: Activation> Engine for Floats<X> {
-    type X = X;
-    const UNIT: usize = X::UNIT;
-    type Acc = [f32; LANES];
-    const ZERO: Self::Acc = [0.0; LANES];
-
-    #[inline(always)]
-    fn new(format: DType) -> Self {
-        Floats { format, group: [0.0; GROUP], n: 0, x: std::marker::PhantomData }
-    }
-
-    #[inline(always)]
-    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize) {
-        blocks::decode::<I>(self.format, bytes, &mut self.group[..n]);
-        self.n = n;
-    }
-
-    #[inline(always)]
-    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[X]; N], acc: &mut [[f32; LANES]; N]) {
-        X::accumulate::<I, N>(&self.group[..self.n], xs, acc);
-    }
-
-    #[inline(always)]
-    fn total(acc: Self::Acc) -> f32 {
-        sum(acc)
-    }
-}
-
-/// Activations that meet decoded weights.
-trait Activation: Pod {
-    const UNIT: usize;
-
-    fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[Self]; N], acc: &mut [[f32; LANES]; N]);
-}
-
-impl Activation for F32 {
-    const UNIT: usize = 1;
-
-    #[inline(always)]
-    fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[F32]; N], acc: &mut [[f32; LANES]; N]) {
-        let (whole, rest) = w.as_chunks::<LANES>();
-        let xs = xs.map(|x| x[..w.len()].as_chunks::<LANES>());
-        let mut lanes = *acc;
-        for (c, w) in whole.iter().enumerate() {
-            for i in 0..N {
-                let x = &xs[i].0[c];
-                for l in 0..LANES {
-                    lanes[i][l] = I::mul_add(w[l], x[l].0, lanes[i][l]);
-                }
-            }
-        }
-        for i in 0..N {
-            for ((w, x), lane) in rest.iter().zip(xs[i].1).zip(&mut lanes[i]) {
-                *lane = I::mul_add(*w, x.0, *lane);
-            }
-        }
-        *acc = lanes;
-    }
-}
-
-impl Activation for Q8Block {
-    const UNIT: usize = 32;
-
-    #[inline(always)]
-    fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[Q8Block]; N], acc: &mut [[f32; LANES]; N]) {
-        for (x, acc) in xs.into_iter().zip(acc) {
-            for (w, x) in w.as_chunks::<32>().0.iter().zip(x) {
-                dot_lanes::<I>(acc, w, &x.q.map(|q| x.d * f32::from(q)));
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub use pool::{Pool, PoolError, Worker};
 use crate::codegen::spec::{Extent, KernelSpec, Template};
 use crate::ir::Syms;
 use args::Args;
-use isa::{Baseline, Isa, Level};
+use isa::{Baseline, Isa, Job, Level};
 use std::ops::Range;
 
 #[cfg(target_endian = "big")]
@@ -116,11 +116,14 @@ impl<K: Kernel> CpuKernel for Bound<K> {
         assert!(items.end as u64 <= all, "items {items:?} of a launch of {all}");
         // SAFETY: the caller's promise is the one that `Args` asks for.
         let args = unsafe { Args::new(args) };
+        let launch = Launch { kernel: &self.kernel, args, syms, items };
+        // `Features` holds a level only where the processor has it.
         match self.level {
-            Level::Baseline => self.kernel.run::<Baseline>(args, syms, items),
-            // SAFETY: `Features` holds this level only where the processor has it.
+            Level::Baseline => Baseline::outline(launch),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { run_avx2(&self.kernel, args, syms, items) },
+            Level::Avx2 => isa::Avx2::outline(launch),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => isa::Avx512::outline(launch),
         }
     }
 
@@ -130,8 +133,17 @@ impl<K: Kernel> CpuKernel for Bound<K> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn run_avx2<K: Kernel>(kernel: &K, args: Args<'_>, syms: &Syms, items: Range<usize>) {
-    kernel.run::<isa::Avx2>(args, syms, items);
+/// Some items of a launch.
+struct Launch<'a, K> {
+    kernel: &'a K,
+    args: Args<'a>,
+    syms: &'a Syms,
+    items: Range<usize>,
+}
+
+impl<K: Kernel> Job for Launch<'_, K> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        self.kernel.run::<I>(self.args, self.syms, self.items);
+    }
 }

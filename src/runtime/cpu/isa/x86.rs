@@ -1,0 +1,238 @@
+//! Instruction sets of x86-64.
+
+use super::super::blocks::{Group, XGroup};
+use super::super::matmul::{Rows, Tile};
+use super::{Isa, Job};
+use std::arch::x86_64::*;
+
+/// AVX2 with FMA and F16C: x86-64 since 2013.
+pub(in super::super) struct Avx2;
+
+impl Isa for Avx2 {
+    #[inline(always)]
+    fn outline<J: Job>(job: J) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn go<J: Job>(job: J) {
+            job.run::<Avx2>();
+        }
+        // SAFETY: the processor has these.
+        unsafe { go(job) }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn from_halves(h: &[u8; 16]) -> [f32; 8] {
+        // SAFETY: the processor has F16C; both types are plain bytes.
+        unsafe { std::mem::transmute(_mm256_cvtph_ps(_mm_loadu_si128(h.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn to_halves(x: &[f32; 8]) -> [u8; 16] {
+        // SAFETY: the processor has F16C; both types are plain bytes.
+        unsafe {
+            let x = _mm256_loadu_ps(x.as_ptr());
+            std::mem::transmute(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+        }
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[u8; 16], i: &[u8; 32]) -> [u8; 32] {
+        // SAFETY: the processor has AVX2; loads are unaligned and within the arrays.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            std::mem::transmute(_mm256_shuffle_epi8(table, _mm256_loadu_si256(i.as_ptr().cast())))
+        }
+    }
+
+    /// Pairs sum to at most `2 · 63 · 127` (or `2 · 128 · 127`), which fits `i16`. Signed weights give their signs to the
+    /// activations first, as one factor must be unsigned.
+    #[inline(always)]
+    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
+        // SAFETY: the processor has AVX2 and FMA; loads and stores are unaligned and within the arrays.
+        unsafe {
+            let d = _mm256_loadu_ps(x.d.as_ptr());
+            let low = _mm256_mul_ps(_mm256_loadu_ps(w.scale[0].as_ptr()), d);
+            let high = _mm256_mul_ps(_mm256_loadu_ps(w.scale[1].as_ptr()), d);
+            let at = acc.as_mut_ptr();
+            let mut sums = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))];
+            for b in 0..8 {
+                let q = _mm256_loadu_si256(w.q[b].as_ptr().cast());
+                let x = _mm256_loadu_si256(x.q[b].as_ptr().cast());
+                let pairs = if SIGNED {
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
+                } else {
+                    _mm256_maddubs_epi16(q, x)
+                };
+                let fours = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                let lane = _mm256_set1_epi32(b as i32);
+                let mut scale = _mm256_permutevar8x32_ps(low, lane);
+                if SPLIT {
+                    scale = _mm256_blend_ps::<0xf0>(scale, _mm256_permutevar8x32_ps(high, lane));
+                }
+                sums[b % 2] = _mm256_fmadd_ps(fours, scale, sums[b % 2]);
+            }
+            if !SIGNED {
+                let min = [_mm256_loadu_ps(w.min[0].as_ptr()), _mm256_loadu_ps(w.min[1].as_ptr())];
+                let s = [_mm256_loadu_ps(x.s[0].as_ptr()), _mm256_loadu_ps(x.s[1].as_ptr())];
+                if SPLIT {
+                    sums[0] = _mm256_fnmadd_ps(min[0], s[0], sums[0]);
+                    sums[1] = _mm256_fnmadd_ps(min[1], s[1], sums[1]);
+                } else {
+                    sums[0] = _mm256_fnmadd_ps(min[0], _mm256_add_ps(s[0], s[1]), sums[0]);
+                }
+            }
+            _mm256_storeu_ps(at, sums[0]);
+            _mm256_storeu_ps(at.add(8), sums[1]);
+        }
+    }
+}
+
+/// AVX-512 with byte instructions, 256-bit forms and VNNI: servers since 2019.
+pub(in super::super) struct Avx512;
+
+impl Isa for Avx512 {
+    const TILE_TOKENS: usize = 4;
+
+    #[inline(always)]
+    fn outline<J: Job>(job: J) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn go<J: Job>(job: J) {
+            job.run::<Avx512>();
+        }
+        // SAFETY: the processor has these.
+        unsafe { go(job) }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn from_halves(h: &[u8; 16]) -> [f32; 8] {
+        Avx2::from_halves(h)
+    }
+
+    #[inline(always)]
+    fn to_halves(x: &[f32; 8]) -> [u8; 16] {
+        Avx2::to_halves(x)
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[u8; 16], i: &[u8; 32]) -> [u8; 32] {
+        Avx2::look_up(table, i)
+    }
+
+    /// Two sub-blocks at a time. Signed weights are raised by 128, which their minima make up for.
+    #[inline(always)]
+    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
+        /// Which products of scales the lanes of the first two sub-blocks want: low ones are in 0..8, high ones in 8..16.
+        const LANES: [[i32; 16]; 2] = [
+            [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+            [0, 0, 0, 0, 8, 8, 8, 8, 1, 1, 1, 1, 9, 9, 9, 9],
+        ];
+        // SAFETY: the processor has AVX-512 and VNNI; loads and stores are unaligned and within the arrays, of which those of
+        // bytes are of 8 · 32, and those of scales and sums of 2 · 8.
+        unsafe {
+            let d = _mm256_loadu_ps(x.d.as_ptr());
+            let scale = [_mm256_loadu_ps(w.scale[0].as_ptr()), _mm256_loadu_ps(w.scale[1].as_ptr())];
+            let low = _mm256_mul_ps(scale[0], d);
+            let scales = if SPLIT {
+                _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), _mm256_mul_ps(scale[1], d))
+            } else {
+                _mm512_castps256_ps512(low)
+            };
+            let mut lanes = _mm512_loadu_si512(LANES[usize::from(SPLIT)].as_ptr().cast());
+            let mut sums = _mm512_loadu_ps(acc.as_ptr());
+            for pair in 0..4 {
+                let mut q = _mm512_loadu_si512(w.q.as_ptr().add(2 * pair).cast());
+                if SIGNED {
+                    q = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+                }
+                let x = _mm512_loadu_si512(x.q.as_ptr().add(2 * pair).cast());
+                let fours = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x));
+                sums = _mm512_fmadd_ps(fours, _mm512_permutexvar_ps(lanes, scales), sums);
+                lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
+            }
+            let s = [_mm256_loadu_ps(x.s[0].as_ptr()), _mm256_loadu_ps(x.s[1].as_ptr())];
+            let (min, s) = if SPLIT {
+                let min = _mm512_loadu_ps(w.min.as_ptr().cast());
+                (min, _mm512_insertf32x8::<1>(_mm512_castps256_ps512(s[0]), s[1]))
+            } else {
+                let min = if SIGNED {
+                    _mm256_mul_ps(scale[0], _mm256_set1_ps(128.0))
+                } else {
+                    _mm256_loadu_ps(w.min[0].as_ptr())
+                };
+                (_mm512_zextps256_ps512(min), _mm512_zextps256_ps512(_mm256_add_ps(s[0], s[1])))
+            };
+            _mm512_storeu_ps(acc.as_mut_ptr(), _mm512_fnmadd_ps(min, s, sums));
+        }
+    }
+
+    /// A register holds four columns of 16 rows; four activations are broadcast to meet them. For six tokens, sums
+    /// take 24 registers of 32.
+    #[inline(always)]
+    fn multiply_tile<const N: usize, const SPLIT: bool>(
+        tile: &Tile,
+        xs: [Rows<'_>; N],
+        out: &mut [[f32; 32]; N],
+    ) {
+        #[inline(always)]
+        fn load(bytes: &[u8; 64]) -> __m512i {
+            // SAFETY: as below.
+            unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn floats(floats: &[f32; 16]) -> __m512 {
+            // SAFETY: as below.
+            unsafe { _mm512_loadu_ps(floats.as_ptr()) }
+        }
+        let blocks = tile.blocks.len();
+        assert!(xs.iter().all(|x| x.blocks.len() >= blocks && (!SPLIT || x.halves.len() >= blocks)));
+        // SAFETY: the processor has AVX-512 and VNNI. Loads need no alignment; those of activations are within their `blocks`
+        // blocks, as asserted, the others within arrays.
+        unsafe {
+            let mut total = [[_mm512_setzero_ps(); 2]; N];
+            for (b, block) in tile.blocks.iter().enumerate() {
+                let steps = if SPLIT { 2 } else { 1 };
+                for h in 0..steps {
+                    let mut sums = [[_mm512_setzero_si512(); 2]; N];
+                    for j in h * 4..if SPLIT { h * 4 + 4 } else { 8 } {
+                        let w = [load(&block.q[j][0]), load(&block.q[j][1])];
+                        for n in 0..N {
+                            let q = xs[n].blocks.get_unchecked(b).q.as_ptr().add(4 * j);
+                            let x = _mm512_set1_epi32(q.cast::<i32>().read_unaligned());
+                            for r in 0..2 {
+                                sums[n][r] = _mm512_dpbusd_epi32(sums[n][r], w[r], x);
+                            }
+                        }
+                    }
+                    let scale = [floats(&block.scale[h][0]), floats(&block.scale[h][1])];
+                    let min = [floats(&block.min[h][0]), floats(&block.min[h][1])];
+                    for n in 0..N {
+                        let x = xs[n].blocks.get_unchecked(b);
+                        let (d, s) =
+                            (_mm512_set1_ps(x.d), if SPLIT { xs[n].halves.get_unchecked(b)[h] } else { x.s });
+                        let s = _mm512_set1_ps(s);
+                        for r in 0..2 {
+                            let sum = _mm512_cvtepi32_ps(sums[n][r]);
+                            total[n][r] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale[r], d), total[n][r]);
+                            total[n][r] = _mm512_fnmadd_ps(min[r], s, total[n][r]);
+                        }
+                    }
+                }
+            }
+            for n in 0..N {
+                _mm512_storeu_ps(out[n].as_mut_ptr(), total[n][0]);
+                _mm512_storeu_ps(out[n].as_mut_ptr().add(16), total[n][1]);
+            }
+        }
+    }
+}

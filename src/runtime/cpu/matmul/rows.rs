@@ -1,0 +1,245 @@
+//! Weights decoded a group of a row at a time, for one token or a handful.
+
+use super::super::args::{Args, F32, Q8Block};
+use super::super::blocks::{self, Format, GROUP, Group, XGroup};
+use super::super::isa::{Isa, Job};
+use super::super::math::{LANES, dot_lanes, sum};
+use super::{Results, TOKENS};
+use crate::codegen::spec::ArgId;
+use crate::ir::DType;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The products of rows of weights with up to `M` tokens, `xs`.
+pub struct RowByRow<'a, E: Engine, const M: usize> {
+    pub format: DType,
+    pub k: usize,
+    /// Whole rows of `k` weights.
+    pub weights: &'a [u8],
+    pub xs: &'a [&'a [E::X]],
+    pub out: &'a mut Results,
+}
+
+impl<E: Engine, const M: usize> Job for RowByRow<'_, E, M> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let RowByRow { format, k, weights, xs, out } = self;
+        let xs = &xs[..xs.len().min(M)];
+        let group_bytes = blocks::bytes_of(format, GROUP);
+        let mut engine = E::new(format);
+        for (i, row) in weights.chunks_exact(blocks::bytes_of(format, k)).enumerate() {
+            let mut acc = [E::ZERO; M];
+            for (g, bytes) in row.chunks(group_bytes).enumerate() {
+                let n = GROUP.min(k - g * GROUP);
+                engine.decode::<I>(bytes, n);
+                let span = g * (GROUP / E::UNIT)..g * (GROUP / E::UNIT) + n.div_ceil(E::UNIT);
+                let (fours, rest) = xs.as_chunks::<4>();
+                let (acc_fours, acc_rest) = acc.as_chunks_mut::<4>();
+                for (x, acc) in fours.iter().zip(acc_fours.iter_mut()) {
+                    let [a, b, c, d] = *x;
+                    let part = [&a[span.clone()], &b[span.clone()], &c[span.clone()], &d[span.clone()]];
+                    engine.accumulate::<I, 4>(part, acc);
+                }
+                let acc_rest = acc_fours.get_mut(fours.len()).map_or(acc_rest, |a| &mut a[..]);
+                for (x, acc) in rest.iter().zip(acc_rest) {
+                    engine.accumulate::<I, 1>([&x[span.clone()]], std::array::from_mut(acc));
+                }
+            }
+            for (out, acc) in out.iter_mut().zip(acc).take(xs.len()) {
+                out[i] = E::total(acc);
+            }
+        }
+    }
+}
+
+/// How a format of weights meets one of activations.
+pub trait Engine {
+    /// What activations are stored in, [`Engine::UNIT`] at a time.
+    type X;
+    const UNIT: usize;
+    /// The partial sums of one row and token.
+    type Acc: Copy;
+    const ZERO: Self::Acc;
+
+    fn new(format: DType) -> Self;
+
+    /// Decodes a group of `n` weights.
+    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize);
+
+    /// Adds the products of the group with its part of each of `N` tokens.
+    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[Self::X]; N], acc: &mut [Self::Acc; N]);
+
+    /// The sum of the partial sums.
+    fn total(acc: Self::Acc) -> f32;
+}
+
+/// Quantised activations of some tokens, as [`Integers`] wants them.
+#[derive(Default)]
+pub struct Prepared {
+    tokens: Range<usize>,
+    groups: Vec<XGroup>,
+    /// Groups of one token.
+    width: usize,
+}
+
+impl Prepared {
+    /// Takes in tokens of `units` blocks each from argument `x`, unless they are here.
+    #[inline(always)]
+    pub fn fill(&mut self, args: Args<'_>, x: ArgId, tokens: &Range<usize>, units: usize) {
+        if self.tokens == *tokens && !self.groups.is_empty() {
+            return;
+        }
+        self.tokens = tokens.clone();
+        self.width = units.div_ceil(8);
+        self.groups.clear();
+        self.groups.resize(self.width * tokens.len(), XGroup::ZERO);
+        for (t, groups) in tokens.clone().zip(self.groups.chunks_exact_mut(self.width)) {
+            for (blocks, group) in args.slice::<Q8Block>(x, t * units, units).chunks(8).zip(groups) {
+                for (b, block) in blocks.iter().enumerate() {
+                    group.q[b] = block.q;
+                    group.d[b] = block.d;
+                    for (h, half) in block.q.as_chunks::<16>().0.iter().enumerate() {
+                        let sum: i32 = half.iter().map(|q| i32::from(*q)).sum();
+                        group.s[h][b] = block.d * sum as f32;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first `n` tokens.
+    #[inline(always)]
+    pub fn tokens(&self, n: usize) -> [&[XGroup]; TOKENS] {
+        let mut xs = [&[][..]; TOKENS];
+        for (x, groups) in xs.iter_mut().zip(self.groups.chunks_exact(self.width.max(1))).take(n) {
+            *x = groups;
+        }
+        xs
+    }
+}
+
+/// Integer dot products.
+pub struct Integers<F> {
+    group: Group,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Engine for Integers<F> {
+    type X = XGroup;
+    const UNIT: usize = GROUP;
+    type Acc = [f32; LANES];
+    const ZERO: Self::Acc = [0.0; LANES];
+
+    #[inline(always)]
+    fn new(_: DType) -> Self {
+        Integers { group: Group::ZERO, format: PhantomData }
+    }
+
+    #[inline(always)]
+    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize) {
+        if n < GROUP {
+            // What the last group left here meets zeros, so it must be a number.
+            self.group = Group::ZERO;
+        }
+        F::decode::<I>(bytes, &mut self.group);
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[XGroup]; N], acc: &mut [Self::Acc; N]) {
+        for (x, acc) in xs.into_iter().zip(acc) {
+            if let [x] = x {
+                match (F::SIGNED, F::SPLIT) {
+                    (true, _) => I::dot::<true, false>(&self.group, x, acc),
+                    (false, true) => I::dot::<false, true>(&self.group, x, acc),
+                    (false, false) => I::dot::<false, false>(&self.group, x, acc),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn total(acc: Self::Acc) -> f32 {
+        sum(acc)
+    }
+}
+
+/// Decoded weights, for plain formats and for exact activations.
+pub struct Floats<X> {
+    format: DType,
+    group: [f32; GROUP],
+    n: usize,
+    x: PhantomData<X>,
+}
+
+impl<X: Activation> Engine for Floats<X> {
+    type X = X;
+    const UNIT: usize = X::UNIT;
+    type Acc = [f32; LANES];
+    const ZERO: Self::Acc = [0.0; LANES];
+
+    #[inline(always)]
+    fn new(format: DType) -> Self {
+        Floats { format, group: [0.0; GROUP], n: 0, x: PhantomData }
+    }
+
+    #[inline(always)]
+    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize) {
+        blocks::decode::<I>(self.format, bytes, &mut self.group[..n]);
+        self.n = n;
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[X]; N], acc: &mut [[f32; LANES]; N]) {
+        X::accumulate::<I, N>(&self.group[..self.n], xs, acc);
+    }
+
+    #[inline(always)]
+    fn total(acc: Self::Acc) -> f32 {
+        sum(acc)
+    }
+}
+
+/// Activations that meet decoded weights.
+pub trait Activation: Sized {
+    const UNIT: usize;
+
+    fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[Self]; N], acc: &mut [[f32; LANES]; N]);
+}
+
+impl Activation for F32 {
+    const UNIT: usize = 1;
+
+    #[inline(always)]
+    fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[F32]; N], acc: &mut [[f32; LANES]; N]) {
+        let (whole, rest) = w.as_chunks::<LANES>();
+        let xs = xs.map(|x| x[..w.len()].as_chunks::<LANES>());
+        let mut lanes = *acc;
+        for (c, w) in whole.iter().enumerate() {
+            for i in 0..N {
+                let x = &xs[i].0[c];
+                for l in 0..LANES {
+                    lanes[i][l] = I::mul_add(w[l], x[l].0, lanes[i][l]);
+                }
+            }
+        }
+        for i in 0..N {
+            for ((w, x), lane) in rest.iter().zip(xs[i].1).zip(&mut lanes[i]) {
+                *lane = I::mul_add(*w, x.0, *lane);
+            }
+        }
+        *acc = lanes;
+    }
+}
+
+impl Activation for Q8Block {
+    const UNIT: usize = 32;
+
+    #[inline(always)]
+    fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[Q8Block]; N], acc: &mut [[f32; LANES]; N]) {
+        for (x, acc) in xs.into_iter().zip(acc) {
+            for (w, x) in w.as_chunks::<32>().0.iter().zip(x) {
+                dot_lanes::<I>(acc, w, &x.q.map(|q| x.d * f32::from(q)));
+            }
+        }
+    }
+}

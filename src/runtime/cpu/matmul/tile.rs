@@ -1,0 +1,224 @@
+//! Weights decoded once for many tokens: 32 rows side by side, so that a vector of rows meets one activation.
+
+use super::super::args::Q8Block;
+use super::super::blocks::{Format, GROUP, Group};
+use super::super::isa::{Isa, Job};
+use super::{ROWS, Results};
+use std::marker::PhantomData;
+
+/// 32 rows of weights, 32 columns at a time.
+#[derive(Default)]
+pub struct Tile {
+    pub blocks: Vec<TileBlock>,
+}
+
+/// 32 columns of 32 rows: weights are `scale · q − min`, `scale` and `min` of 32 or twice 16 columns.
+#[derive(Clone)]
+pub struct TileBlock {
+    /// Byte `4r + c` of `q[j][h]` belongs to row `16h + r` and column `4j + c`.
+    pub q: [[[u8; 64]; 2]; 8],
+    /// `scale[s][h][r]` is that of row `16h + r`, and of columns `16s..` where the format splits.
+    pub scale: [[[f32; 16]; 2]; 2],
+    pub min: [[[f32; 16]; 2]; 2],
+}
+
+impl TileBlock {
+    const ZERO: TileBlock =
+        TileBlock { q: [[[0; 64]; 2]; 8], scale: [[[0.0; 16]; 2]; 2], min: [[[0.0; 16]; 2]; 2] };
+}
+
+/// The activations of a token.
+#[derive(Clone, Copy, Default)]
+pub struct Rows<'a> {
+    pub blocks: &'a [Q8Block],
+    /// Of each block, see [`halves`]; empty where no format splits.
+    pub halves: &'a [[f32; 2]],
+}
+
+/// `d · Σq` over the first and the last 16 of each block.
+pub fn halves(blocks: &[Q8Block]) -> Vec<[f32; 2]> {
+    let sum = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+    blocks.iter().map(|x| [x.d * sum(&x.q[..16]), x.d * sum(&x.q[16..])]).collect()
+}
+
+impl Tile {
+    /// `out[n][r]` is the product of row `r` with token `n`; `split` says that halves of 32 columns have scales of their own.
+    /// Plain Rust, and the meaning of [`Isa::multiply_tile`].
+    #[inline(always)]
+    pub fn multiply(&self, xs: &[Rows<'_>], split: bool, out: &mut [[f32; ROWS]]) {
+        let steps = if split { 2 } else { 1 };
+        for (x, out) in xs.iter().zip(out) {
+            *out = [0.0; ROWS];
+            for (b, (w, block)) in self.blocks.iter().zip(x.blocks).enumerate() {
+                for h in 0..steps {
+                    let s = if split { x.halves[b][h] } else { block.s };
+                    for (r, out) in out.iter_mut().enumerate() {
+                        let columns = 32 / steps * h..32 / steps * (h + 1);
+                        let weight = |c: usize| i32::from(w.q[c / 4][r / 16][r % 16 * 4 + c % 4]);
+                        let dot: i32 = columns.map(|c| weight(c) * i32::from(block.q[c])).sum();
+                        *out += dot as f32 * (w.scale[h][r / 16][r % 16] * block.d);
+                        *out -= w.min[h][r / 16][r % 16] * s;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Decodes rows into a tile; rows that are missing become zero.
+pub struct Fill<'a, F> {
+    tile: &'a mut Tile,
+    weights: &'a [u8],
+    rows: usize,
+    k: usize,
+    format: PhantomData<F>,
+}
+
+impl<'a, F: Format> Fill<'a, F> {
+    /// `weights` are `rows` rows of `k`.
+    #[inline(always)]
+    pub fn new(tile: &'a mut Tile, weights: &'a [u8], rows: usize, k: usize) -> Self {
+        Fill { tile, weights, rows, k, format: PhantomData }
+    }
+}
+
+impl<F: Format> Job for Fill<'_, F> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Fill { tile, weights, rows, k, .. } = self;
+        tile.blocks.resize(k / 32, TileBlock::ZERO);
+        if rows < ROWS {
+            tile.blocks.fill(TileBlock::ZERO);
+        }
+        let row_bytes = weights.len() / rows.max(1);
+        let group_bytes = row_bytes / (k / F::BLOCK) * (GROUP / F::BLOCK);
+        let mut group = Group::ZERO;
+        for (r, row) in weights.chunks_exact(row_bytes).enumerate().take(ROWS) {
+            let (h, l) = (r / 16, r % 16);
+            for (bytes, blocks) in row.chunks(group_bytes).zip(tile.blocks.chunks_mut(GROUP / 32)) {
+                F::decode::<I>(bytes, &mut group);
+                for (b, block) in blocks.iter_mut().enumerate() {
+                    for (j, q) in group.q[b].as_chunks::<4>().0.iter().enumerate() {
+                        let raise = if F::SIGNED { 0x8080_8080 } else { 0 };
+                        let raised = u32::from_le_bytes(*q) ^ raise;
+                        block.q[j][h][4 * l..4 * l + 4].copy_from_slice(&raised.to_le_bytes());
+                    }
+                    for s in 0..if F::SPLIT { 2 } else { 1 } {
+                        let scale = group.scale[s][b];
+                        block.scale[s][h][l] = scale;
+                        block.min[s][h][l] = if F::SIGNED { 128.0 * scale } else { group.min[s][b] };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of a tile with tokens, `xs`.
+pub struct Multiply<'a> {
+    pub tile: &'a Tile,
+    pub xs: &'a [Rows<'a>],
+    pub split: bool,
+    pub out: &'a mut Results,
+}
+
+impl Job for Multiply<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        if self.split { self.with::<I, true>() } else { self.with::<I, false>() }
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn with<I: Isa, const SPLIT: bool>(self) {
+        let (sixes, rest) = self.xs.as_chunks::<6>();
+        let mut out = &mut self.out[..self.xs.len()];
+        for xs in sixes {
+            let (now, later) = out.split_at_mut(6);
+            out = later;
+            if let Some(now) = now.as_mut_array() {
+                I::multiply_tile::<6, SPLIT>(self.tile, *xs, now);
+            }
+        }
+        macro_rules! rest {
+            ($($n:literal)*) => {
+                match rest.len() {
+                    $($n => {
+                        if let (Ok(xs), Some(out)) = (rest.try_into(), out.as_mut_array()) {
+                            I::multiply_tile::<$n, SPLIT>(self.tile, xs, out);
+                        }
+                    })*
+                    _ => {}
+                }
+            };
+        }
+        rest!(1 2 3 4 5);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::formats::{Q2K, Q4K, Q6K, Q8_0};
+    use super::super::super::isa::{Baseline, Features};
+    use super::super::super::testing::{random, rng};
+    use super::super::TOKENS;
+    use super::*;
+    use crate::ir::DType;
+
+    const K: usize = 512;
+
+    /// The products of random rows and tokens by the instruction set `I`, and what they should be.
+    fn products<I: Isa, F: Format>(
+        format: DType,
+        rows: usize,
+        tokens: usize,
+    ) -> (Box<Results>, Box<Results>) {
+        let mut rng = rng(rows as u64);
+        let weights = random(&mut rng, format, rows * K);
+        let x = random(&mut rng, DType::Q8Act, tokens * K);
+        let x: &[Q8Block] = bytemuck::cast_slice(&x);
+        let halves = halves(x);
+        let per = K / 32;
+        let xs: Vec<Rows> = (0..tokens)
+            .map(|t| Rows { blocks: &x[t * per..][..per], halves: &halves[t * per..][..per] })
+            .collect();
+        // A tile is used again and again, so it may hold anything before.
+        let mut tile = Tile { blocks: vec![TileBlock { scale: [[[7.0; 16]; 2]; 2], ..TileBlock::ZERO }; 3] };
+        I::outline(Fill::<F>::new(&mut tile, &weights, rows, K));
+        let (mut have, mut want) = (Box::new([[0.0; ROWS]; TOKENS]), Box::new([[0.0; ROWS]; TOKENS]));
+        I::outline(Multiply { tile: &tile, xs: &xs, split: F::SPLIT, out: &mut have });
+        tile.multiply(&xs, F::SPLIT, &mut want[..tokens]);
+        (have, want)
+    }
+
+    fn check<I: Isa>() {
+        for tokens in 1..=TOKENS {
+            for (have, want) in [
+                products::<I, Q8_0>(DType::Q8_0, 32, tokens),
+                products::<I, Q4K>(DType::Q4_K, 32, tokens),
+                products::<I, Q2K>(DType::Q2_K, 19, tokens),
+                products::<I, Q6K>(DType::Q6_K, 1, tokens),
+            ] {
+                let largest = want.as_flattened().iter().fold(0f32, |m, x| m.max(x.abs()));
+                assert!(largest > 0.1, "{largest}");
+                for (h, w) in have.as_flattened().iter().zip(want.as_flattened()) {
+                    assert!((h - w).abs() <= 1e-6 * largest, "{tokens} tokens: {h} not {w}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_are_multiplied_alike_by_all() {
+        check::<Baseline>();
+        #[cfg(target_arch = "x86_64")]
+        for features in Features::available() {
+            match features.name() {
+                "avx2" => check::<super::super::super::isa::Avx2>(),
+                "avx512" => check::<super::super::super::isa::Avx512>(),
+                _ => {}
+            }
+        }
+    }
+}
