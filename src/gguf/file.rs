@@ -94,6 +94,8 @@ impl GgufFile {
     }
 
     fn sample(&self) -> Identity {
+        // A few KiB are wanted of each tensor, not what the system would read ahead.
+        self.storage.expect_random_reads(true);
         let mut samples = blake3::Hasher::new();
         for info in self.gguf.tensors.values() {
             let bytes = self.tensor_bytes(info);
@@ -101,6 +103,7 @@ impl GgufFile {
             samples.update(&bytes[..n]);
             samples.update(&bytes[bytes.len() - n..]);
         }
+        self.storage.expect_random_reads(false);
         Identity {
             len: self.gguf.file_len,
             header: Digest(*blake3::hash(&self.storage[..self.gguf.data_start as usize]).as_bytes()),
@@ -111,6 +114,19 @@ impl GgufFile {
     /// BLAKE3 of the whole file; reads all of it.
     pub fn full_hash(&self) -> Digest {
         Digest(*blake3::hash(&self.storage).as_bytes())
+    }
+}
+
+impl Storage {
+    /// Tells the system whether to read ahead. Only a hint, so it may fail.
+    fn expect_random_reads(&self, random: bool) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = self {
+            let advice = if random { memmap2::Advice::Random } else { memmap2::Advice::Normal };
+            let _ = map.advise(advice);
+        }
+        #[cfg(not(unix))]
+        let _ = random;
     }
 }
 
