@@ -100,26 +100,22 @@ impl Attention {
         let seen = |i: usize| past + tokens.start + i + 1;
         for start in (0..seen(n - 1)).step_by(KEYS) {
             let visible = |i: usize| seen(i).saturating_sub(start).min(KEYS);
-            let mut weights = [[0.0; KEYS]; Q];
+            // What a query does not see weighs nothing.
+            let mut weights = [[f32::NEG_INFINITY; KEYS]; Q];
             let tile = start..start + visible(n - 1);
             for (j, key) in tile.clone().enumerate() {
                 self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, row);
-                for (q, weights) in queries.iter().zip(&mut weights).take(n) {
-                    let mut lanes = [0.0; LANES];
-                    dot_lanes::<I>(&mut lanes, &q[..d], row);
-                    weights[j] = sum(lanes) * self.scale;
+                for i in (0..n).filter(|i| j < visible(*i)) {
+                    weights[i][j] = dot::<I>(&queries[i][..d], row) * self.scale;
                 }
             }
-            for i in 0..n {
-                let seen = &mut weights[i][..visible(i)];
-                if seen.is_empty() {
-                    continue;
-                }
-                let new = seen.iter().fold(max[i], |m, s| if *s > m { *s } else { m });
+            for i in (0..n).filter(|i| visible(*i) > 0) {
+                let weights = &mut weights[i];
+                let new = max[i].max(largest(weights));
                 let shrink = exp::<I>(max[i] - new);
                 max[i] = new;
-                seen.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
-                total[i] = total[i] * shrink + seen.iter().sum::<f32>();
+                weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
+                total[i] = total[i] * shrink + dot::<I>(weights, &[1.0; KEYS]);
                 sums[i][..d].iter_mut().for_each(|y| *y *= shrink);
             }
             for (j, value) in tile.enumerate() {
@@ -144,6 +140,26 @@ impl Attention {
             }
         }
     }
+}
+
+/// The largest of the numbers.
+#[inline(always)]
+fn largest(x: &[f32; KEYS]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for x in x.as_chunks::<LANES>().0 {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m })
+}
+
+/// `Σ a·b` of equally many.
+#[inline(always)]
+fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    dot_lanes::<I>(&mut lanes, a, b);
+    sum(lanes)
 }
 
 impl Kernel for Attention {

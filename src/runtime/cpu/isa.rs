@@ -6,7 +6,9 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
 
+use super::args::F32;
 use super::blocks::{Group, XGroup};
+use super::math::LANES;
 use super::matmul::{Rows, Tile};
 
 /// Which instructions the kernels may use.
@@ -89,6 +91,9 @@ pub(super) trait Isa: Sized + 'static {
     /// `a · b + c`, rounded once or twice.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 
+    /// [`Isa::mul_add`] lane by lane, as vectors: left to itself, the compiler takes such sums apart.
+    fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]);
+
     /// Eight little-endian halves as floats.
     fn from_halves(h: &[u8; 16]) -> [f32; 8];
 
@@ -130,6 +135,13 @@ impl Isa for Baseline {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
+    }
+
+    #[inline(always)]
+    fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]) {
+        for ((a, b), sum) in a.iter().zip(b).zip(sums) {
+            *sum += a * b.0;
+        }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Functions of numbers that several kernels share.
 
-use super::args::Q8Block;
+use super::args::{F32, Q8Block};
 use super::isa::Isa;
 
 /// Lanes in which dot products are summed.
@@ -60,17 +60,13 @@ pub(super) fn sum(mut lanes: [f32; LANES]) -> f32 {
 #[inline(always)]
 pub(super) fn dot_lanes<I: Isa>(acc: &mut [f32; LANES], a: &[f32], b: &[f32]) {
     let (whole_a, rest_a) = a.as_chunks::<LANES>();
-    let (whole_b, rest_b) = b.as_chunks::<LANES>();
-    let mut lanes = *acc;
+    let (whole_b, rest_b) = bytemuck::cast_slice::<f32, F32>(b).as_chunks::<LANES>();
     for (a, b) in whole_a.iter().zip(whole_b) {
-        for l in 0..LANES {
-            lanes[l] = I::mul_add(a[l], b[l], lanes[l]);
-        }
+        I::mul_add_lanes(a, b, acc);
     }
-    for ((a, b), lane) in rest_a.iter().zip(rest_b).zip(&mut lanes) {
-        *lane = I::mul_add(*a, *b, *lane);
+    for ((a, b), lane) in rest_a.iter().zip(rest_b).zip(acc) {
+        *lane = I::mul_add(*a, b.0, *lane);
     }
-    *acc = lanes;
 }
 
 /// `Σ x²` in double precision.

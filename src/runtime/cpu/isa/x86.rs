@@ -1,6 +1,8 @@
 //! Instruction sets of x86-64.
 
+use super::super::args::F32;
 use super::super::blocks::{Group, XGroup};
+use super::super::math::LANES;
 use super::super::matmul::{Rows, Tile};
 use super::{Isa, Job};
 use std::arch::x86_64::*;
@@ -23,6 +25,19 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]) {
+        // SAFETY: the processor has AVX and FMA; loads and stores are unaligned and within the arrays.
+        unsafe {
+            for at in [0, 8] {
+                let (a, b) =
+                    (_mm256_loadu_ps(a.as_ptr().add(at)), _mm256_loadu_ps(b.as_ptr().add(at).cast()));
+                let sums = sums.as_mut_ptr().add(at);
+                _mm256_storeu_ps(sums, _mm256_fmadd_ps(a, b, _mm256_loadu_ps(sums)));
+            }
+        }
     }
 
     #[inline(always)]
@@ -112,6 +127,16 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]) {
+        // SAFETY: the processor has AVX-512; loads and stores are unaligned and within the arrays.
+        unsafe {
+            let (a, b) = (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr().cast()));
+            let sum = _mm512_fmadd_ps(a, b, _mm512_loadu_ps(sums.as_ptr()));
+            _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+        }
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use super::super::args::{Args, F32, Q8Block};
 use super::super::blocks::{self, Format, GROUP, Group, XGroup};
 use super::super::isa::{Isa, Job};
 use super::super::math::{LANES, dot_lanes, sum};
+use super::tile::half_sums;
 use super::{Results, TOKENS};
 use crate::codegen::spec::ArgId;
 use crate::ir::DType;
@@ -98,10 +99,7 @@ impl Prepared {
                 for (b, block) in blocks.iter().enumerate() {
                     group.q[b] = block.q;
                     group.d[b] = block.d;
-                    for (h, half) in block.q.as_chunks::<16>().0.iter().enumerate() {
-                        let sum: i32 = half.iter().map(|q| i32::from(*q)).sum();
-                        group.s[h][b] = block.d * sum as f32;
-                    }
+                    [group.s[0][b], group.s[1][b]] = half_sums(block);
                 }
             }
         }
@@ -212,22 +210,20 @@ impl Activation for F32 {
     #[inline(always)]
     fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[F32]; N], acc: &mut [[f32; LANES]; N]) {
         let (whole, rest) = w.as_chunks::<LANES>();
-        let xs = xs.map(|x| x[..w.len()].as_chunks::<LANES>());
-        let mut lanes = *acc;
+        let mut sums = *acc;
         for (c, w) in whole.iter().enumerate() {
-            for i in 0..N {
-                let x = &xs[i].0[c];
-                for l in 0..LANES {
-                    lanes[i][l] = I::mul_add(w[l], x[l].0, lanes[i][l]);
+            for (x, sums) in xs.iter().zip(&mut sums) {
+                if let Some(x) = x[c * LANES..].first_chunk() {
+                    I::mul_add_lanes(w, x, sums);
                 }
             }
         }
-        for i in 0..N {
-            for ((w, x), lane) in rest.iter().zip(xs[i].1).zip(&mut lanes[i]) {
+        for (x, sums) in xs.iter().zip(&mut sums) {
+            for ((w, x), lane) in rest.iter().zip(&x[whole.len() * LANES..]).zip(sums) {
                 *lane = I::mul_add(*w, x.0, *lane);
             }
         }
-        *acc = lanes;
+        *acc = sums;
     }
 }
 
@@ -238,7 +234,11 @@ impl Activation for Q8Block {
     fn accumulate<I: Isa, const N: usize>(w: &[f32], xs: [&[Q8Block]; N], acc: &mut [[f32; LANES]; N]) {
         for (x, acc) in xs.into_iter().zip(acc) {
             for (w, x) in w.as_chunks::<32>().0.iter().zip(x) {
-                dot_lanes::<I>(acc, w, &x.q.map(|q| x.d * f32::from(q)));
+                let mut values = [0.0; 32];
+                for (value, q) in values.iter_mut().zip(x.q) {
+                    *value = x.d * f32::from(q);
+                }
+                dot_lanes::<I>(acc, w, &values);
             }
         }
     }

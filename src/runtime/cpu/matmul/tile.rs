@@ -36,9 +36,24 @@ pub struct Rows<'a> {
 }
 
 /// `d · Σq` over the first and the last 16 of each block.
+#[inline(always)]
 pub fn halves(blocks: &[Q8Block]) -> Vec<[f32; 2]> {
-    let sum = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-    blocks.iter().map(|x| [x.d * sum(&x.q[..16]), x.d * sum(&x.q[16..])]).collect()
+    let mut halves = Vec::with_capacity(blocks.len());
+    for x in blocks {
+        halves.push(half_sums(x));
+    }
+    halves
+}
+
+/// [`halves`] of one block.
+#[inline(always)]
+pub fn half_sums(x: &Q8Block) -> [f32; 2] {
+    let mut sums = [0i32; 2];
+    for l in 0..16 {
+        sums[0] += i32::from(x.q[l]);
+        sums[1] += i32::from(x.q[l + 16]);
+    }
+    [x.d * sums[0] as f32, x.d * sums[1] as f32]
 }
 
 impl Tile {
