@@ -70,7 +70,7 @@ pub fn plan(
             source: path.map(|p| p.to_string_lossy().into_owned()),
             identity: file.identity(),
             full_hash: None,
-            architecture: config.architecture.clone(),
+            architecture: config.architecture.name.into(),
             name: gguf.str_opt("general.name").ok().flatten().unwrap_or("unnamed").to_string(),
         },
         target: options.target.clone(),

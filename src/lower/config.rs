@@ -1,16 +1,13 @@
 //! What the metadata of a model file says about its shape, validated.
 
-use super::LowerError;
+use super::{Architecture, LowerError};
 use crate::gguf::Gguf;
-use crate::ir::{Rope, RopeStyle};
-
-/// Architectures that can be lowered.
-pub const ARCHITECTURES: [&str; 1] = ["llama"];
+use crate::ir::Rope;
 
 /// The hyperparameters of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    pub architecture: String,
+    pub architecture: Architecture,
     pub layers: u64,
     /// Width of the residual stream.
     pub width: u64,
@@ -27,25 +24,6 @@ pub struct Config {
     pub trained_context: u64,
 }
 
-/// Keys (after the architecture's name) that change the mathematics in ways that are not implemented, and the value
-/// that means "not used". Any other value is refused.
-const REFUSED: [(&str, f64); 14] = [
-    ("expert_count", 0.0),
-    ("expert_used_count", 0.0),
-    ("attention.sliding_window", 0.0),
-    ("attention.clamp_kqv", 0.0),
-    ("attention.max_alibi_bias", 0.0),
-    ("attention.logit_softcapping", 0.0),
-    ("final_logit_softcapping", 0.0),
-    ("attention.scale", 0.0),
-    ("logit_scale", 1.0),
-    ("residual_scale", 1.0),
-    ("embedding_scale", 1.0),
-    ("rope.scaling.factor", 1.0),
-    ("rope.scale_linear", 1.0),
-    ("leading_dense_block_count", 0.0),
-];
-
 impl Config {
     /// Reads and validates the metadata.
     ///
@@ -53,12 +31,9 @@ impl Config {
     /// A missing, mistyped or impossible key by name; an unknown architecture with the list of known ones; a key that
     /// asks for mathematics that is not implemented.
     pub fn from_gguf(gguf: &Gguf) -> Result<Config, LowerError> {
-        let architecture = gguf.str("general.architecture")?.to_string();
-        if !ARCHITECTURES.contains(&architecture.as_str()) {
-            return Err(LowerError::Architecture { architecture });
-        }
-        let key = |name: &str| format!("{architecture}.{name}");
-        refuse_unimplemented(gguf, &architecture)?;
+        let architecture = Architecture::of(gguf)?;
+        let key = |name: &str| format!("{}.{name}", architecture.name);
+        architecture.refuse_unimplemented(gguf)?;
         let positive = |name: &str, x: u64, max: u64| {
             if (1..=max).contains(&x) {
                 Ok(x)
@@ -111,7 +86,7 @@ impl Config {
             rope: Rope {
                 base: float("rope.freq_base", Some(10000.0))?,
                 dims: u32::try_from(dims).unwrap_or(u32::MAX),
-                style: RopeStyle::Interleaved,
+                style: architecture.rope,
             },
             trained_context: optional("context_length", 2048, 1 << 24)?,
             architecture,
@@ -123,26 +98,5 @@ impl Config {
         [2, self.layers, self.cache_heads, self.head_dim, element_bytes]
             .into_iter()
             .fold(rows, |n, x| n.saturating_mul(x))
-    }
-}
-
-fn refuse_unimplemented(gguf: &Gguf, architecture: &str) -> Result<(), LowerError> {
-    for (name, unused) in REFUSED {
-        let key = format!("{architecture}.{name}");
-        let Some(value) = gguf.metadata.get(&key) else { continue };
-        let number = value.as_f32().map(f64::from).or_else(|| value.as_u64().map(|n| n as f64));
-        if number != Some(unused) {
-            return Err(LowerError::Unimplemented { key, value: value.to_string() });
-        }
-    }
-    let key = format!("{architecture}.rope.scaling.type");
-    match gguf.str_opt(&key)? {
-        None | Some("none") => {}
-        Some(kind) => return Err(LowerError::Unimplemented { key, value: kind.to_string() }),
-    }
-    let key = format!("{architecture}.attention.causal");
-    match gguf.bool_opt(&key)? {
-        None | Some(true) => Ok(()),
-        Some(false) => Err(LowerError::Unimplemented { key, value: "false".into() }),
     }
 }

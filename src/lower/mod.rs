@@ -3,11 +3,13 @@
 //! Prefill and decode come from one description; they differ in the bound of `T` and in the rows that the head is
 //! computed for. Only the description is read, never tensor data.
 
+mod architecture;
 mod builder;
 mod config;
-mod llama;
+mod decoder;
 
-pub use config::{ARCHITECTURES, Config};
+pub use architecture::{ARCHITECTURES, Architecture};
+pub use config::Config;
 
 use crate::gguf::{Gguf, GgufError};
 use crate::ir::{DType, Graph, Syms};
@@ -18,12 +20,16 @@ use builder::Builder;
 pub enum LowerError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    #[error("architecture {architecture:?} is not supported; these are: {}", ARCHITECTURES.join(", "))]
+    #[error("architecture {architecture:?} is not supported; these are: {}", ARCHITECTURES.map(|a| a.name).join(", "))]
     Architecture { architecture: String },
     #[error("key {key:?}: {detail}")]
     Key { key: String, detail: String },
     #[error("key {key:?} is {value}, which changes the mathematics in a way that is not supported")]
     Unimplemented { key: String, value: String },
+    #[error(
+        "key {key:?} (here {value}) is not known; as it may change the mathematics, the model is refused"
+    )]
+    UnknownKey { key: String, value: String },
     #[error("tensor {name:?} is {found}, but the metadata asks for {wanted}")]
     Tensor { name: String, found: String, wanted: String },
     #[error("tensor {name:?} is not part of a {architecture} model that is supported")]
@@ -69,7 +75,7 @@ pub struct Step {
 /// Tensors that are missing, of unsupported types or of other shapes than the metadata says, and tensors that no
 /// supported model has.
 pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerError> {
-    let span = tracing::debug_span!("lower", step = step.name, architecture = %config.architecture);
+    let span = tracing::debug_span!("lower", step = step.name, architecture = config.architecture.name);
     let _guard = span.enter();
     let max = 1 << 24;
     if !(1..=max).contains(&step.context) {
@@ -77,8 +83,8 @@ pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerEr
     }
     let bounds = Syms { t: step.tokens.clamp(1, step.context), p: step.context - 1, s: step.context };
     let mut b = Builder::new(gguf, step.name, bounds);
-    let results = llama::build(&mut b, config, step)?;
-    let graph = b.finish(&config.architecture, &results)?;
+    let results = decoder::build(&mut b, config, step)?;
+    let graph = b.finish(config.architecture.name, &results)?;
     tracing::debug!(nodes = graph.len());
     Ok(graph)
 }

@@ -1,4 +1,5 @@
-//! The `llama` family: pre-norm blocks of grouped-query attention with RoPE and a SwiGLU feed-forward.
+//! The decoder that `llama`, `qwen2` and `qwen3` share: pre-norm blocks of grouped-query attention with RoPE and a SwiGLU
+//! feed-forward. They differ in [`super::Architecture`] and in the biases that their files have.
 
 use super::builder::Builder;
 use super::{Config, Head, LowerError, Step};
@@ -58,7 +59,12 @@ fn attention(
 ) -> Result<Value, LowerError> {
     let mut heads = |name: &str, n: u64| {
         let y = b.linear(x, &format!("blk.{layer}.attn_{name}"), n * c.head_dim, c.width)?;
-        b.reshape(y, &[Dim::T, Dim::n(n), Dim::n(c.head_dim)])
+        let y = b.reshape(y, &[Dim::T, Dim::n(n), Dim::n(c.head_dim)])?;
+        if !c.architecture.qk_norm || name == "v" {
+            return Ok(y);
+        }
+        let w = b.float(&format!("blk.{layer}.attn_{name}_norm.weight"), &[c.head_dim])?;
+        b.op(Op::RmsNorm { eps: c.eps }, &[y, w])
     };
     let q = heads("q", c.heads)?;
     let k = heads("k", c.cache_heads)?;
