@@ -58,6 +58,9 @@ pub enum Purpose {
     Generate,
     /// Scoring text: `score` computes the logits of every token.
     Score,
+    /// Measuring: what [`Purpose::Generate`] has, and `decode_greedy`, which returns the best token alone. All share
+    /// their caches.
+    Bench,
 }
 
 impl Purpose {
@@ -66,12 +69,17 @@ impl Purpose {
         let context = options.context_of(config);
         let step =
             |name, tokens, head| Step { name, tokens, head, greedy: options.greedy, kv: options.kv, context };
+        let generate = [
+            step("chunk", options.chunk, Head::None),
+            step("prefill", options.chunk, Head::LastRow),
+            step("decode", 1, Head::AllRows),
+        ];
         match self {
-            Purpose::Generate => vec![
-                step("chunk", options.chunk, Head::None),
-                step("prefill", options.chunk, Head::LastRow),
-                step("decode", 1, Head::AllRows),
-            ],
+            Purpose::Generate => generate.into(),
+            Purpose::Bench => {
+                let greedy = Step { greedy: true, ..step("decode_greedy", 1, Head::AllRows) };
+                generate.map(|step| Step { greedy: false, ..step }).into_iter().chain([greedy]).collect()
+            }
             Purpose::Score => vec![Step { greedy: false, ..step("score", options.chunk, Head::AllRows) }],
         }
     }

@@ -27,7 +27,7 @@
 //! - [`generate`] is the loop around it: tokenizer, sampler, sessions.
 //!
 //! [`compile::compile`] reads as the pipeline; [`model`] goes from a file to a session; [`check`] compares every kernel of a
-//! model with its body.
+//! model with its body; [`mod@bench`] measures how fast it runs.
 //!
 //! # Example
 //!
@@ -54,6 +54,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod bench;
 pub mod check;
 pub mod codegen;
 pub mod compile;

@@ -90,6 +90,22 @@ pub fn plan(
 ///
 /// # Errors
 /// As [`plan()`], or a device that cannot hold it.
+pub fn executor(
+    file: &Arc<GgufFile>,
+    path: Option<&Path>,
+    options: &Options,
+    purpose: Purpose,
+    threads: Option<usize>,
+) -> Result<Executor, ModelError> {
+    let bytes = plan(file, path, options, purpose)?.to_bytes()?;
+    let plan = LoadedPlan::from_bytes(&bytes)?;
+    Ok(Executor::new(plan, Arc::clone(file), &DeviceOptions { threads })?)
+}
+
+/// A session on an [`executor`].
+///
+/// # Errors
+/// As [`executor`].
 pub fn session(
     file: &Arc<GgufFile>,
     path: Option<&Path>,
@@ -97,9 +113,7 @@ pub fn session(
     purpose: Purpose,
     threads: Option<usize>,
 ) -> Result<Session, ModelError> {
-    let bytes = plan(file, path, options, purpose)?.to_bytes()?;
-    let plan = LoadedPlan::from_bytes(&bytes)?;
-    Ok(Session::new(Executor::new(plan, Arc::clone(file), &DeviceOptions { threads })?))
+    Ok(Session::new(executor(file, path, options, purpose, threads)?))
 }
 
 /// Whether the file at `path` begins as a plan does.

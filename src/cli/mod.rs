@@ -1,6 +1,7 @@
 //! The commands: one file each. Generated text and reports go to stdout, all else to stderr.
 
 mod args;
+mod bench;
 mod check;
 mod compile;
 mod dump;
@@ -51,6 +52,8 @@ enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts a text.
     Perplexity(perplexity::Args),
+    /// Measure how fast a model reads prompts and generates.
+    Bench(bench::Args),
 }
 
 /// Parses the command line and runs the command.
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

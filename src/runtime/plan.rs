@@ -15,6 +15,7 @@ mod bytes;
 #[cfg(test)]
 pub(super) mod tests;
 mod text;
+mod traffic;
 mod validate;
 
 use super::pool::{PoolError, align_up, place};

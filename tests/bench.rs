@@ -1,0 +1,132 @@
+//! `sinter bench` as people and scripts run it.
+
+use serde_json::Value;
+use std::process::{Command, Output, Stdio};
+
+fn bench(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
+    command.env_remove("SINTER_LOG").stdin(Stdio::null()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.arg("bench").args(args).output().unwrap()
+}
+
+#[track_caller]
+fn stdout(args: &[&str]) -> String {
+    let output = bench(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// One report that contains `with`, and no panic.
+#[track_caller]
+fn fails(args: &[&str], with: &str) {
+    let output = bench(args);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {said}", output.status);
+    assert!(said.starts_with("error: ") && said.matches("error:").count() == 1, "{said}");
+    assert!(said.contains(with) && !said.contains("panicked"), "{said}");
+}
+
+fn rows(args: &[&str]) -> Vec<Value> {
+    serde_json::from_str(&stdout(args)).unwrap()
+}
+
+fn names(rows: &[Value]) -> Vec<&str> {
+    rows.iter().map(|row| row["test"].as_str().unwrap()).collect()
+}
+
+/// llama-bench's keys, of the kinds that scripts rely on.
+const NUMBERS: [&str; 12] = [
+    "model_size",
+    "model_n_params",
+    "n_batch",
+    "n_ubatch",
+    "n_threads",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "avg_ns",
+    "stddev_ns",
+    "avg_ts",
+    "stddev_ts",
+];
+const STRINGS: [&str; 7] =
+    ["cpu_info", "backends", "model_filename", "model_type", "type_k", "type_v", "test_time"];
+
+#[test]
+fn json_has_the_keys_of_llama_bench() {
+    let rows = rows(&["-p", "8", "-n", "4", "-r", "2", "-t", "2", "-d", "3", "-o", "json"]);
+    assert_eq!(names(&rows), ["pp8 @ d3", "tg4 @ d3", "tg4 @ d3 (no logits)"]);
+    for row in &rows {
+        for key in NUMBERS {
+            assert!(row[key].is_number(), "{key}: {row}");
+        }
+        for key in STRINGS {
+            assert!(row[key].is_string(), "{key}: {row}");
+        }
+        let numbers = |key: &str| -> Vec<f64> {
+            row[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let number = |key: &str| row[key].as_f64().unwrap();
+        let (ns, ts) = (numbers("samples_ns"), numbers("samples_ts"));
+        assert_eq!((ns.len(), ts.len()), (2, 2));
+        assert!((number("avg_ns") - (ns[0] + ns[1]) / 2.0).abs() <= 0.5, "{row}");
+        let tokens = number("n_prompt") + number("n_gen");
+        assert!((ts[0] - tokens * 1e9 / ns[0]).abs() < 1e-6 * ts[0], "{row}");
+        assert!(number("p50_ns") <= number("p90_ns") && number("p90_ns") <= number("p99_ns"), "{row}");
+        assert!(number("p99_ns") <= ns[0].max(ns[1]) && number("p50_ns") > 0.0, "{row}");
+        assert_eq!((number("n_depth"), number("n_threads")), (3.0, 2.0));
+        assert!(number("read_bandwidth_gbs") > 0.0);
+        let time = row["test_time"].as_str().unwrap();
+        assert!(time.len() >= 20 && time.as_bytes()[10] == b'T' && time.ends_with('Z'), "{time}");
+    }
+    assert!(rows[0]["bytes_per_step"].is_null() && rows[0]["bandwidth_share"].is_null());
+    for row in &rows[1..] {
+        let number = |key: &str| row[key].as_f64().unwrap();
+        let share = number("bytes_per_step") * number("avg_ts") / (number("read_bandwidth_gbs") * 1e9);
+        assert!((share / number("bandwidth_share") - 1.0).abs() < 1e-9, "{row}");
+        assert!(number("bytes_per_step") > number("model_size"), "{row}");
+    }
+    assert_eq!([0, 1, 2].map(|i| rows[i]["logits"].as_bool().unwrap()), [true, true, false]);
+}
+
+#[test]
+fn lists_make_a_test_each_and_zero_makes_none() {
+    let quick = ["-r", "1", "--no-warmup", "--no-bandwidth"];
+    let rows = rows(&[&["-p", "0", "-n", "4", "-r", "2", "--no-bandwidth", "-o", "json"][..]].concat());
+    assert_eq!(names(&rows), ["tg4", "tg4 (no logits)"]);
+    assert!(rows[0]["read_bandwidth_gbs"].is_null() && rows[0]["bandwidth_share"].is_null());
+
+    let lines = stdout(&[&["-p", "4,6", "-n", "0", "-d", "0,2", "-o", "jsonl"], &quick[..]].concat());
+    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(names(&rows), ["pp4", "pp6", "pp4 @ d2", "pp6 @ d2"]);
+}
+
+#[test]
+fn the_table_is_markdown() {
+    let model = "models/rustdoc-13m-q8_0.gguf";
+    let said = stdout(&["-m", model, "-p", "5", "-n", "2", "-r", "1", "--chunk", "2", "--exact"]);
+    let lines: Vec<&str> = said.lines().collect();
+    let bars = |line: &str| line.matches('|').count();
+    assert!(lines[..5].iter().all(|line| bars(line) == 12), "{said}");
+    for (line, test) in lines[2..].iter().zip(["pp5", "tg2", "tg2 (no logits)"]) {
+        assert!(line.contains(&format!(" {test} |")) && line.contains("llama 13M Q8_0"), "{line}");
+        assert!(line.contains(" ± 0.00 |"), "{line}");
+        assert_eq!(line.contains("GB/s"), test != "pp5", "{line}");
+    }
+    assert!(said.contains("\nread bandwidth with "), "{said}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_one_clear_error() {
+    fails(&["-p", "0", "-n", "0"], "nothing to measure");
+    fails(&["-p", "16", "-n", "0", "-d", "0,32", "-c", "40"], "pp16 @ d32 needs a context of 48, not 40");
+    fails(&["-p", "12,x"], "invalid value 'x' for '--n-prompt");
+    fails(&["-n", "4,,8"], "invalid value '' for '--n-gen");
+    fails(&["-d", "1.5"], "invalid value '1.5' for '--n-depth");
+    fails(&["-r", "0"], "invalid value '0' for '--repetitions");
+    fails(&["-p", "4", "-t", "0"], "number of threads");
+    fails(&["-p", "18446744073709551615", "-d", "18446744073709551615"], "context");
+    fails(&["-o", "sql"], "invalid value 'sql'");
+    fails(&["no-such.gguf"], "No such file");
+    fails(&["Cargo.toml"], "not a GGUF file");
+}
