@@ -152,7 +152,12 @@ impl Builder {
         } else {
             x
         };
-        self.op(Op::MatMul, &[x, w])
+        let y = self.op(Op::MatMul, &[x, w]);
+        if self.rng.coin() {
+            return y;
+        }
+        let bias = self.weight(DType::F32, &[width]);
+        self.op(Op::Add, &[y, bias])
     }
 
     fn projection(&mut self) {
@@ -202,6 +207,11 @@ impl Builder {
         self.op(Op::Rope(Rope { base: 10000.0, dims: dims as u32, style }), &operands)
     }
 
+    fn head_norm(&mut self, x: Value) -> Value {
+        let (w, eps) = (self.weight(DType::F32, &[HEAD]), self.eps());
+        self.op(Op::RmsNorm { eps }, &[x, w])
+    }
+
     fn attend(&mut self, q: Value, k: Value, v: Value) -> Value {
         let scores = self.op(Op::Scores { scale: (HEAD as f32).sqrt().recip() }, &[q, k]);
         let masked = self.op(Op::CausalMask, &[scores]);
@@ -217,7 +227,10 @@ impl Builder {
             let y = self.project(x, n * HEAD);
             self.reshape(y, &head(n))
         });
-        let [q, k, mut v] = parts;
+        let [mut q, mut k, mut v] = parts;
+        if self.rng.coin() {
+            (q, k) = (self.head_norm(q), self.head_norm(k));
+        }
         let (q, k) = (self.rope(q, pos), self.rope(k, pos));
         let caches = [self.cache(groups), self.cache(groups)];
         if groups == HEADS && self.rng.coin() {
@@ -310,9 +323,14 @@ impl Builder {
         // A tied head: the table is used by rows and as a matrix.
         let head = self.dequant(table);
         let logits = self.op(Op::MatMul, &[x, head]);
-        let mut results = vec![logits, self.row()];
-        if self.rng.coin() {
+        let mut results = vec![self.row()];
+        // The logits, the best token, or both.
+        let wanted = self.rng.below(3);
+        if wanted != 0 {
             results.push(self.op(Op::ArgMax, &[logits]));
+        }
+        if wanted != 1 {
+            results.push(logits);
         }
         results.append(&mut self.states);
         self.g.set_return(&results);
