@@ -2,17 +2,22 @@
 
 use super::args::ArgPlace;
 use super::spec::{Access, Arg, Epilogue, Extent, MatmulSpec, Primitive, Template};
-use crate::ir::{DType, Dim, TensorType};
+use crate::ir::{DType, Dim, Syms, TensorType};
 
 /// Weight rows of a matmul per work item: one block of quantised results, and enough to amortise its start.
 const MATMUL_ROWS: u32 = 32;
-/// Queries per work item of attention.
-const ATTENTION_QUERIES: u32 = 8;
+/// Queries (of one token and head each) per work item of attention.
+const ATTENTION_QUERIES: u64 = 32;
 /// Columns per work item of SwiGLU.
 const SWIGLU_COLUMNS: u32 = 1024;
 
 /// Fills in the tile and scratch of `template` and returns its grid.
-pub fn shape(template: &mut Template, args: &mut Vec<Arg>, places: &mut Vec<ArgPlace>) -> Vec<Extent> {
+pub fn shape(
+    template: &mut Template,
+    args: &mut Vec<Arg>,
+    places: &mut Vec<ArgPlace>,
+    bounds: &Syms,
+) -> Vec<Extent> {
     let rows = |args: &[Arg], arg: u16| args[arg as usize].ty.shape.first().copied().unwrap_or(Dim::n(1));
     match template {
         Template::Matmul(spec) => vec![Extent::each(matmul(spec, args, places))],
@@ -25,7 +30,12 @@ pub fn shape(template: &mut Template, args: &mut Vec<Arg>, places: &mut Vec<ArgP
             vec![Extent::each(rows(args, spec.gate)), Extent { dim: Dim::n(spec.n), per: SWIGLU_COLUMNS }]
         }
         Template::Attention(spec) => {
-            vec![Extent::each(spec.heads), Extent { dim: rows(args, spec.q), per: ATTENTION_QUERIES }]
+            let (heads, tokens) = attention_tile(spec.heads / spec.cache_heads.max(1), bounds);
+            let per = |n: u64| u32::try_from(n).unwrap_or(1);
+            vec![
+                Extent { dim: Dim::n(spec.heads), per: per(heads) },
+                Extent { dim: rows(args, spec.q), per: per(tokens) },
+            ]
         }
         Template::Primitive(primitive) => match primitive {
             Primitive::KvAppend => vec![Extent::each(rows(args, 1))],
@@ -42,6 +52,17 @@ pub fn shape(template: &mut Template, args: &mut Vec<Arg>, places: &mut Vec<ArgP
             }
         },
     }
+}
+
+/// Heads and tokens of a work item of attention. Many tokens share a cache head's rows with all the heads that read it;
+/// one token alone leaves so few items that each head is one.
+fn attention_tile(group: u64, bounds: &Syms) -> (u64, u64) {
+    if bounds.t <= 1 {
+        return (1, ATTENTION_QUERIES);
+    }
+    let divides = |n: &u64| group.is_multiple_of(*n);
+    let heads = (1..=group.clamp(1, ATTENTION_QUERIES)).rev().find(divides).unwrap_or(1);
+    (heads, ATTENTION_QUERIES / heads)
 }
 
 /// Sets the tile, adds the scratch of an argmax, and returns the number of work items.

@@ -139,7 +139,7 @@ impl Generator<'_> {
     ) -> Result<(), CodegenError> {
         let mut spec_args = args.args;
         let mut places = args.places;
-        let grid = cpu::shape(&mut template, &mut spec_args, &mut places);
+        let grid = cpu::shape(&mut template, &mut spec_args, &mut places, &self.g.bounds);
         let mut bufs = Vec::with_capacity(places.len());
         for (arg, place) in spec_args.iter().zip(&places) {
             let buf = match place {

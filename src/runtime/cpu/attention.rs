@@ -1,11 +1,12 @@
 //! Causal attention with a running softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867; Dao et al., 2022,
-//! arXiv:2205.14135). An item is one head and up to [`QUERIES`] tokens; it goes over the cache [`KEYS`] rows at a time.
-//! Where those begin does not depend on the step, so neither do a token's sums.
+//! arXiv:2205.14135). An item is some heads that read one cache head, for some tokens; it goes over the cache [`KEYS`]
+//! rows at a time. A few queries are taken one by one; many are lanes of vectors, so that a row of the cache meets all of
+//! them at once.
 
 use super::args::{Args, Q8Block};
 use super::blocks;
 use super::check::{self, ACTIVATIONS, BindError, CACHES, Check};
-use super::isa::Isa;
+use super::isa::{Isa, WIDE};
 use super::math::{LANES, dot_lanes, exp, quantise, sum};
 use super::rope_kv::MAX_HEAD;
 use super::{Kernel, Syms};
@@ -13,8 +14,10 @@ use crate::codegen::spec::{Access, ArgId, AttentionSpec, Extent, KernelSpec};
 use crate::ir::{DType, Dim};
 use std::ops::Range;
 
-/// Queries of a work item.
-const QUERIES: usize = 8;
+/// The most queries of a work item.
+const QUERIES: usize = WIDE;
+/// Queries from which they are lanes.
+const MANY: usize = 6;
 /// Cache rows between two updates of the running maximum.
 const KEYS: usize = 32;
 
@@ -30,6 +33,8 @@ pub(super) struct Attention {
     cache_heads: usize,
     head_dim: usize,
     scale: f32,
+    /// Heads and tokens of an item.
+    tile: (usize, usize),
 }
 
 impl Attention {
@@ -58,9 +63,18 @@ impl Attention {
             return check::parameter(format!("heads of {head_dim} are not whole blocks of 32"));
         }
         check.may_alias(m.out, m.q);
-        check.done(&[Extent::each(m.heads), Extent { dim: Dim::T, per: QUERIES as u32 }])?;
+        let per = |axis: usize| spec.grid.get(axis).map_or(1, |e| e.per);
+        let tile = (per(0) as usize, per(1) as usize);
+        let queries = tile.0.saturating_mul(tile.1);
+        if tile.0 == 0 || (heads / cache_heads) % tile.0 != 0 || !(1..=QUERIES).contains(&queries) {
+            return check::parameter(format!(
+                "an item must be at most {QUERIES} queries of heads that share a cache head, not {} heads of {} tokens",
+                tile.0, tile.1
+            ));
+        }
+        check.done(&[Extent { dim: Dim::n(m.heads), per: per(0) }, Extent { dim: Dim::T, per: per(1) }])?;
         let AttentionSpec { q, k, v, out, scale, .. } = *m;
-        Ok(Attention { q, k, k_type, v, v_type, out, quantised, heads, cache_heads, head_dim, scale })
+        Ok(Attention { q, k, k_type, v, v_type, out, quantised, heads, cache_heads, head_dim, scale, tile })
     }
 
     /// One head of one row of a cache, in floats.
@@ -79,65 +93,131 @@ impl Attention {
         blocks::decode_plain::<I>(dtype, args.slice(cache, start, bytes), to);
     }
 
-    /// Up to `Q` queries of a head of at most `D` elements, `tokens` of this step after `past` others.
+    /// Where a query's row begins in the queries and in the result.
     #[inline(always)]
-    fn attend<I: Isa, const D: usize, const Q: usize>(
+    fn place(&self, token: usize, head: usize) -> usize {
+        (token * self.heads + head) * self.head_dim
+    }
+
+    /// Stores a query's result.
+    #[inline(always)]
+    fn store(&self, args: Args<'_>, token: usize, head: usize, y: &[f32]) {
+        let place = self.place(token, head);
+        if self.quantised {
+            for (i, y) in y.as_chunks::<32>().0.iter().enumerate() {
+                args.store::<Q8Block>(self.out, place / 32 + i, &[quantise(y)]);
+            }
+        } else {
+            args.store(self.out, place, y);
+        }
+    }
+
+    /// One query of at most `D` elements, which sees `seen` rows of the cache.
+    #[inline(always)]
+    fn one<I: Isa, const D: usize>(&self, args: Args<'_>, token: usize, head: usize, seen: usize) {
+        let d = self.head_dim;
+        let cache_head = head / (self.heads / self.cache_heads);
+        let (mut query, mut out, mut row) = ([0.0; D], [0.0; D], [0.0; D]);
+        let (query, out, row) = (&mut query[..d], &mut out[..d], &mut row[..d]);
+        args.load(self.q, self.place(token, head), query);
+        let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
+        for start in (0..seen).step_by(KEYS) {
+            let keys = start..seen.min(start + KEYS);
+            // What is beyond the last row weighs nothing.
+            let mut weights = [f32::NEG_INFINITY; KEYS];
+            for (key, weight) in keys.clone().zip(&mut weights) {
+                self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, row);
+                *weight = dot::<I>(query, row) * self.scale;
+            }
+            let new = max.max(largest(&weights));
+            let shrink = exp::<I>(max - new);
+            max = new;
+            weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
+            total = total * shrink + dot::<I>(&weights, &[1.0; KEYS]);
+            out.iter_mut().for_each(|y| *y *= shrink);
+            for (key, weight) in keys.zip(&weights) {
+                self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, row);
+                for (y, v) in out.iter_mut().zip(row.iter()) {
+                    *y = I::mul_add(*weight, *v, *y);
+                }
+            }
+        }
+        out.iter_mut().for_each(|y| *y /= total);
+        self.store(args, token, head, out);
+    }
+
+    /// All queries of an item, of at most `D` elements: query `i` is lane `i`.
+    #[inline(always)]
+    fn many<I: Isa, const D: usize>(
         &self,
         args: Args<'_>,
-        head: usize,
+        first_head: usize,
         tokens: Range<usize>,
         past: usize,
     ) {
-        let (d, n) = (self.head_dim, tokens.len());
-        let cache_head = head / (self.heads / self.cache_heads);
-        let place = |t: usize| (t * self.heads + head) * d;
-        let (mut queries, mut sums, mut row) = ([[0.0; D]; Q], [[0.0; D]; Q], [0.0; D]);
-        let (mut max, mut total) = ([f32::NEG_INFINITY; Q], [0.0; Q]);
-        for (t, q) in tokens.clone().zip(&mut queries) {
-            args.load(self.q, place(t), &mut q[..d]);
+        let d = self.head_dim;
+        let cache_head = first_head / (self.heads / self.cache_heads);
+        let n = self.tile.0 * tokens.len();
+        let query = |i: usize| (tokens.start + i / self.tile.0, first_head + i % self.tile.0);
+        let mut row = [0.0; D];
+        let (mut queries, mut out) = ([[0.0; WIDE]; D], [[0.0; WIDE]; D]);
+        let (queries, out) = (&mut queries[..d], &mut out[..d]);
+        let last = past + tokens.end;
+        // Lanes without a query see all; nobody looks at their results.
+        let mut seen = [last as i32; WIDE];
+        for i in 0..n {
+            let (token, head) = query(i);
+            args.load(self.q, self.place(token, head), &mut row[..d]);
+            for (lanes, x) in queries.iter_mut().zip(&row) {
+                lanes[i] = *x * self.scale;
+            }
+            seen[i] = (past + token + 1) as i32;
         }
-        let row = &mut row[..d];
-        let seen = |i: usize| past + tokens.start + i + 1;
-        for start in (0..seen(n - 1)).step_by(KEYS) {
-            let visible = |i: usize| seen(i).saturating_sub(start).min(KEYS);
-            // What a query does not see weighs nothing.
-            let mut weights = [[f32::NEG_INFINITY; KEYS]; Q];
-            let tile = start..start + visible(n - 1);
-            for (j, key) in tile.clone().enumerate() {
-                self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, row);
-                for i in (0..n).filter(|i| j < visible(*i)) {
-                    weights[i][j] = dot::<I>(&queries[i][..d], row) * self.scale;
+        let mut rows = [[0.0; D]; KEYS];
+        let (mut max, mut total) = ([f32::NEG_INFINITY; WIDE], [0.0; WIDE]);
+        for start in (0..last).step_by(KEYS) {
+            let keys = start..last.min(start + KEYS);
+            for (key, row) in keys.clone().zip(&mut rows) {
+                self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, &mut row[..d]);
+            }
+            let mut weights = [[0.0; WIDE]; KEYS];
+            let weights = &mut weights[..keys.len()];
+            I::lane_products(queries, rows.as_flattened(), D, 1, weights);
+            let mut new = max;
+            for (key, weights) in keys.clone().zip(weights.iter_mut()) {
+                for l in 0..WIDE {
+                    weights[l] = if (key as i32) < seen[l] { weights[l] } else { f32::NEG_INFINITY };
+                    new[l] = if weights[l] > new[l] { weights[l] } else { new[l] };
                 }
             }
-            for i in (0..n).filter(|i| visible(*i) > 0) {
-                let weights = &mut weights[i];
-                let new = max[i].max(largest(weights));
-                let shrink = exp::<I>(max[i] - new);
-                max[i] = new;
-                weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
-                total[i] = total[i] * shrink + dot::<I>(weights, &[1.0; KEYS]);
-                sums[i][..d].iter_mut().for_each(|y| *y *= shrink);
+            let mut shrink = [0.0; WIDE];
+            for l in 0..WIDE {
+                shrink[l] = exp::<I>(max[l] - new[l]);
+                total[l] *= shrink[l];
             }
-            for (j, value) in tile.enumerate() {
-                self.cache_row::<I>(args, self.v, self.v_type, value, cache_head, row);
-                for i in (0..n).filter(|i| j < visible(*i)) {
-                    let weight = weights[i][j];
-                    for (y, v) in sums[i][..d].iter_mut().zip(row.iter()) {
-                        *y = I::mul_add(weight, *v, *y);
-                    }
+            max = new;
+            for weights in weights.iter_mut() {
+                for l in 0..WIDE {
+                    weights[l] = exp::<I>(weights[l] - max[l]);
+                    total[l] += weights[l];
                 }
             }
+            for out in out.iter_mut() {
+                for l in 0..WIDE {
+                    out[l] *= shrink[l];
+                }
+            }
+            for (key, row) in keys.zip(&mut rows) {
+                self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, &mut row[..d]);
+            }
+            I::lane_products(weights, rows.as_flattened(), 1, D, out);
         }
-        for ((t, y), total) in tokens.zip(&mut sums).zip(total) {
-            let y = &mut y[..d];
-            y.iter_mut().for_each(|y| *y /= total);
-            if self.quantised {
-                for (i, y) in y.as_chunks::<32>().0.iter().enumerate() {
-                    args.store::<Q8Block>(self.out, place(t) / 32 + i, &[quantise(y)]);
-                }
-            } else {
-                args.store(self.out, place(t), y);
+        for i in 0..n {
+            for (y, lanes) in row.iter_mut().zip(out.iter()) {
+                *y = lanes[i] / total[i];
             }
+            let (token, head) = query(i);
+            self.store(args, token, head, &row[..d]);
         }
     }
 }
@@ -166,16 +246,26 @@ impl Kernel for Attention {
     #[inline(always)]
     fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let (n, past) = (syms.t as usize, syms.p as usize);
-        let tiles = n.div_ceil(QUERIES);
+        let tiles = n.div_ceil(self.tile.1);
         for item in items {
-            let (head, t) = (item / tiles, item % tiles * QUERIES);
-            let tokens = t..(t + QUERIES).min(n);
-            // Small heads and lone queries get small buffers, as clearing large ones would take longer than the work.
-            match (self.head_dim <= 128, tokens.len() == 1) {
-                (true, true) => self.attend::<I, 128, 1>(args, head, tokens, past),
-                (true, false) => self.attend::<I, 128, QUERIES>(args, head, tokens, past),
-                (false, true) => self.attend::<I, MAX_HEAD, 1>(args, head, tokens, past),
-                (false, false) => self.attend::<I, MAX_HEAD, QUERIES>(args, head, tokens, past),
+            let (head, t) = (item / tiles * self.tile.0, item % tiles * self.tile.1);
+            let tokens = t..(t + self.tile.1).min(n);
+            // Small heads get small buffers, as clearing large ones would take longer than the work.
+            let small = self.head_dim <= 128;
+            if self.tile.0 * tokens.len() >= MANY {
+                match small {
+                    true => self.many::<I, 128>(args, head, tokens, past),
+                    false => self.many::<I, MAX_HEAD>(args, head, tokens, past),
+                }
+                continue;
+            }
+            for token in tokens {
+                for head in head..head + self.tile.0 {
+                    match small {
+                        true => self.one::<I, 128>(args, token, head, past + token + 1),
+                        false => self.one::<I, MAX_HEAD>(args, token, head, past + token + 1),
+                    }
+                }
             }
         }
     }
@@ -194,8 +284,12 @@ mod tests {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let m = AttentionSpec { q: 0, k: 1, v: 2, out: 3, heads, cache_heads, head_dim, scale };
         let args = vec![rows(Access::Read, DType::F32), cache(), cache(), rows(Access::Write, out)];
-        let grid = vec![Extent::each(heads), Extent { dim: Dim::T, per: 8 }];
-        spec(Template::Attention(m), args, grid)
+        spec(Template::Attention(m), args, grid(heads, 1, 8))
+    }
+
+    /// Items of `a` heads and `b` tokens.
+    fn grid(heads: u64, a: u32, b: u32) -> Vec<Extent> {
+        vec![Extent { dim: n(heads), per: a }, Extent { dim: Dim::T, per: b }]
     }
 
     fn inputs(spec: &KernelSpec, at: &Syms, seed: u64) -> Vec<Option<Vec<u8>>> {
@@ -239,6 +333,8 @@ mod tests {
     fn agrees_with_softmax_in_double_precision() {
         for (t, past, d, heads, cache_heads, cache, out, tolerance) in [
             (1, 0, 64, 2, 2, DType::F32, DType::F32, 1e-6),
+            (1, 40, 80, 8, 1, DType::F32, DType::F32, 1e-6),
+            (5, 3, 2, 12, 2, DType::F16, DType::F32, 1e-6),
             (1, 500, 64, 4, 2, DType::F16, DType::F32, 1e-6),
             (7, 31, 32, 6, 2, DType::F16, DType::Q8Act, 5e-3),
             (33, 40, 128, 2, 1, DType::F32, DType::F32, 1e-6),
@@ -246,23 +342,30 @@ mod tests {
             (2, 70, 256, 2, 1, DType::F16, DType::F32, 1e-6),
             (1, 3, 1024, 1, 1, DType::F32, DType::F32, 1e-6),
         ] {
-            let spec = attention(heads, cache_heads, d, cache, out);
+            let mut spec = attention(heads, cache_heads, d, cache, out);
             let at = syms(t, past, past + t + 3);
             let inputs = inputs(&spec, &at, t);
-            let have = values(out, &launch_all(&spec, &at, &inputs, 3));
-            let have: Vec<f32> = have.iter().map(|x| *x as f32).collect();
-            assert_close(&have, &reference(&spec, &at, &inputs), tolerance);
+            let want = reference(&spec, &at, &inputs);
+            let group = (heads / cache_heads) as u32;
+            for (a, b) in [(1, 1), (1, 32), (group, 32 / group), (group, 1)] {
+                spec.grid = grid(heads, a, b);
+                let have = values(out, &launch_all(&spec, &at, &inputs, 3));
+                let have: Vec<f32> = have.iter().map(|x| *x as f32).collect();
+                assert_close(&have, &want, tolerance);
+            }
         }
     }
 
     #[test]
-    fn chunks_change_nothing_and_the_result_may_lie_on_the_queries() {
+    fn chunks_change_little_and_the_result_may_lie_on_the_queries() {
         let mut spec = attention(4, 2, 64, DType::F16, DType::F32);
+        spec.grid = grid(4, 2, 16);
         spec.may_alias.push(Alias { write: 3, read: 0 });
         let at = syms(41, 0, 50);
         let whole = inputs(&spec, &at, 5);
         for features in Features::available() {
-            let want = launch(&spec, &features, &at, &whole, None).swap_remove(3);
+            let want = to_f32s(&launch(&spec, &features, &at, &whole, None)[3]);
+            let want: Vec<f64> = want.into_iter().map(f64::from).collect();
             for chunk in [1, 7, 32] {
                 let mut have = vec![];
                 for (i, q) in whole[0].as_ref().unwrap().chunks(chunk * 1024).enumerate() {
@@ -270,7 +373,7 @@ mod tests {
                     let at = syms(q.len() as u64 / 1024, (i * chunk) as u64, 50);
                     have.extend(launch(&spec, &features, &at, &part, Some((3, 0))).swap_remove(3));
                 }
-                assert!(have == want, "chunks of {chunk}");
+                assert_close(&to_f32s(&have), &want, 1e-6);
             }
         }
     }
@@ -324,6 +427,9 @@ mod tests {
         });
         refuse("a result on the keys", &|s, _| s.may_alias.push(Alias { write: 3, read: 1 }));
         refuse("grid", &|s, _| s.grid.swap(0, 1));
+        refuse("an item without heads", &|s, _| s.grid = grid(4, 0, 8));
+        refuse("an item across cache heads", &|s, _| s.grid = grid(4, 4, 8));
+        refuse("more queries than lanes", &|s, _| s.grid = grid(4, 2, 17));
         let odd = attention(8, 8, 20, DType::F16, DType::Q8Act);
         assert!(bind(&odd, &Features::baseline()).is_err(), "blocks across heads");
     }

@@ -11,6 +11,9 @@ use super::blocks::{Group, XGroup};
 use super::math::LANES;
 use super::matmul::{Rows, Tile};
 
+/// Lanes of [`Isa::lane_products`].
+pub(super) const WIDE: usize = 32;
+
 /// Which instructions the kernels may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
@@ -94,6 +97,9 @@ pub(super) trait Isa: Sized + 'static {
     /// [`Isa::mul_add`] lane by lane, as vectors: left to itself, the compiler takes such sums apart.
     fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]);
 
+    /// `out[n][l] += Σ a[i][l] · b[n·step_n + i·step_i]`: lanes of `a` meet single elements of `b`.
+    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]);
+
     /// Eight little-endian halves as floats.
     fn from_halves(h: &[u8; 16]) -> [f32; 8];
 
@@ -141,6 +147,18 @@ impl Isa for Baseline {
     fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]) {
         for ((a, b), sum) in a.iter().zip(b).zip(sums) {
             *sum += a * b.0;
+        }
+    }
+
+    #[inline(always)]
+    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
+        for (n, out) in out.iter_mut().enumerate() {
+            for (i, a) in a.iter().enumerate() {
+                let b = b[n * step_n + i * step_i];
+                for (out, a) in out.iter_mut().zip(a) {
+                    *out += a * b;
+                }
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use super::super::args::F32;
 use super::super::blocks::{Group, XGroup};
 use super::super::math::LANES;
 use super::super::matmul::{Rows, Tile};
-use super::{Isa, Job};
+use super::{Isa, Job, WIDE};
 use std::arch::x86_64::*;
 
 /// AVX2 with FMA and F16C: x86-64 since 2013.
@@ -37,6 +37,58 @@ impl Isa for Avx2 {
                 let sums = sums.as_mut_ptr().add(at);
                 _mm256_storeu_ps(sums, _mm256_fmadd_ps(a, b, _mm256_loadu_ps(sums)));
             }
+        }
+    }
+
+    #[inline(always)]
+    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
+        #[inline(always)]
+        fn some<const N: usize>(
+            a: &[[f32; WIDE]],
+            b: &[f32],
+            step_n: usize,
+            step_i: usize,
+            out: &mut [[f32; WIDE]; N],
+        ) {
+            let (last_n, last_i) = ((N - 1) * step_n, a.len().saturating_sub(1) * step_i);
+            assert!(last_n + last_i < b.len());
+            // SAFETY: the processor has these instructions. Loads and stores are unaligned; those of `a` and `out` are within
+            // their arrays of 32 lanes, and those of `b` at most at `last_n + last_i`.
+            unsafe {
+                let mut sums = [[_mm256_set1_ps(0.0); 4]; N];
+                for n in 0..N {
+                    for v in 0..4 {
+                        sums[n][v] = _mm256_loadu_ps(out[n].as_ptr().add(8 * v));
+                    }
+                }
+                for (i, a) in a.iter().enumerate() {
+                    let mut lanes = [_mm256_set1_ps(0.0); 4];
+                    for v in 0..4 {
+                        lanes[v] = _mm256_loadu_ps(a.as_ptr().add(8 * v));
+                    }
+                    for n in 0..N {
+                        let b = _mm256_set1_ps(*b.get_unchecked(n * step_n + i * step_i));
+                        for v in 0..4 {
+                            sums[n][v] = _mm256_fmadd_ps(lanes[v], b, sums[n][v]);
+                        }
+                    }
+                }
+                for n in 0..N {
+                    for v in 0..4 {
+                        _mm256_storeu_ps(out[n].as_mut_ptr().add(8 * v), sums[n][v]);
+                    }
+                }
+            }
+        }
+        let mut at = 0;
+        let (whole, rest) = out.as_chunks_mut::<2>();
+        for out in whole {
+            some(a, &b[at * step_n..], step_n, step_i, out);
+            at += 2;
+        }
+        for out in rest {
+            some(a, &b[at * step_n..], step_n, step_i, std::array::from_mut(out));
+            at += 1;
         }
     }
 
@@ -136,6 +188,58 @@ impl Isa for Avx512 {
             let (a, b) = (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr().cast()));
             let sum = _mm512_fmadd_ps(a, b, _mm512_loadu_ps(sums.as_ptr()));
             _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+        }
+    }
+
+    #[inline(always)]
+    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
+        #[inline(always)]
+        fn some<const N: usize>(
+            a: &[[f32; WIDE]],
+            b: &[f32],
+            step_n: usize,
+            step_i: usize,
+            out: &mut [[f32; WIDE]; N],
+        ) {
+            let (last_n, last_i) = ((N - 1) * step_n, a.len().saturating_sub(1) * step_i);
+            assert!(last_n + last_i < b.len());
+            // SAFETY: the processor has these instructions. Loads and stores are unaligned; those of `a` and `out` are within
+            // their arrays of 32 lanes, and those of `b` at most at `last_n + last_i`.
+            unsafe {
+                let mut sums = [[_mm512_set1_ps(0.0); 2]; N];
+                for n in 0..N {
+                    for v in 0..2 {
+                        sums[n][v] = _mm512_loadu_ps(out[n].as_ptr().add(16 * v));
+                    }
+                }
+                for (i, a) in a.iter().enumerate() {
+                    let mut lanes = [_mm512_set1_ps(0.0); 2];
+                    for v in 0..2 {
+                        lanes[v] = _mm512_loadu_ps(a.as_ptr().add(16 * v));
+                    }
+                    for n in 0..N {
+                        let b = _mm512_set1_ps(*b.get_unchecked(n * step_n + i * step_i));
+                        for v in 0..2 {
+                            sums[n][v] = _mm512_fmadd_ps(lanes[v], b, sums[n][v]);
+                        }
+                    }
+                }
+                for n in 0..N {
+                    for v in 0..2 {
+                        _mm512_storeu_ps(out[n].as_mut_ptr().add(16 * v), sums[n][v]);
+                    }
+                }
+            }
+        }
+        let mut at = 0;
+        let (whole, rest) = out.as_chunks_mut::<8>();
+        for out in whole {
+            some(a, &b[at * step_n..], step_n, step_i, out);
+            at += 8;
+        }
+        for out in rest {
+            some(a, &b[at * step_n..], step_n, step_i, std::array::from_mut(out));
+            at += 1;
         }
     }
 
