@@ -58,6 +58,7 @@ const UNUSED: [(&str, f64); 27] = [
     ("attention.max_alibi_bias", 0.0),
     ("attention.output_scale", 1.0),
     ("attention.scale", 0.0),
+    // Even one as long as the trained context counts: a longer context may be asked for.
     ("attention.sliding_window", 0.0),
     ("attention.temperature_length", 0.0),
     ("attention.temperature_scale", 0.0),
@@ -124,6 +125,11 @@ impl Architecture {
                     None => false,
                 },
                 "hidden_activation" => value.as_str() == Some("silu"),
+                // In which order the rows of queries and keys lie, and with them the pairs that RoPE turns.
+                "tensor_data_layout" => match self.rope {
+                    RopeStyle::Interleaved => value.as_str() == Some("Meta AI original pth"),
+                    RopeStyle::Halves => value.as_str() == Some("reference"),
+                },
                 _ => match UNUSED.iter().find(|(unused, _)| *unused == name) {
                     Some((_, unused)) => number(value) == Some(*unused),
                     None if UNDERSTOOD.contains(&name) => true,
@@ -188,6 +194,7 @@ mod tests {
             ("expert_used_count", Value::U32(2)),
             ("use_parallel_residual", Value::Bool(true)),
             ("hidden_activation", text("gelu")),
+            ("tensor_data_layout", text("jploski")),
         ] {
             for architecture in ARCHITECTURES {
                 let key = format!("{}.{key}", architecture.name);
@@ -195,6 +202,9 @@ mod tests {
                 assert!(says.contains(&key) && says.contains("not supported"), "{says}");
             }
         }
+        let meta = text("Meta AI original pth");
+        let says = check("qwen2", "qwen2.tensor_data_layout", meta).unwrap_err();
+        assert!(says.contains("qwen2.tensor_data_layout") && says.contains("not supported"), "{says}");
         let says = check("qwen3", "qwen3.attention.gate", Value::U32(1)).unwrap_err();
         assert!(says.contains("qwen3.attention.gate") && says.contains("not known"), "{says}");
         assert!(check("llama", "split.count", Value::U16(3)).unwrap_err().contains("split.count"));
@@ -217,6 +227,7 @@ mod tests {
             ("llama.logit_scale", Value::F32(1.0)),
             ("llama.use_parallel_residual", Value::Bool(false)),
             ("llama.hidden_activation", Value::String("silu".into())),
+            ("llama.tensor_data_layout", Value::String("Meta AI original pth".into())),
             ("llama.vocab_size", Value::U32(32000)),
             ("general.type", Value::String("model".into())),
             ("split.count", Value::U16(0)),

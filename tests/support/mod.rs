@@ -1,6 +1,9 @@
 //! What the end-to-end tests share: the models, their oracles, and ways to run them.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod reference;
+pub mod synthetic;
+
 use serde::Deserialize;
 use sinter::compile::{Options, Purpose};
 use sinter::generate::Session;

@@ -1,0 +1,325 @@
+//! Every architecture in every format against exact answers, and what is refused.
+
+mod support;
+
+use sinter::compile::{self, Options, Purpose};
+use sinter::gguf::{Array, GgufFile, Value};
+use sinter::ir::{DType, Kernel};
+use sinter::lower::{Config, LowerError};
+use sinter::target::Target;
+use std::sync::Arc;
+use support::synthetic::{Model, REAL, Shape, TINY, is_vector, shape, uniform};
+use support::*;
+
+/// What float32 arithmetic may add.
+const EXACT: f64 = 1e-5;
+/// What activations in 8 bits and caches in 16 may.
+const DEFAULT: f64 = 4e-2;
+
+/// Tokens of the committed oracle; all are below 61.
+const TOKENS: [u32; 12] = [1, 42, 60, 5, 42, 0, 13, 60, 17, 55, 1, 33];
+
+fn reference(file: &GgufFile, tokens: &[u32]) -> Vec<Vec<f32>> {
+    reference::to_f32(reference::logits(file, tokens))
+}
+
+/// Asserts that the model computes `expected`, exactly, without fusions, and by default.
+#[track_caller]
+fn assert_computes(what: &str, file: &Arc<GgufFile>, tokens: &[u32], expected: &[Vec<f32>]) {
+    for (path, options, tolerance) in [
+        ("exact", exact(), EXACT),
+        ("exact --no-fuse", unfused(exact()), EXACT),
+        ("default", defaults(), DEFAULT),
+    ] {
+        assert_close(&format!("{what}, {path}"), &score(file, &options, tokens), expected, tolerance);
+    }
+}
+
+#[track_caller]
+fn assert_matches_reference(what: &str, model: &Model) {
+    let file = model.file();
+    assert_computes(what, &file, &TOKENS, &reference(&file, &TOKENS));
+}
+
+/// The logits of tokens that go through one by one.
+fn decoded(file: &Arc<GgufFile>, options: &Options, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut executor = executor(file, options, Purpose::Generate);
+    let step = |(cached, &id): (u64, &u32)| {
+        executor.forward("decode", &[id as i32], cached).unwrap();
+        executor.result_f32(0).unwrap().to_vec()
+    };
+    (0..).zip(tokens).map(step).collect()
+}
+
+#[test]
+fn both_references_and_the_engine_agree() {
+    for name in ["tiny-odd-mxfp4", "tiny-llama3-q2_k", "tiny-qwen2-q2_k", "tiny-qwen3-q2_k"] {
+        let data = |end: &str| path(&format!("tests/data/oracle/synthetic/{name}.{end}"));
+        let file = Arc::new(GgufFile::open(data("gguf")).unwrap());
+        let (_, expected) = read_npy(&data("npy"));
+        assert_close(&format!("{name}, reference"), &reference(&file, &TOKENS), &expected, 1e-7);
+        assert_computes(name, &file, &TOKENS, &expected);
+    }
+}
+
+#[test]
+fn weights_of_every_format_have_one_size() {
+    for format in DType::WEIGHTS {
+        let name = "blk.0.ffn_gate.weight";
+        let file = Model::new(&shape("tiny-llama"), uniform(format)).file();
+        let x = reference::values(&file, name);
+        let n = x.len() as f64;
+        let mean = x.iter().sum::<f64>() / n;
+        let deviation = (x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n).sqrt();
+        assert!(
+            mean.abs() < 1e-3 && (deviation / 0.02 - 1.0).abs() < 0.2,
+            "{format}: {mean:e} ± {deviation:e}"
+        );
+    }
+}
+
+#[test]
+fn every_shape_in_every_format() {
+    for shape in TINY {
+        for format in DType::WEIGHTS.into_iter().filter(|&format| shape.allows(format)) {
+            let model = Model::new(&shape, uniform(format));
+            assert_matches_reference(&format!("{} {format}", shape.name), &model);
+        }
+    }
+}
+
+#[test]
+fn formats_mix_freely_within_a_model() {
+    for shape in TINY {
+        let formats: Vec<DType> = DType::WEIGHTS.into_iter().filter(|&f| shape.allows(f)).collect();
+        let plain = [DType::F32, DType::F16, DType::BF16];
+        for first in 0..formats.len() {
+            // Every tensor has another format than its neighbours, and over all turns every format.
+            let next = std::cell::Cell::new(first);
+            let model = Model::new(&shape, |name| {
+                let i = next.replace(next.get() + 1);
+                if is_vector(name) { plain[i % plain.len()] } else { formats[i % formats.len()] }
+            });
+            assert_matches_reference(&format!("{} mixed from {}", shape.name, formats[first]), &model);
+        }
+    }
+}
+
+#[test]
+fn token_by_token_equals_at_once() {
+    for shape in TINY {
+        for format in [DType::F32, DType::Q8_0, DType::Q4_K].into_iter().filter(|&f| shape.allows(f)) {
+            let file = Model::new(&shape, uniform(format)).file();
+            let what = format!("{} {format}, token by token", shape.name);
+            let at_once = score(&file, &exact(), &TOKENS);
+            assert_close(&what, &decoded(&file, &exact(), &TOKENS), &at_once, EXACT);
+            let plain = unfused(exact());
+            assert_close(&format!("{what}, --no-fuse"), &decoded(&file, &plain, &TOKENS), &at_once, EXACT);
+            let expected = reference(&file, &TOKENS);
+            assert_close(
+                &format!("{what}, default"),
+                &decoded(&file, &defaults(), &TOKENS),
+                &expected,
+                DEFAULT,
+            );
+        }
+    }
+}
+
+#[test]
+fn heads_of_any_even_size_and_any_sharing() {
+    for base in ["tiny-llama", "tiny-qwen2", "tiny-qwen3"].map(shape) {
+        for head_dim in [2, 6, 80, 250] {
+            for cache_heads in [1, 2, 4] {
+                let small = Shape { width: 64, ffn: 96, vocab: 61, layers: 1, ..base };
+                let shape = Shape { head_dim, rotated: head_dim, cache_heads, ..small };
+                // The rows of this one are as long as all heads together: no whole blocks.
+                let format = |name: &str| match name.contains("attn_output") {
+                    true => DType::F16,
+                    false => uniform(DType::Q8_0)(name),
+                };
+                let what = format!("{}, 4 heads of {head_dim}, {cache_heads} cached", shape.architecture);
+                assert_matches_reference(&what, &Model::new(&shape, format));
+            }
+        }
+    }
+}
+
+#[test]
+fn some_of_a_head_may_stay_unturned() {
+    for base in TINY {
+        let shape = Shape { rotated: base.head_dim / 2, ..base };
+        assert_matches_reference(
+            &format!("{} half turned", base.name),
+            &Model::new(&shape, uniform(DType::F16)),
+        );
+    }
+}
+
+#[test]
+fn llama_may_have_biases_and_qwen_none_and_heads_of_their_own() {
+    for base in TINY {
+        let shape = Shape { biases: !base.biases, tied: !base.tied, ..base };
+        assert_matches_reference(
+            &format!("{}, other biases and head", base.name),
+            &Model::new(&shape, uniform(DType::Q8_0)),
+        );
+    }
+    let mut model = Model::new(&shape("tiny-llama"), uniform(DType::Q8_0));
+    for (name, rows) in [("attn_output", 256), ("ffn_gate", 768), ("ffn_up", 768), ("ffn_down", 256)] {
+        model.tensors.insert(format!("blk.1.{name}.bias"), (DType::F32, vec![rows]));
+    }
+    assert_matches_reference("biases everywhere", &model);
+}
+
+#[test]
+fn keys_that_may_be_absent_have_defaults() {
+    let mut model = Model::new(&shape("tiny-odd"), uniform(DType::F16));
+    let expected = score(&model.file(), &exact(), &TOKENS);
+    for key in ["head_count_kv", "key_length", "value_length"]
+        .map(|key| format!("attention.{key}"))
+        .into_iter()
+        .chain(["rope.dimension_count".into(), "rope.freq_base".into(), "context_length".into()])
+    {
+        assert!(model.metadata.shift_remove(&format!("llama.{key}")).is_some(), "{key}");
+    }
+    assert_eq!(score(&model.file(), &exact(), &TOKENS), expected);
+}
+
+/// What shows that the comparisons can fail.
+#[test]
+fn every_part_of_an_architecture_is_seen() {
+    let assert_differs = |what: &str, model: &Model, changed: &Model| {
+        let found = score(&changed.file(), &exact(), &TOKENS);
+        let error = worst(&found, &reference(&model.file(), &TOKENS));
+        println!("{what}: {error:.1e}");
+        assert!(error > 100.0 * EXACT, "{what}: {error:e}");
+    };
+    for shape in TINY {
+        let model = Model::new(&shape, uniform(DType::F16));
+        for (key, value) in [("rope.freq_base", 2e4), ("attention.layer_norm_rms_epsilon", 2e-4)] {
+            let mut changed = model.clone();
+            changed.metadata.insert(format!("{}.{key}", shape.architecture), Value::F32(value));
+            assert_differs(&format!("{} {key}", shape.name), &model, &changed);
+        }
+        let optional = |name: &str| name.ends_with(".bias") || name == "rope_freqs.weight";
+        for name in model.tensors.keys().filter(|name| optional(name)) {
+            let mut changed = model.clone();
+            changed.tensors.shift_remove(name);
+            assert_differs(&format!("{} without {name}", shape.name), &model, &changed);
+        }
+    }
+    // The same tensors as another architecture: RoPE turns other pairs.
+    let model = Model::new(&shape("tiny-llama"), uniform(DType::F16));
+    let other = Shape { architecture: "qwen2", ..shape("tiny-llama") };
+    assert_differs("rotation of halves", &model, &Model::new(&other, uniform(DType::F16)));
+}
+
+/// The launches of a decode step, by kernel.
+fn launches(shape: &Shape, format: DType, options: &Options) -> Vec<(String, u64)> {
+    let gguf = Model::new(shape, uniform(format)).description();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let step = Purpose::Generate.steps(&config, options).pop().unwrap();
+    let (_, report) = compile::fuse(&gguf, options, &step).unwrap();
+    report.after.launches.iter().map(|(kernel, n)| (kernel.clone(), *n)).collect()
+}
+
+#[test]
+fn biases_and_head_norms_cost_no_launch() {
+    for target in [Target::cpu(), Target::test_wave32()] {
+        for options in [Options::new(target.clone()), Options::new(target.clone()).exact()] {
+            for base in TINY.into_iter().chain(REAL) {
+                let plain = Shape { architecture: "llama", biases: false, rope_factors: false, ..base };
+                let format = if base.allows(DType::Q4_K) { DType::Q4_K } else { DType::Q8_0 };
+                let found = launches(&base, format, &options);
+                let one_each = (Kernel::RopeKv.name().to_string(), base.layers);
+                assert!(found.contains(&one_each), "{}: {found:?}", base.name);
+                assert_eq!(found, launches(&plain, format, &options), "{}", base.name);
+            }
+        }
+    }
+}
+
+fn refusal(model: &Model) -> String {
+    let gguf = model.description();
+    let lowered = compile::compile(&gguf, &defaults(), Purpose::Score);
+    lowered.map(|_| ()).expect_err("a refusal").to_string()
+}
+
+#[test]
+fn layers_that_differ_are_refused_by_key() {
+    for key in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
+        for base in TINY {
+            let key = format!("{}.{key}", base.architecture);
+            let mut model = Model::new(&base, uniform(DType::F16));
+            model.metadata.insert(key.clone(), Value::Array(Array::U32(vec![2, 2])));
+            let says = refusal(&model);
+            assert!(says.contains(&key) && says.contains("u32[2]"), "{says}");
+        }
+    }
+}
+
+#[test]
+fn impossible_heads_are_refused_by_key() {
+    for (key, value) in [
+        ("attention.head_count", 0),
+        ("attention.head_count_kv", 3),
+        ("attention.key_length", 0),
+        ("attention.value_length", 32),
+        ("rope.dimension_count", 63),
+        ("rope.dimension_count", 66),
+        ("block_count", 0),
+    ] {
+        let key = format!("llama.{key}");
+        let mut model = Model::new(&shape("tiny-llama"), uniform(DType::F16));
+        model.metadata.insert(key.clone(), Value::U32(value));
+        let says = refusal(&model);
+        assert!(says.contains(&key), "{says}");
+    }
+}
+
+#[test]
+fn tensors_that_an_architecture_lacks_or_needs_are_named() {
+    let qwen3 = shape("tiny-qwen3");
+    for name in
+        ["blk.1.attn_q_norm.weight", "blk.0.attn_k_norm.weight", "blk.1.ffn_up.weight", "output_norm.weight"]
+    {
+        let mut model = Model::new(&qwen3, uniform(DType::F16));
+        assert!(model.tensors.shift_remove(name).is_some());
+        assert_eq!(refusal(&model), format!("tensor {name:?} is missing"));
+    }
+    // What the experts of Mixtral, head norms where there should be none, and the factors of longrope bring.
+    for (name, shape) in [
+        ("blk.0.ffn_gate_inp.weight", vec![8, 256]),
+        ("blk.1.ffn_down_exps.weight", vec![8, 256, 768]),
+        ("blk.0.attn_q_norm.weight", vec![64]),
+        ("blk.0.attn_norm.bias", vec![256]),
+        ("blk.0.attn_sinks.weight", vec![4]),
+        ("rope_factors_long.weight", vec![32]),
+        ("blk.2.attn_norm.weight", vec![256]),
+    ] {
+        let mut model = Model::new(&support::synthetic::shape("tiny-llama"), uniform(DType::F16));
+        model.tensors.insert(name.into(), (DType::F32, shape));
+        let says = refusal(&model);
+        assert!(says.contains(name) && says.contains("not part of a llama model"), "{says}");
+    }
+}
+
+#[test]
+fn shapes_that_the_metadata_does_not_bear_out_are_refused() {
+    for (name, shape) in [
+        ("blk.0.attn_k_norm.weight", vec![64]),
+        ("blk.0.attn_q.weight", vec![256, 256]),
+        ("blk.0.attn_output.weight", vec![256, 256]),
+        ("token_embd.weight", vec![512, 512]),
+    ] {
+        let mut model = Model::new(&support::synthetic::shape("tiny-qwen3"), uniform(DType::F16));
+        model.tensors[name].1 = shape;
+        let gguf = model.description();
+        let error = compile::compile(&gguf, &defaults(), Purpose::Score).expect_err("a refusal");
+        let compile::CompileError::Lower(LowerError::Tensor { name: found, .. }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(found, name);
+    }
+}
