@@ -1,0 +1,174 @@
+//! Each family of models at its real size: what fuses and why, how fast that is decided, and what running one takes.
+
+mod common;
+mod support;
+
+use common::line;
+use sinter::compile::{self, Options, Purpose};
+use sinter::gguf::Gguf;
+use sinter::ir::DType;
+use sinter::lower::{self, Config};
+use sinter::target::Target;
+use std::fmt::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::synthetic::{Model, Shape, is_vector, shape, uniform};
+
+/// Formats as in Q4_K_M files: more bits for the head, and for values and the way down in every third layer.
+fn q4_k_m(name: &str) -> DType {
+    let layer = name.split('.').nth(1).and_then(|n| n.parse::<u64>().ok());
+    let more =
+        ["attn_v", "ffn_down"].iter().any(|part| name.contains(part)) && layer.is_some_and(|n| n % 3 == 0);
+    match name {
+        _ if is_vector(name) => DType::F32,
+        "token_embd.weight" | "output.weight" => DType::Q6_K,
+        _ if more => DType::Q6_K,
+        _ => DType::Q4_K,
+    }
+}
+
+/// What a file of that shape says about itself.
+fn description(name: &str) -> Gguf {
+    let shape = shape(name);
+    match shape.allows(DType::Q4_K) {
+        true => Model::new(&shape, q4_k_m).description(),
+        false => Model::new(&shape, uniform(DType::Q8_0)).description(),
+    }
+}
+
+/// The text with the numbers of layers left out.
+fn any_layer(text: &str) -> String {
+    let mut parts = text.split("blk.");
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        out += "blk.*";
+        out += part.trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    out
+}
+
+/// The decisions of every step on the frozen target, equal ones of all layers counted, and the launches that are left.
+fn decisions(name: &str) -> String {
+    let gguf = description(name);
+    let config = Config::from_gguf(&gguf).unwrap();
+    let mut options = Options::new(Target::test_wave32());
+    options.pipeline.verify_each = true;
+    let mut text = String::new();
+    for step in Purpose::Generate.steps(&config, &options) {
+        let (_, report) = compile::fuse(&gguf, &options, &step).unwrap();
+        let mut lines = indexmap::IndexMap::<String, u64>::new();
+        for decision in &report.decisions {
+            *lines.entry(any_layer(&line(decision))).or_default() += 1;
+        }
+        let (before, after) = (report.before.count(), report.after.count());
+        writeln!(text, "{}: {before} launches -> {after}", step.name).unwrap();
+        for (kernel, n) in &report.after.launches {
+            writeln!(text, "  {n} {kernel}").unwrap();
+        }
+        for (line, n) in lines {
+            writeln!(text, "  {n} x {line}").unwrap();
+        }
+    }
+    text
+}
+
+fn golden(family: &str, name: &str) {
+    let text = format!("{name}\n{}", decisions(name));
+    insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(format!("decisions_{family}"), text);
+    });
+}
+
+#[test]
+fn decisions_llama() {
+    golden("llama", "llama-3.2-1b");
+}
+
+#[test]
+fn decisions_qwen2() {
+    golden("qwen2", "qwen2.5-0.5b");
+}
+
+#[test]
+fn decisions_qwen3() {
+    golden("qwen3", "qwen3-0.6b");
+}
+
+/// The shortest of a few runs, as others share the machine.
+fn shortest(mut work: impl FnMut()) -> Duration {
+    let once = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    (0..5).map(|_| once(&mut work)).min().unwrap()
+}
+
+#[test]
+fn real_sizes_compile_at_once() {
+    let options = Options::new(Target::cpu());
+    for name in ["llama-3.1-8b", "llama-3.3-70b", "qwen2.5-7b"] {
+        let gguf = description(name);
+        let config = Config::from_gguf(&gguf).unwrap();
+        let compiled = shortest(|| {
+            let programs = compile::compile(&gguf, &options, Purpose::Generate).unwrap();
+            assert_eq!(programs.len(), 3);
+        });
+        for step in Purpose::Generate.steps(&config, &options) {
+            let graph = lower::lower(&gguf, &config, &step).unwrap();
+            let passes = shortest(|| {
+                let mut graph = graph.clone();
+                options.pipeline.run(&mut graph, &options.target).unwrap();
+            });
+            println!("{name} {}: all passes {passes:?}, everything for all steps {compiled:?}", step.name);
+            if name == "llama-3.1-8b" {
+                assert!(passes < Duration::from_millis(50), "{passes:?}");
+            }
+        }
+        assert!(compiled < Duration::from_secs(1), "{name}: {compiled:?}");
+    }
+}
+
+/// The most memory that a process had, in bytes, while it ran to its end.
+#[cfg(target_os = "linux")]
+fn peak_memory(command: &mut Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let path = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        // A process that has ended has no memory, so the line is missing.
+        let status = std::fs::read_to_string(&path).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak = line.map_or(peak, |kib| kib.trim().parse::<u64>().unwrap() << 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return peak;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn weights_are_mapped_and_never_expanded() {
+    let shape = Shape { layers: 6, width: 1024, ffn: 4096, vocab: 32000, ..shape("tiny-llama3") };
+    let model = Model::new(&shape, uniform(DType::Q4_0)).file();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, model.bytes()).unwrap();
+    let file = model.bytes().len() as u64;
+
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
+        peak_memory(command.arg("bench").arg(&path).arg("--no-bandwidth").args(arguments))
+    };
+    let cache = Config::from_gguf(model.gguf()).unwrap().cache_bytes(64, 2);
+    let most = file * 11 / 10 + cache + (64 << 20);
+    let found = run(&["-p", "64", "-n", "64", "-r", "2"]);
+    println!("{found} bytes at most for a file of {file}, of {most} allowed");
+    assert!(found > file / 2, "the peak was missed: {found}");
+    assert!(found <= most, "{found} bytes, but {most} are allowed");
+    // What shows that copies would be seen: without fusions, one float matrix exists at a time.
+    let unfused = run(&["-p", "2", "-n", "1", "-r", "1", "--no-warmup", "--no-fuse"]);
+    assert!(unfused > most, "{unfused}");
+}
