@@ -7,6 +7,70 @@ use super::super::matmul::{Rows, Tile};
 use super::{Isa, Job, WIDE};
 use std::arch::x86_64::*;
 
+/// [`Isa::lane_products`] with vectors of `$width` lanes, `$vectors` to 32, and `$some` sums of 32 lanes at a time in registers.
+macro_rules! lane_products {
+    ($width:literal, $vectors:literal, $some:literal, $load:ident, $store:ident, $mul_add:ident, $set:ident) => {
+        #[inline(always)]
+        fn lane_products(
+            a: &[[f32; WIDE]],
+            b: &[f32],
+            step_n: usize,
+            step_i: usize,
+            out: &mut [[f32; WIDE]],
+        ) {
+            let mut at = 0;
+            let (whole, rest) = out.as_chunks_mut::<$some>();
+            for out in whole {
+                some(a, &b[at * step_n..], step_n, step_i, out);
+                at += $some;
+            }
+            for out in rest {
+                some(a, &b[at * step_n..], step_n, step_i, std::array::from_mut(out));
+                at += 1;
+            }
+
+            #[inline(always)]
+            fn some<const N: usize>(
+                a: &[[f32; WIDE]],
+                b: &[f32],
+                step_n: usize,
+                step_i: usize,
+                out: &mut [[f32; WIDE]; N],
+            ) {
+                let last = (N - 1) * step_n + a.len().saturating_sub(1) * step_i;
+                assert!(last < b.len());
+                // SAFETY: the processor has these instructions. Loads and stores are unaligned; those of `a` and `out` are within
+                // arrays of `$width · $vectors` lanes, those of `b` at `last` at most.
+                unsafe {
+                    let mut sums = [[$set(0.0); $vectors]; N];
+                    for (sums, out) in sums.iter_mut().zip(out.iter()) {
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = $load(out.as_ptr().add($width * v));
+                        }
+                    }
+                    for (i, a) in a.iter().enumerate() {
+                        let mut lanes = [$set(0.0); $vectors];
+                        for (v, lanes) in lanes.iter_mut().enumerate() {
+                            *lanes = $load(a.as_ptr().add($width * v));
+                        }
+                        for (n, sums) in sums.iter_mut().enumerate() {
+                            let b = $set(*b.get_unchecked(n * step_n + i * step_i));
+                            for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                                *sum = $mul_add(lanes, b, *sum);
+                            }
+                        }
+                    }
+                    for (sums, out) in sums.iter().zip(out) {
+                        for (v, sum) in sums.iter().enumerate() {
+                            $store(out.as_mut_ptr().add($width * v), *sum);
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
 /// AVX2 with FMA and F16C: x86-64 since 2013.
 pub(in super::super) struct Avx2;
 
@@ -40,57 +104,7 @@ impl Isa for Avx2 {
         }
     }
 
-    #[inline(always)]
-    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
-        #[inline(always)]
-        fn some<const N: usize>(
-            a: &[[f32; WIDE]],
-            b: &[f32],
-            step_n: usize,
-            step_i: usize,
-            out: &mut [[f32; WIDE]; N],
-        ) {
-            let (last_n, last_i) = ((N - 1) * step_n, a.len().saturating_sub(1) * step_i);
-            assert!(last_n + last_i < b.len());
-            // SAFETY: the processor has these instructions. Loads and stores are unaligned; those of `a` and `out` are within
-            // their arrays of 32 lanes, and those of `b` at most at `last_n + last_i`.
-            unsafe {
-                let mut sums = [[_mm256_set1_ps(0.0); 4]; N];
-                for n in 0..N {
-                    for v in 0..4 {
-                        sums[n][v] = _mm256_loadu_ps(out[n].as_ptr().add(8 * v));
-                    }
-                }
-                for (i, a) in a.iter().enumerate() {
-                    let mut lanes = [_mm256_set1_ps(0.0); 4];
-                    for v in 0..4 {
-                        lanes[v] = _mm256_loadu_ps(a.as_ptr().add(8 * v));
-                    }
-                    for n in 0..N {
-                        let b = _mm256_set1_ps(*b.get_unchecked(n * step_n + i * step_i));
-                        for v in 0..4 {
-                            sums[n][v] = _mm256_fmadd_ps(lanes[v], b, sums[n][v]);
-                        }
-                    }
-                }
-                for n in 0..N {
-                    for v in 0..4 {
-                        _mm256_storeu_ps(out[n].as_mut_ptr().add(8 * v), sums[n][v]);
-                    }
-                }
-            }
-        }
-        let mut at = 0;
-        let (whole, rest) = out.as_chunks_mut::<2>();
-        for out in whole {
-            some(a, &b[at * step_n..], step_n, step_i, out);
-            at += 2;
-        }
-        for out in rest {
-            some(a, &b[at * step_n..], step_n, step_i, std::array::from_mut(out));
-            at += 1;
-        }
-    }
+    lane_products!(8, 4, 2, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_set1_ps);
 
     #[inline(always)]
     fn from_halves(h: &[u8; 16]) -> [f32; 8] {
@@ -191,57 +205,7 @@ impl Isa for Avx512 {
         }
     }
 
-    #[inline(always)]
-    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
-        #[inline(always)]
-        fn some<const N: usize>(
-            a: &[[f32; WIDE]],
-            b: &[f32],
-            step_n: usize,
-            step_i: usize,
-            out: &mut [[f32; WIDE]; N],
-        ) {
-            let (last_n, last_i) = ((N - 1) * step_n, a.len().saturating_sub(1) * step_i);
-            assert!(last_n + last_i < b.len());
-            // SAFETY: the processor has these instructions. Loads and stores are unaligned; those of `a` and `out` are within
-            // their arrays of 32 lanes, and those of `b` at most at `last_n + last_i`.
-            unsafe {
-                let mut sums = [[_mm512_set1_ps(0.0); 2]; N];
-                for n in 0..N {
-                    for v in 0..2 {
-                        sums[n][v] = _mm512_loadu_ps(out[n].as_ptr().add(16 * v));
-                    }
-                }
-                for (i, a) in a.iter().enumerate() {
-                    let mut lanes = [_mm512_set1_ps(0.0); 2];
-                    for v in 0..2 {
-                        lanes[v] = _mm512_loadu_ps(a.as_ptr().add(16 * v));
-                    }
-                    for n in 0..N {
-                        let b = _mm512_set1_ps(*b.get_unchecked(n * step_n + i * step_i));
-                        for v in 0..2 {
-                            sums[n][v] = _mm512_fmadd_ps(lanes[v], b, sums[n][v]);
-                        }
-                    }
-                }
-                for n in 0..N {
-                    for v in 0..2 {
-                        _mm512_storeu_ps(out[n].as_mut_ptr().add(16 * v), sums[n][v]);
-                    }
-                }
-            }
-        }
-        let mut at = 0;
-        let (whole, rest) = out.as_chunks_mut::<8>();
-        for out in whole {
-            some(a, &b[at * step_n..], step_n, step_i, out);
-            at += 8;
-        }
-        for out in rest {
-            some(a, &b[at * step_n..], step_n, step_i, std::array::from_mut(out));
-            at += 1;
-        }
-    }
+    lane_products!(16, 2, 8, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_set1_ps);
 
     #[inline(always)]
     fn from_halves(h: &[u8; 16]) -> [f32; 8] {
