@@ -106,7 +106,7 @@ fn run(c: &mut Criterion, group: &str, name: &str, spec: &KernelSpec, at: Syms, 
         let items = spec.items(&at) as usize;
         group.bench_function(BenchmarkId::new(name, features.name()), |b| {
             // SAFETY: each argument has memory of its own, as large as its type says.
-            b.iter(|| unsafe { kernel.run(&args, &at, 0..items) });
+            b.iter(|| unsafe { kernel.run(&args, &at, &mut std::iter::once(0..items)) });
         });
     }
 }

@@ -253,7 +253,7 @@ impl Walk<'_> {
         // SAFETY: each argument has memory of its own, as long as its type says at these symbols (operands were checked
         // against their types when they were made), and nobody else knows of it.
         unsafe {
-            kernel.run(&args, &self.syms, 0..items);
+            kernel.run(&args, &self.syms, &mut std::iter::once(0..items));
             kernel.finish(&args, &self.syms);
         }
         let (mut error, mut tolerance) = (0.0f64, 0.0f64);

@@ -40,7 +40,7 @@ pub fn read_bandwidth(bytes: usize, threads: usize) -> Result<f64, BandwidthErro
             let read = |blocks: std::ops::Range<usize>| {
                 black_box(sum(&buffer[blocks.start * BLOCK..blocks.end * BLOCK]));
             };
-            worker.share(blocks, read, || ());
+            worker.share(blocks, |items| items.for_each(&read), || ());
         });
         start.elapsed()
     };

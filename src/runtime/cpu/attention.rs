@@ -243,8 +243,10 @@ fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
 }
 
 impl Kernel for Attention {
+    type Work = ();
+
     #[inline(always)]
-    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let (n, past) = (syms.t as usize, syms.p as usize);
         let tiles = n.div_ceil(self.tile.1);
         for item in items {

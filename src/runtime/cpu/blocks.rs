@@ -135,13 +135,13 @@ fn decode_simple<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn decode_plain<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     if dtype == DType::F16 {
-        let (whole, rest) = out.as_chunks_mut::<8>();
-        let (halves, rest_halves) = bytes.as_chunks::<16>();
+        let (whole, rest) = out.as_chunks_mut::<16>();
+        let (halves, rest_halves) = bytes.as_chunks::<32>();
         for (out, h) in whole.iter_mut().zip(halves) {
-            *out = I::from_halves(h);
+            I::from_halves(h, out);
         }
         for (out, h) in rest.iter_mut().zip(rest_halves.as_chunks::<2>().0) {
-            *out = half::<I>(h);
+            *out = I::from_half(*h);
         }
     } else {
         for (out, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

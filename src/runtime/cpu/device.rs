@@ -153,7 +153,7 @@ impl Device for CpuDevice {
                 // which lies in the pool or is a weight of this size; only the pool is written. Buffers overlap
                 // none that the launch writes, but by `may_alias`. Launches are apart, as `share` ends in a
                 // barrier, and items are shared out once.
-                let run = |range| unsafe { kernel.run(own, at, range) };
+                let run = |items: &mut dyn Iterator<Item = _>| unsafe { kernel.run(own, at, items) };
                 // SAFETY: as above; all items are done.
                 let finish = || unsafe { kernel.finish(own, at) };
                 worker.share(*items, run, finish);

@@ -6,10 +6,8 @@ use super::isa::Isa;
 use crate::gguf::blocks::BlockMXFP4;
 
 #[inline(always)]
-pub(super) fn half<I: Isa>(bytes: &[u8]) -> f32 {
-    let mut h = [0; 16];
-    h[..2].copy_from_slice(&bytes[..2]);
-    I::from_halves(&h)[0]
+fn half<I: Isa>(bytes: &[u8]) -> f32 {
+    I::from_half([bytes[0], bytes[1]])
 }
 
 /// `N` bytes of a block from `at` on.

@@ -100,8 +100,11 @@ pub(super) trait Isa: Sized + 'static {
     /// `out[n][l] += Σ a[i][l] · b[n·step_n + i·step_i]`: lanes of `a` meet single elements of `b`.
     fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]);
 
-    /// Eight little-endian halves as floats.
-    fn from_halves(h: &[u8; 16]) -> [f32; 8];
+    /// A little-endian half as a float.
+    fn from_half(h: [u8; 2]) -> f32;
+
+    /// Little-endian halves as floats.
+    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]);
 
     /// Eight floats as little-endian halves, rounded to nearest even.
     fn to_halves(x: &[f32; 8]) -> [u8; 16];
@@ -163,8 +166,15 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn from_halves(h: &[u8; 16]) -> [f32; 8] {
-        std::array::from_fn(|i| half_to_f32(u16::from_le_bytes([h[2 * i], h[2 * i + 1]])))
+    fn from_half(h: [u8; 2]) -> f32 {
+        half_to_f32(u16::from_le_bytes(h))
+    }
+
+    #[inline(always)]
+    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]) {
+        for (x, h) in x.iter_mut().zip(h.as_chunks().0) {
+            *x = Baseline::from_half(*h);
+        }
     }
 
     #[inline(always)]

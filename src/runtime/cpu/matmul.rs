@@ -158,8 +158,8 @@ impl Matmul {
         args.slice(part.weight, rows.start * row_bytes, rows.len() * row_bytes)
     }
 
-    /// The results of the rows of a part for some tokens, with bias and residual; by the tile in `slot`, if it is one that
-    /// tiles are made of.
+    /// The results of the rows of a part for some tokens, with bias and residual, into `slot`; by the tile in that slot, if it is
+    /// a part that tiles are made of.
     #[inline(always)]
     fn compute<I: Isa>(
         &self,
@@ -168,9 +168,9 @@ impl Matmul {
         Span { rows, tokens }: &Span,
         slot: usize,
         work: &mut Work,
-        out: &mut Results,
     ) {
         let n = tokens.len();
+        let out = &mut work.results[slot];
         if self.is_integer(part) {
             let units = self.k / 32;
             if work.tiled {
@@ -236,14 +236,13 @@ impl Matmul {
     #[inline(always)]
     fn store<I: Isa>(&self, args: Args<'_>, part: &Part, span: &Span, work: &mut Work) {
         let Span { rows, tokens } = span;
-        let mut results = [[0.0; ROWS]; TOKENS];
-        self.compute::<I>(args, part, span, 0, work, &mut results);
+        self.compute::<I>(args, part, span, 0, work);
         if let Epilogue::Swiglu { out } = self.epilogue {
-            let mut up = [[0.0; ROWS]; TOKENS];
-            self.compute::<I>(args, &self.parts[1], span, 1, work, &mut up);
-            for ((t, gate), up) in tokens.clone().zip(&mut results).zip(&up) {
+            self.compute::<I>(args, &self.parts[1], span, 1, work);
+            let [gate, up] = &mut work.results;
+            for ((t, gate), up) in tokens.clone().zip(gate).zip(up) {
                 for (g, u) in gate.iter_mut().zip(up) {
-                    *g = silu::<I>(*g) * u;
+                    *g = silu::<I>(*g) * *u;
                 }
                 if self.quantised {
                     args.store(out, (t * part.rows + rows.start) / 32, &[quantise(gate)]);
@@ -253,7 +252,7 @@ impl Matmul {
             }
             return;
         }
-        for (t, y) in tokens.clone().zip(&results) {
+        for (t, y) in tokens.clone().zip(&work.results[0]) {
             let y = &y[..rows.len()];
             match part.out {
                 Some(out) => args.store(out, t * part.rows + rows.start, y),
@@ -271,11 +270,12 @@ struct Span {
 
 /// What work items need while they run.
 #[derive(Default)]
-struct Work {
+pub(super) struct Work {
     /// Whether integer parts are computed by tiles.
     tiled: bool,
-    /// Of the part at hand, and of up beside gate.
+    /// Of the part at hand, and of up beside gate; so all that come in twos.
     tiles: [Tile; 2],
+    results: [Results; 2],
     /// Of every token, for tiles of formats that split their blocks.
     halves: Vec<[f32; 2]>,
     /// The activations of the tokens at hand, for integer parts that are computed row by row.
@@ -285,12 +285,14 @@ struct Work {
 }
 
 impl Kernel for Matmul {
+    type Work = Work;
+
     #[inline(always)]
-    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, work: &mut Work, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let n = self.tokens.eval(syms) as usize;
-        let tiled = I::TILE_TOKENS < usize::MAX && n >= I::TILE_TOKENS;
-        let mut work = Work { tiled, ..Work::default() };
-        if tiled && self.parts.iter().any(|p| self.is_integer(p) && blocks::is_split(p.format)) {
+        work.tiled = I::TILE_TOKENS < usize::MAX && n >= I::TILE_TOKENS;
+        let splits = |p: &Part| self.is_integer(p) && blocks::is_split(p.format);
+        if work.tiled && work.halves.is_empty() && self.parts.iter().any(splits) {
             work.halves = halves(args.slice(self.x, 0, n * (self.k / 32)));
         }
         for item in items {
@@ -301,7 +303,7 @@ impl Kernel for Matmul {
             }
             for start in rows.clone().step_by(ROWS) {
                 let rows = start..(start + ROWS).min(rows.end);
-                if tiled {
+                if work.tiled {
                     self.fill::<I>(args, part, &rows, &mut work.tiles[0]);
                     if let Epilogue::Swiglu { .. } = self.epilogue {
                         self.fill::<I>(args, &self.parts[1], &rows, &mut work.tiles[1]);
@@ -309,7 +311,7 @@ impl Kernel for Matmul {
                 }
                 for t in (0..n).step_by(TOKENS) {
                     let span = Span { rows: rows.clone(), tokens: t..(t + TOKENS).min(n) };
-                    self.store::<I>(args, part, &span, &mut work);
+                    self.store::<I>(args, part, &span, work);
                 }
             }
             if let Epilogue::ArgMax { best, index, .. } = self.epilogue {

@@ -56,7 +56,7 @@ compile_error!("weights are read in place, which needs a little-endian machine")
 
 /// A kernel that is ready to run.
 pub trait CpuKernel: Send + Sync {
-    /// Does the work items `items`, of [`KernelSpec::items`]. Disjoint ranges may run at the same time.
+    /// Does work items, of [`KernelSpec::items`], as long as `items` yields some. Disjoint ranges may run at the same time.
     ///
     /// # Safety
     /// `args` has one entry for each argument of the spec, and each is valid for its `len`, which is
@@ -66,7 +66,7 @@ pub trait CpuKernel: Send + Sync {
     ///
     /// # Panics
     /// If an argument is shorter than its type says, `items` leaves the grid, or `P + T > S`.
-    unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: Range<usize>);
+    unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: &mut dyn Iterator<Item = Range<usize>>);
 
     /// Ends a launch, on one thread, after all its items.
     ///
@@ -98,7 +98,10 @@ fn boxed<K: Kernel + 'static>(kernel: K, spec: &KernelSpec, level: Level) -> Box
 /// A kernel in safe Rust over checked arguments. `run` and all it calls must be `#[inline(always)]`, so that they
 /// are compiled with the instructions of `I`.
 trait Kernel: Send + Sync {
-    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>);
+    /// What a thread keeps from one range of items of a launch to the next.
+    type Work: Default;
+
+    fn run<I: Isa>(&self, work: &mut Self::Work, args: Args<'_>, syms: &Syms, items: Range<usize>);
 
     fn finish(&self, _args: Args<'_>, _syms: &Syms) {}
 }
@@ -111,12 +114,11 @@ struct Bound<K> {
 }
 
 impl<K: Kernel> CpuKernel for Bound<K> {
-    unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: Range<usize>) {
+    unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: &mut dyn Iterator<Item = Range<usize>>) {
         let all = self.grid.iter().fold(1, |n: u64, e| n.saturating_mul(e.eval(syms)));
-        assert!(items.end as u64 <= all, "items {items:?} of a launch of {all}");
         // SAFETY: the caller's promise is the one that `Args` asks for.
         let args = unsafe { Args::new(args) };
-        let launch = Launch { kernel: &self.kernel, args, syms, items };
+        let launch = Launch { kernel: &self.kernel, args, syms, items, all };
         // `Features` holds a level only where the processor has it.
         match self.level {
             Level::Baseline => Baseline::outline(launch),
@@ -138,12 +140,18 @@ struct Launch<'a, K> {
     kernel: &'a K,
     args: Args<'a>,
     syms: &'a Syms,
-    items: Range<usize>,
+    items: &'a mut dyn Iterator<Item = Range<usize>>,
+    /// Items of the whole launch.
+    all: u64,
 }
 
 impl<K: Kernel> Job for Launch<'_, K> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        self.kernel.run::<I>(self.args, self.syms, self.items);
+        let mut work = K::Work::default();
+        for items in self.items {
+            assert!(items.end as u64 <= self.all, "items {items:?} of a launch of {}", self.all);
+            self.kernel.run::<I>(&mut work, self.args, self.syms, items);
+        }
     }
 }

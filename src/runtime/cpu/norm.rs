@@ -118,8 +118,10 @@ pub(super) fn clamp_id(id: i32, rows: usize) -> usize {
 }
 
 impl Kernel for Norm {
+    type Work = ();
+
     #[inline(always)]
-    fn run<I: Isa>(&self, args: Args<'_>, _: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, _: &Syms, items: Range<usize>) {
         let mut x = [0.0; GROUP];
         let mut w = [0.0; GROUP];
         let groups = |n: usize| (0..n).step_by(GROUP).map(move |start| (start, GROUP.min(n - start)));

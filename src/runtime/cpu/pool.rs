@@ -237,18 +237,20 @@ impl Worker<'_> {
         self.shared.threads
     }
 
-    /// Splits `items` over the workers, whoever is free taking the next few; when all are done, `after` runs on one
-    /// thread, and then everybody goes on.
-    pub fn share(&self, items: usize, mut work: impl FnMut(Range<usize>), after: impl FnOnce()) {
+    /// Splits `items` over the workers, whoever is free taking the next few from the iterator that `work` gets and must
+    /// exhaust; when all are done, `after` runs on one thread, and then everybody goes on.
+    pub fn share(
+        &self,
+        items: usize,
+        work: impl FnOnce(&mut dyn Iterator<Item = Range<usize>>),
+        after: impl FnOnce(),
+    ) {
         // Large enough for the counter to cost nothing, small enough for a slow thread to be waited for shortly.
         let some = (items / (8 * self.shared.threads)).max(1);
-        loop {
+        work(&mut std::iter::from_fn(|| {
             let start = self.shared.next.0.fetch_add(some, Ordering::Relaxed);
-            if start >= items {
-                break;
-            }
-            work(start..items.min(start + some));
-        }
+            (start < items).then(|| start..items.min(start + some))
+        }));
         self.meet(after);
     }
 
@@ -324,10 +326,14 @@ mod tests {
                                 assert_eq!(c.fetch_add(1, Ordering::Relaxed), stage);
                             }
                         };
-                        worker.share(items, each, || {
-                            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == stage + 1));
-                            afters.fetch_add(1, Ordering::Relaxed);
-                        });
+                        worker.share(
+                            items,
+                            |items| items.for_each(each),
+                            || {
+                                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == stage + 1));
+                                afters.fetch_add(1, Ordering::Relaxed);
+                            },
+                        );
                         assert_eq!(afters.load(Ordering::Relaxed) / (stage + 1), 1);
                         worker.barrier();
                     }
@@ -373,7 +379,7 @@ mod tests {
                     if worker.index() == culprit {
                         std::panic::resume_unwind(Box::new("broken"));
                     }
-                    worker.share(10, |_| (), || ());
+                    worker.share(10, |items| items.for_each(drop), || ());
                     worker.barrier();
                 });
             }));
@@ -383,7 +389,7 @@ mod tests {
                 let add = |r: Range<usize>| {
                     sum.fetch_add(r.map(|i| i as u64).sum(), Ordering::Relaxed);
                 };
-                worker.share(100, add, || ());
+                worker.share(100, |items| items.for_each(add), || ());
             });
             assert_eq!(sum.into_inner(), 4950);
         }
@@ -414,7 +420,11 @@ mod tests {
                             if worker.index() == 0 {
                                 assert!(!busy.swap(true, Ordering::AcqRel));
                             }
-                            worker.share(5, |_| (), || busy.store(false, Ordering::Release));
+                            worker.share(
+                                5,
+                                |items| items.for_each(drop),
+                                || busy.store(false, Ordering::Release),
+                            );
                         });
                     }
                 });

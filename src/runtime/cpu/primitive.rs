@@ -394,8 +394,10 @@ fn rows_of(table: &TensorType) -> usize {
 }
 
 impl Kernel for PrimitiveKernel {
+    type Work = ();
+
     #[inline(always)]
-    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, syms: &Syms, items: Range<usize>) {
         for row in items {
             self.row::<I>(args, syms, row);
         }

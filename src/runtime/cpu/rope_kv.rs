@@ -177,8 +177,10 @@ pub(super) fn store_cache<I: Isa>(args: Args<'_>, cache: ArgId, dtype: DType, st
 }
 
 impl Kernel for RopeKv {
+    type Work = ();
+
     #[inline(always)]
-    fn run<I: Isa>(&self, args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let mut turns = [(0.0, 0.0); MAX_HEAD / 2];
         let mut head = [0.0; MAX_HEAD];
         let head = &mut head[..self.head_dim];

@@ -41,8 +41,10 @@ impl Swiglu {
 }
 
 impl Kernel for Swiglu {
+    type Work = ();
+
     #[inline(always)]
-    fn run<I: Isa>(&self, args: Args<'_>, _: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, _: &Syms, items: Range<usize>) {
         let spans = self.n.div_ceil(SPAN);
         for item in items {
             let (row, from) = (item / spans, item % spans * SPAN);

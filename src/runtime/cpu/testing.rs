@@ -131,7 +131,7 @@ pub fn launch(
         places.iter().map(|p| RawArg { ptr: base.wrapping_add(p.start), len: p.len() }).collect();
     for item in (0..spec.items(syms) as usize).rev() {
         // SAFETY: `args` lie in `memory`, apart but for the pair that the spec allows, and nobody else uses it.
-        unsafe { kernel.run(&args, syms, item..item + 1) };
+        unsafe { kernel.run(&args, syms, &mut std::iter::once(item..item + 1)) };
     }
     // SAFETY: as above.
     unsafe { kernel.finish(&args, syms) };

@@ -107,9 +107,20 @@ impl Isa for Avx2 {
     lane_products!(8, 4, 2, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_set1_ps);
 
     #[inline(always)]
-    fn from_halves(h: &[u8; 16]) -> [f32; 8] {
-        // SAFETY: the processor has F16C; both types are plain bytes.
-        unsafe { std::mem::transmute(_mm256_cvtph_ps(_mm_loadu_si128(h.as_ptr().cast()))) }
+    fn from_half(h: [u8; 2]) -> f32 {
+        // SAFETY: the processor has F16C.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(h))))) }
+    }
+
+    #[inline(always)]
+    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]) {
+        // SAFETY: the processor has F16C; loads and stores are unaligned and within the arrays.
+        unsafe {
+            for at in [0, 8] {
+                let h = _mm_loadu_si128(h.as_ptr().add(2 * at).cast());
+                _mm256_storeu_ps(x.as_mut_ptr().add(at), _mm256_cvtph_ps(h));
+            }
+        }
     }
 
     #[inline(always)]
@@ -208,8 +219,17 @@ impl Isa for Avx512 {
     lane_products!(16, 2, 8, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_set1_ps);
 
     #[inline(always)]
-    fn from_halves(h: &[u8; 16]) -> [f32; 8] {
-        Avx2::from_halves(h)
+    fn from_half(h: [u8; 2]) -> f32 {
+        Avx2::from_half(h)
+    }
+
+    #[inline(always)]
+    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]) {
+        // SAFETY: the processor has AVX-512; load and store are unaligned and within the arrays.
+        unsafe {
+            let h = _mm256_loadu_si256(h.as_ptr().cast());
+            _mm512_storeu_ps(x.as_mut_ptr(), _mm512_cvtph_ps(h));
+        }
     }
 
     #[inline(always)]

@@ -281,5 +281,5 @@ fn refuses_items_beyond_the_grid() {
     let kernel =
         bind(&stored(DType::F32, 64, 32, &[(DType::F16, 64)], false), &Features::baseline()).unwrap();
     // SAFETY: no memory is promised, and none is touched.
-    unsafe { kernel.run(&[], &syms(1, 0, 1), 1..3) };
+    unsafe { kernel.run(&[], &syms(1, 0, 1), &mut std::iter::once(1..3)) };
 }
