@@ -5,7 +5,7 @@ use super::super::blocks::{self, Format, GROUP, Group, XGroup};
 use super::super::isa::{Isa, Job};
 use super::super::math::{LANES, dot_lanes, sum};
 use super::tile::half_sums;
-use super::{Results, TOKENS};
+use super::{ROWS, Results, TOKENS};
 use crate::codegen::spec::ArgId;
 use crate::ir::DType;
 use std::marker::PhantomData;
@@ -25,30 +25,52 @@ impl<E: Engine, const M: usize> Job for RowByRow<'_, E, M> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let RowByRow { format, k, weights, xs, out } = self;
-        let xs = &xs[..xs.len().min(M)];
-        let group_bytes = blocks::bytes_of(format, GROUP);
         let mut engine = E::new(format);
-        for (i, row) in weights.chunks_exact(blocks::bytes_of(format, k)).enumerate() {
-            let mut acc = [E::ZERO; M];
-            for (g, bytes) in row.chunks(group_bytes).enumerate() {
-                let n = GROUP.min(k - g * GROUP);
-                engine.decode::<I>(bytes, n);
-                let span = g * (GROUP / E::UNIT)..g * (GROUP / E::UNIT) + n.div_ceil(E::UNIT);
-                let (fours, rest) = xs.as_chunks::<4>();
-                let (acc_fours, acc_rest) = acc.as_chunks_mut::<4>();
-                for (x, acc) in fours.iter().zip(acc_fours.iter_mut()) {
-                    let [a, b, c, d] = *x;
-                    let part = [&a[span.clone()], &b[span.clone()], &c[span.clone()], &d[span.clone()]];
-                    engine.accumulate::<I, 4>(part, acc);
-                }
-                let acc_rest = acc_fours.get_mut(fours.len()).map_or(acc_rest, |a| &mut a[..]);
-                for (x, acc) in rest.iter().zip(acc_rest) {
-                    engine.accumulate::<I, 1>([&x[span.clone()]], std::array::from_mut(acc));
-                }
+        let rows = weights.chunks_exact(blocks::bytes_of(format, k)).take(ROWS);
+        if let ([x], 1) = (xs, M) {
+            // Lanes are summed when all rows are done: by then, none has to be waited for.
+            let mut sums = [[0.0; LANES]; ROWS];
+            for (row, sums) in rows.zip(&mut sums) {
+                products::<I, E, 1>(&mut engine, format, k, row, &[x], std::array::from_mut(sums));
             }
-            for (out, acc) in out.iter_mut().zip(acc).take(xs.len()) {
-                out[i] = E::total(acc);
+            for (out, sums) in out[0].iter_mut().zip(sums) {
+                *out = sum(sums);
             }
+            return;
+        }
+        for (i, row) in rows.enumerate() {
+            let mut sums = [[0.0; LANES]; M];
+            products::<I, E, M>(&mut engine, format, k, row, xs, &mut sums);
+            for (out, sums) in out.iter_mut().zip(sums).take(xs.len()) {
+                out[i] = sum(sums);
+            }
+        }
+    }
+}
+
+/// Adds the products of a row with each of up to `M` tokens to lanes.
+#[inline(always)]
+fn products<I: Isa, E: Engine, const M: usize>(
+    engine: &mut E,
+    format: DType,
+    k: usize,
+    row: &[u8],
+    xs: &[&[E::X]],
+    sums: &mut [[f32; LANES]; M],
+) {
+    for (g, bytes) in row.chunks(blocks::bytes_of(format, GROUP)).enumerate() {
+        let n = GROUP.min(k - g * GROUP);
+        engine.decode::<I>(bytes, n);
+        let span = g * (GROUP / E::UNIT)..g * (GROUP / E::UNIT) + n.div_ceil(E::UNIT);
+        let (fours, rest) = xs.as_chunks::<4>();
+        let (fours_sums, rest_sums) = sums.split_at_mut(4 * fours.len());
+        for (x, sums) in fours.iter().zip(fours_sums.as_chunks_mut::<4>().0) {
+            let [a, b, c, d] = *x;
+            let part = [&a[span.clone()], &b[span.clone()], &c[span.clone()], &d[span.clone()]];
+            engine.accumulate::<I, 4>(part, sums);
+        }
+        for (x, sums) in rest.iter().zip(rest_sums) {
+            engine.accumulate::<I, 1>([&x[span.clone()]], std::array::from_mut(sums));
         }
     }
 }
@@ -58,20 +80,13 @@ pub trait Engine {
     /// What activations are stored in, [`Engine::UNIT`] at a time.
     type X;
     const UNIT: usize;
-    /// The partial sums of one row and token.
-    type Acc: Copy;
-    const ZERO: Self::Acc;
-
     fn new(format: DType) -> Self;
 
     /// Decodes a group of `n` weights.
     fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize);
 
-    /// Adds the products of the group with its part of each of `N` tokens.
-    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[Self::X]; N], acc: &mut [Self::Acc; N]);
-
-    /// The sum of the partial sums.
-    fn total(acc: Self::Acc) -> f32;
+    /// Adds the products of the group with its part of each of `N` tokens to lanes.
+    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[Self::X]; N], sums: &mut [[f32; LANES]; N]);
 }
 
 /// Quantised activations of some tokens, as [`Integers`] wants them.
@@ -125,8 +140,6 @@ pub struct Integers<F> {
 impl<F: Format> Engine for Integers<F> {
     type X = XGroup;
     const UNIT: usize = GROUP;
-    type Acc = [f32; LANES];
-    const ZERO: Self::Acc = [0.0; LANES];
 
     #[inline(always)]
     fn new(_: DType) -> Self {
@@ -143,7 +156,7 @@ impl<F: Format> Engine for Integers<F> {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[XGroup]; N], acc: &mut [Self::Acc; N]) {
+    fn accumulate<I: Isa, const N: usize>(&self, xs: [&[XGroup]; N], acc: &mut [[f32; LANES]; N]) {
         for (x, acc) in xs.into_iter().zip(acc) {
             if let [x] = x {
                 match (F::SIGNED, F::SPLIT) {
@@ -153,11 +166,6 @@ impl<F: Format> Engine for Integers<F> {
                 }
             }
         }
-    }
-
-    #[inline(always)]
-    fn total(acc: Self::Acc) -> f32 {
-        sum(acc)
     }
 }
 
@@ -172,8 +180,6 @@ pub struct Floats<X> {
 impl<X: Activation> Engine for Floats<X> {
     type X = X;
     const UNIT: usize = X::UNIT;
-    type Acc = [f32; LANES];
-    const ZERO: Self::Acc = [0.0; LANES];
 
     #[inline(always)]
     fn new(format: DType) -> Self {
@@ -189,11 +195,6 @@ impl<X: Activation> Engine for Floats<X> {
     #[inline(always)]
     fn accumulate<I: Isa, const N: usize>(&self, xs: [&[X]; N], acc: &mut [[f32; LANES]; N]) {
         X::accumulate::<I, N>(&self.group[..self.n], xs, acc);
-    }
-
-    #[inline(always)]
-    fn total(acc: Self::Acc) -> f32 {
-        sum(acc)
     }
 }
 
