@@ -1,6 +1,6 @@
 //! How fast this machine reads memory.
 
-use crate::runtime::cpu::{Pool, PoolError};
+use crate::runtime::cpu::{Pool, PoolError, prefetch};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ const PASSES: usize = 5;
 const BLOCK: usize = 1 << 17;
 /// Sums kept apart, so that a loop over them has no chain of additions to wait for.
 const LANES: usize = 32;
+/// Bytes ahead that are asked for.
+const AHEAD: usize = 4096;
 
 /// Why the bandwidth cannot be measured.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,10 @@ fn sum(words: &[u64]) -> u64 {
     let mut sums = [0u64; LANES];
     let (lanes, rest) = words.as_chunks::<LANES>();
     for lane in lanes {
+        // As the kernels do: it takes that to read as fast as memory allows.
+        for line in (0..size_of_val(lane)).step_by(64) {
+            prefetch(lane.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
+        }
         for (sum, word) in sums.iter_mut().zip(lane) {
             *sum = sum.wrapping_add(*word);
         }

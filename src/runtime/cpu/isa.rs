@@ -81,6 +81,18 @@ impl Features {
     }
 }
 
+/// Asks for the cache line at an address, which may lie anywhere.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    // SAFETY: a prefetch is a hint, and no address makes it fault; every x86-64 has it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// What differs between instruction sets. The integer parts agree bit for bit, floats but for the rounding of `mul_add`.
 ///
 /// Called only from code that runs on a processor that has the set, inside a function compiled for it.

@@ -42,7 +42,7 @@ pub use check::BindError;
 pub use device::CpuDevice;
 #[cfg(test)]
 pub(super) use device::reserve;
-pub use isa::Features;
+pub use isa::{Features, prefetch};
 pub use pool::{Pool, PoolError, Worker};
 
 use crate::codegen::spec::{Extent, KernelSpec, Template};
