@@ -182,7 +182,7 @@ impl Attention {
             }
             let mut weights = [[0.0; WIDE]; KEYS];
             let weights = &mut weights[..keys.len()];
-            I::lane_products(queries, rows.as_flattened(), D, 1, weights);
+            I::lane_products(queries, bytemuck::cast_slice(rows.as_flattened()), D, 1, weights);
             let mut new = max;
             for (key, weights) in keys.clone().zip(weights.iter_mut()) {
                 for l in 0..WIDE {
@@ -210,7 +210,7 @@ impl Attention {
             for (key, row) in keys.zip(&mut rows) {
                 self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, &mut row[..d]);
             }
-            I::lane_products(weights, rows.as_flattened(), 1, D, out);
+            I::lane_products(weights, bytemuck::cast_slice(rows.as_flattened()), 1, D, out);
         }
         for i in 0..n {
             for (y, lanes) in row.iter_mut().zip(out.iter()) {

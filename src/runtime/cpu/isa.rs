@@ -110,7 +110,7 @@ pub(super) trait Isa: Sized + 'static {
     fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]);
 
     /// `out[n][l] += Σ a[i][l] · b[n·step_n + i·step_i]`: lanes of `a` meet single elements of `b`.
-    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]);
+    fn lane_products(a: &[[f32; WIDE]], b: &[F32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]);
 
     /// A little-endian half as a float.
     fn from_half(h: [u8; 2]) -> f32;
@@ -166,10 +166,10 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn lane_products(a: &[[f32; WIDE]], b: &[f32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
+    fn lane_products(a: &[[f32; WIDE]], b: &[F32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]) {
         for (n, out) in out.iter_mut().enumerate() {
             for (i, a) in a.iter().enumerate() {
-                let b = b[n * step_n + i * step_i];
+                let b = b[n * step_n + i * step_i].0;
                 for (out, a) in out.iter_mut().zip(a) {
                     *out += a * b;
                 }

@@ -20,8 +20,10 @@ use crate::codegen::spec::{Access, ArgId, Epilogue, Extent, KernelSpec, MatmulSp
 use crate::ir::{DType, Dim};
 use rows::{Floats, Integers, Prepared, RowByRow};
 use std::ops::Range;
-use tile::{Fill, Multiply, halves};
+use tile::{Fill, FillLanes, Lanes, Multiply, MultiplyLanes, halves};
 
+/// Tokens from which float weights become lanes that all tokens share.
+const LANE_TOKENS: usize = 8;
 /// Tokens whose results are held before they are stored.
 const TOKENS: usize = 24;
 /// Rows whose results are held before they are stored; a block of `q8_act`.
@@ -139,16 +141,38 @@ impl Matmul {
         self.x_type == DType::Q8Act && part.format.is_quantised()
     }
 
-    /// Makes a tile of rows that many tokens share.
+    /// Makes what many tokens share of some rows, if `n` tokens are as many: a tile where integers meet, lanes where floats do.
     #[inline(always)]
-    fn fill<I: Isa>(&self, args: Args<'_>, part: &Part, rows: &Range<usize>, tile: &mut Tile) {
-        let bytes = self.weights(args, part, rows);
-        macro_rules! fill {
-            ($format:ty) => {
-                I::outline(Fill::<$format>::new(tile, bytes, rows.len(), self.k))
-            };
+    fn fill<I: Isa>(
+        &self,
+        args: Args<'_>,
+        part: &Part,
+        rows: &Range<usize>,
+        n: usize,
+        slot: usize,
+        work: &mut Work,
+    ) {
+        let weights = self.weights(args, part, rows);
+        work.shared[slot] = if self.is_integer(part) {
+            I::TILE_TOKENS < usize::MAX && n >= I::TILE_TOKENS
+        } else {
+            self.x_type == DType::F32 && n >= LANE_TOKENS
+        };
+        if !work.shared[slot] {
+            return;
         }
-        with_format!(part.format, fill, ());
+        if self.is_integer(part) {
+            let tile = &mut work.tiles[slot];
+            macro_rules! fill {
+                ($format:ty) => {
+                    I::outline(Fill::<$format>::new(tile, weights, rows.len(), self.k))
+                };
+            }
+            with_format!(part.format, fill, ());
+        } else {
+            let lanes = &mut work.lanes[slot];
+            I::outline(FillLanes { lanes, weights, format: part.format, k: self.k });
+        }
     }
 
     /// The stored weights of some rows.
@@ -173,7 +197,7 @@ impl Matmul {
         let out = &mut work.results[slot];
         if self.is_integer(part) {
             let units = self.k / 32;
-            if work.tiled {
+            if work.shared[slot] {
                 let mut xs = [Rows::default(); TOKENS];
                 for (x, t) in xs.iter_mut().zip(tokens.clone()) {
                     x.blocks = args.slice(self.x, t * units, units);
@@ -195,6 +219,9 @@ impl Matmul {
             let (mut xs, units) = ([&[][..]; TOKENS], self.k / 32);
             xs.iter_mut().zip(tokens.clone()).for_each(|(x, t)| *x = args.slice(self.x, t * units, units));
             self.row_by_row::<I, Floats<Q8Block>>(args, part, rows, &xs[..n], out);
+        } else if work.shared[slot] {
+            let xs = args.slice(self.x, tokens.start * self.k, n * self.k);
+            I::outline(MultiplyLanes { lanes: &work.lanes[slot], xs, out });
         } else {
             let mut xs = [&[][..]; TOKENS];
             xs.iter_mut().zip(tokens.clone()).for_each(|(x, t)| *x = args.slice(self.x, t * self.k, self.k));
@@ -271,10 +298,10 @@ struct Span {
 /// What work items need while they run.
 #[derive(Default)]
 pub(super) struct Work {
-    /// Whether integer parts are computed by tiles.
-    tiled: bool,
-    /// Of the part at hand, and of up beside gate; so all that come in twos.
+    /// Whether the part at hand is computed by what all tokens share; and up beside gate, so all that come in twos.
+    shared: [bool; 2],
     tiles: [Tile; 2],
+    lanes: [Lanes; 2],
     results: [Results; 2],
     /// Of every token, for tiles of formats that split their blocks.
     halves: Vec<[f32; 2]>,
@@ -290,9 +317,8 @@ impl Kernel for Matmul {
     #[inline(always)]
     fn run<I: Isa>(&self, work: &mut Work, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let n = self.tokens.eval(syms) as usize;
-        work.tiled = I::TILE_TOKENS < usize::MAX && n >= I::TILE_TOKENS;
         let splits = |p: &Part| self.is_integer(p) && blocks::is_split(p.format);
-        if work.tiled && work.halves.is_empty() && self.parts.iter().any(splits) {
+        if n >= I::TILE_TOKENS && work.halves.is_empty() && self.parts.iter().any(splits) {
             work.halves = halves(args.slice(self.x, 0, n * (self.k / 32)));
         }
         for item in items {
@@ -303,11 +329,9 @@ impl Kernel for Matmul {
             }
             for start in rows.clone().step_by(ROWS) {
                 let rows = start..(start + ROWS).min(rows.end);
-                if work.tiled {
-                    self.fill::<I>(args, part, &rows, &mut work.tiles[0]);
-                    if let Epilogue::Swiglu { .. } = self.epilogue {
-                        self.fill::<I>(args, &self.parts[1], &rows, &mut work.tiles[1]);
-                    }
+                self.fill::<I>(args, part, &rows, n, 0, work);
+                if let Epilogue::Swiglu { .. } = self.epilogue {
+                    self.fill::<I>(args, &self.parts[1], &rows, n, 1, work);
                 }
                 for t in (0..n).step_by(TOKENS) {
                     let span = Span { rows: rows.clone(), tokens: t..(t + TOKENS).min(n) };

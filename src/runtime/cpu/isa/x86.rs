@@ -13,7 +13,7 @@ macro_rules! lane_products {
         #[inline(always)]
         fn lane_products(
             a: &[[f32; WIDE]],
-            b: &[f32],
+            b: &[F32],
             step_n: usize,
             step_i: usize,
             out: &mut [[f32; WIDE]],
@@ -32,7 +32,7 @@ macro_rules! lane_products {
             #[inline(always)]
             fn some<const N: usize>(
                 a: &[[f32; WIDE]],
-                b: &[f32],
+                b: &[F32],
                 step_n: usize,
                 step_i: usize,
                 out: &mut [[f32; WIDE]; N],
@@ -54,7 +54,7 @@ macro_rules! lane_products {
                             *lanes = $load(a.as_ptr().add($width * v));
                         }
                         for (n, sums) in sums.iter_mut().enumerate() {
-                            let b = $set(*b.get_unchecked(n * step_n + i * step_i));
+                            let b = $set(b.get_unchecked(n * step_n + i * step_i).0);
                             for (sum, lanes) in sums.iter_mut().zip(lanes) {
                                 *sum = $mul_add(lanes, b, *sum);
                             }

@@ -1,9 +1,10 @@
 //! Weights decoded once for many tokens: 32 rows side by side, so that a vector of rows meets one activation.
 
-use super::super::args::Q8Block;
-use super::super::blocks::{Format, GROUP, Group};
+use super::super::args::{F32, Q8Block};
+use super::super::blocks::{self, Format, GROUP, Group};
 use super::super::isa::{Isa, Job};
-use super::{ROWS, Results};
+use super::{ROWS, Results, TOKENS};
+use crate::ir::DType;
 use std::marker::PhantomData;
 
 /// 32 rows of weights, 32 columns at a time.
@@ -172,14 +173,69 @@ impl Multiply<'_> {
     }
 }
 
+/// Weights in floats, for activations in floats: lane `r` of element `k` is that of row `r` and column `k`.
+pub type Lanes = Vec<[f32; ROWS]>;
+
+/// Columns whose products are summed before they are added to the rest, which keeps rounding small.
+const COLUMNS: usize = 128;
+
+/// Decodes at most 32 rows of `k` weights into lanes.
+pub struct FillLanes<'a> {
+    pub lanes: &'a mut Lanes,
+    pub weights: &'a [u8],
+    pub format: DType,
+    pub k: usize,
+}
+
+impl Job for FillLanes<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let FillLanes { lanes, weights, format, k } = self;
+        lanes.resize(k, [0.0; ROWS]);
+        let mut values = [0.0; GROUP];
+        let rows = weights.chunks_exact(blocks::bytes_of(format, k)).take(ROWS);
+        for (r, row) in rows.enumerate() {
+            for (bytes, lanes) in row.chunks(blocks::bytes_of(format, GROUP)).zip(lanes.chunks_mut(GROUP)) {
+                let values = &mut values[..lanes.len()];
+                blocks::decode::<I>(format, bytes, values);
+                for (lanes, value) in lanes.iter_mut().zip(values) {
+                    lanes[r] = *value;
+                }
+            }
+        }
+    }
+}
+
+/// The products of lanes with tokens, `xs`, one after another.
+pub struct MultiplyLanes<'a> {
+    pub lanes: &'a Lanes,
+    pub xs: &'a [F32],
+    pub out: &'a mut Results,
+}
+
+impl Job for MultiplyLanes<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let MultiplyLanes { lanes, xs, out } = self;
+        let (k, n) = (lanes.len(), xs.len() / lanes.len());
+        let out = &mut out[..n];
+        out.fill([0.0; ROWS]);
+        for (i, columns) in lanes.chunks(COLUMNS).enumerate() {
+            let mut sums = [[0.0; ROWS]; TOKENS];
+            I::lane_products(columns, &xs[i * COLUMNS..], k, 1, &mut sums[..n]);
+            for (out, sums) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                *out += sums;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::formats::{Q2K, Q4K, Q6K, Q8_0};
     use super::super::super::isa::{Baseline, Features};
     use super::super::super::testing::{random, rng};
-    use super::super::TOKENS;
     use super::*;
-    use crate::ir::DType;
 
     const K: usize = 512;
 
