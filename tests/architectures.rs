@@ -265,6 +265,7 @@ fn impossible_heads_are_refused_by_key() {
         ("attention.head_count", 0),
         ("attention.head_count_kv", 3),
         ("attention.key_length", 0),
+        ("attention.key_length", 1026),
         ("attention.value_length", 32),
         ("rope.dimension_count", 63),
         ("rope.dimension_count", 66),
@@ -276,6 +277,14 @@ fn impossible_heads_are_refused_by_key() {
         let says = refusal(&model);
         assert!(says.contains(&key), "{says}");
     }
+    // What follows from another key is that key's fault.
+    let mut model = Model::new(&shape("tiny-llama"), uniform(DType::F16));
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        model.metadata.shift_remove(&format!("llama.{key}"));
+    }
+    model.metadata.insert("llama.attention.key_length".into(), Value::U32(33));
+    let says = refusal(&model);
+    assert!(says.starts_with("key \"llama.attention.key_length\": cannot rotate 33 dimensions"), "{says}");
 }
 
 #[test]

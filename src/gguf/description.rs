@@ -20,10 +20,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// The compiler's element type, or an error that names the tensor and its type.
+    /// The compiler's element type, which is one that weights may have; or an error that names the tensor and its type.
     pub fn dtype(&self) -> Result<DType, GgufError> {
         let unsupported = || TensorProblem::UnsupportedType { name: self.ggml_type.name() };
-        self.ggml_type.dtype().ok_or_else(|| GgufError::tensor(&self.name, unsupported()))
+        let dtype = self.ggml_type.dtype().filter(|dtype| DType::WEIGHTS.contains(dtype));
+        dtype.ok_or_else(|| GgufError::tensor(&self.name, unsupported()))
     }
 
     /// The number of elements.
@@ -207,15 +208,28 @@ mod tests {
 
     #[test]
     fn unsupported_types_are_refused_by_name() {
-        let info = TensorInfo {
+        let info = |ggml_type: GgmlType| TensorInfo {
             name: "blk.0.attn_q.weight".into(),
-            ggml_type: GgmlType::from_id(21).unwrap(),
+            ggml_type,
             shape: vec![2, 256],
             offset: 0,
-            bytes: 220,
+            bytes: 512 / ggml_type.block_len() * ggml_type.block_bytes(),
         };
-        let e = info.dtype().unwrap_err().to_string();
-        assert!(e.starts_with("tensor \"blk.0.attn_q.weight\" has the element type IQ3_S"), "{e}");
-        assert_eq!(info.elements(), 512);
+        let mut supported = vec![];
+        for ty in (0..64).filter_map(GgmlType::from_id) {
+            let info = info(ty);
+            assert_eq!(info.elements(), 512);
+            match info.dtype() {
+                Ok(dtype) => supported.push(dtype),
+                Err(e) => {
+                    let start = format!("tensor \"blk.0.attn_q.weight\" has the element type {ty},");
+                    assert!(e.to_string().starts_with(&start), "{e}");
+                }
+            }
+        }
+        let mut weights = DType::WEIGHTS.to_vec();
+        weights.sort();
+        supported.sort();
+        assert_eq!(supported, weights);
     }
 }

@@ -52,7 +52,8 @@ const UNDERSTOOD: [&str; 21] = [
     "vocab_size",
 ];
 
-/// Keys that change the mathematics in ways that are not implemented, and the value that means "not used".
+/// Keys that change the mathematics in ways that are not implemented, and the value that means "not used". Where that is 1,
+/// a factor or divisor, 0 means it too: it is what stands for an absent key.
 const UNUSED: [(&str, f64); 27] = [
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
@@ -112,7 +113,7 @@ impl Architecture {
             if let Some((_, plain)) = GENERAL.iter().find(|(general, _)| general == key)
                 && !plain.contains(&value.to_string().as_str())
             {
-                return unimplemented(key, value);
+                return Err(LowerError::NotWhole { key: key.clone(), value: value.to_string() });
             }
             let Some(name) = key.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.')) else {
                 continue;
@@ -131,7 +132,7 @@ impl Architecture {
                     RopeStyle::Halves => value.as_str() == Some("reference"),
                 },
                 _ => match UNUSED.iter().find(|(unused, _)| *unused == name) {
-                    Some((_, unused)) => number(value) == Some(*unused),
+                    Some((_, unused)) => number(value).is_some_and(|n| n == *unused || n == 0.0),
                     None if UNDERSTOOD.contains(&name) => true,
                     None => {
                         let (key, value) = (key.clone(), value.to_string());
@@ -207,9 +208,12 @@ mod tests {
         assert!(says.contains("qwen2.tensor_data_layout") && says.contains("not supported"), "{says}");
         let says = check("qwen3", "qwen3.attention.gate", Value::U32(1)).unwrap_err();
         assert!(says.contains("qwen3.attention.gate") && says.contains("not known"), "{says}");
-        assert!(check("llama", "split.count", Value::U16(3)).unwrap_err().contains("split.count"));
-        assert!(check("llama", "general.type", text("mmproj")).unwrap_err().contains("general.type"));
-        assert!(check("llama", "adapter.type", text("lora")).unwrap_err().contains("adapter.type"));
+        for (key, value) in
+            [("split.count", Value::U16(3)), ("general.type", text("mmproj")), ("adapter.type", text("lora"))]
+        {
+            let says = check("llama", key, value).unwrap_err();
+            assert!(says.contains(key) && says.contains("not a whole model"), "{says}");
+        }
     }
 
     #[test]
@@ -218,6 +222,7 @@ mod tests {
             ("llama.rope.scaling.type", Value::String("none".into())),
             ("llama.rope.scaling.type", Value::String("linear".into())),
             ("llama.rope.scaling.factor", Value::F32(1.0)),
+            ("llama.rope.scaling.factor", Value::F32(0.0)),
             ("llama.rope.scaling.original_context_length", Value::U32(8192)),
             ("llama.rope.scaling.finetuned", Value::Bool(false)),
             ("llama.attention.sliding_window", Value::U32(0)),

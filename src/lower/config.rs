@@ -4,6 +4,9 @@ use super::{Architecture, LowerError};
 use crate::gguf::Gguf;
 use crate::ir::Rope;
 
+/// The widest heads there are; kernels keep a few of them on the stack.
+pub const MAX_HEAD_DIM: u64 = 1024;
+
 /// The hyperparameters of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -53,16 +56,19 @@ impl Config {
             let detail = format!("{cache_heads} cache heads do not divide {heads} heads");
             return Err(LowerError::Key { key: key("attention.head_count_kv"), detail });
         }
-        let head_dim = optional("attention.key_length", width / heads, 1 << 12)?;
-        let value_dim = optional("attention.value_length", head_dim, 1 << 12)?;
+        let head_dim = optional("attention.key_length", width / heads, MAX_HEAD_DIM)?;
+        let value_dim = optional("attention.value_length", head_dim, MAX_HEAD_DIM)?;
         if value_dim != head_dim {
             let detail = format!("values of {value_dim} beside keys of {head_dim} are not supported");
             return Err(LowerError::Key { key: key("attention.value_length"), detail });
         }
-        let dims = optional("rope.dimension_count", head_dim, 1 << 12)?;
+        let dims = optional("rope.dimension_count", head_dim, MAX_HEAD_DIM)?;
         if dims % 2 != 0 || dims > head_dim {
+            // Where a key is absent, it is what it follows from that is wrong.
+            let given = ["rope.dimension_count", "attention.key_length"];
+            let given = given.into_iter().find(|name| gguf.metadata.contains_key(&key(name)));
             let detail = format!("cannot rotate {dims} dimensions of heads of {head_dim}");
-            return Err(LowerError::Key { key: key("rope.dimension_count"), detail });
+            return Err(LowerError::Key { key: key(given.unwrap_or("attention.head_count")), detail });
         }
         let float = |name: &str, default: Option<f32>| {
             let x = match default {
@@ -72,7 +78,10 @@ impl Config {
             if x.is_finite() && x > 0.0 {
                 Ok(x)
             } else {
-                Err(LowerError::Key { key: key(name), detail: format!("{x} is not above zero") })
+                Err(LowerError::Key {
+                    key: key(name),
+                    detail: format!("{x} is not a finite number above zero"),
+                })
             }
         };
         Ok(Config {

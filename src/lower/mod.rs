@@ -9,7 +9,7 @@ mod config;
 mod decoder;
 
 pub use architecture::{ARCHITECTURES, Architecture};
-pub use config::Config;
+pub use config::{Config, MAX_HEAD_DIM};
 
 use crate::gguf::{Gguf, GgufError};
 use crate::ir::{DType, Graph, Syms};
@@ -26,6 +26,10 @@ pub enum LowerError {
     Key { key: String, detail: String },
     #[error("key {key:?} is {value}, which changes the mathematics in a way that is not supported")]
     Unimplemented { key: String, value: String },
+    #[error(
+        "key {key:?} is {value}: the file is not a whole model by itself, which is all that is supported"
+    )]
+    NotWhole { key: String, value: String },
     #[error(
         "key {key:?} (here {value}) is not known; as it may change the mathematics, the model is refused"
     )]
