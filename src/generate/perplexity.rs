@@ -15,7 +15,7 @@ impl Perplexity {
     /// afresh with `bos` in place of its first token, if the model has one.
     ///
     /// # Errors
-    /// More tokens than fit the context.
+    /// More tokens than fit the context, or a model whose logits are NaN.
     pub fn window(
         &mut self,
         session: &mut Session,
@@ -34,7 +34,8 @@ impl Perplexity {
             {
                 self.add(negative_log_likelihood(logits, next));
             }
-        })
+        })?;
+        if self.sum.is_nan() { Err(SessionError::Nan) } else { Ok(()) }
     }
 
     fn add(&mut self, nll: f64) {

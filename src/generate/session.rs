@@ -21,7 +21,9 @@ pub enum SessionError {
         "the plan was compiled for greedy decoding, which returns no logits; use --temp 0 or compile it again"
     )]
     GreedyPlan,
-    #[error("the model's logits are not numbers (NaN)")]
+    #[error(
+        "the model's logits are not numbers (NaN); --kv f32 helps if values are too large for an f16 cache"
+    )]
     Nan,
 }
 

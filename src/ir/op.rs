@@ -47,9 +47,9 @@ pub enum Op {
     CausalMask,
     /// `e^(x - max) / Σ` over the last dimension.
     Softmax,
-    /// `(p [H,T,L], v [L,G,D]) -> [T,H,D]`: `Σ_l p·v`.
+    /// `(p [H,T,L], v [L,G,D]) -> [T,H,D]`: `Σ_l p·v` over the `l` where `p` is not 0, so that what is masked does not count.
     WeightedSum,
-    /// `f32 [T,N] -> i32 [T]`: the index of the largest element, the lowest of equals.
+    /// `f32 [T,N] -> i32 [T]`: the index of the largest element, the lowest of equals; -1 if one is NaN.
     ArgMax,
     /// One kernel in place of the nodes of its body.
     Fused(Box<Fused>),

@@ -397,7 +397,7 @@ fn causal_mask(mut x: Vec<f32>, shape: &[usize]) -> Vec<f32> {
     x
 }
 
-/// `p [H,T,L]`, `v [L,G,D]` to `[T,H,D]`.
+/// `p [H,T,L]`, `v [L,G,D]` to `[T,H,D]`. What weighs nothing does not count, even where it is not finite.
 fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize]) -> Vec<f32> {
     let (&[heads, tokens, length], &[_, groups, d]) = (p_dims, v_dims) else { return vec![] };
     let mut y = Vec::with_capacity(tokens * heads * d);
@@ -406,8 +406,8 @@ fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize]) -> Vec
             let g = h * groups / heads;
             let p = &p[(h * tokens + t) * length..][..length];
             for i in 0..d {
-                let column =
-                    p.iter().enumerate().map(|(l, &p)| f64::from(p) * f64::from(v[(l * groups + g) * d + i]));
+                let seen = p.iter().enumerate().filter(|(_, p)| **p != 0.0);
+                let column = seen.map(|(l, &p)| f64::from(p) * f64::from(v[(l * groups + g) * d + i]));
                 y.push(column.sum::<f64>() as f32);
             }
         }
@@ -415,8 +415,11 @@ fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize]) -> Vec
     y
 }
 
-/// The lowest index of the largest; NaN never wins.
+/// The lowest index of the largest; -1 if there is a NaN.
 fn argmax(row: &[f32]) -> i32 {
+    if row.iter().any(|x| x.is_nan()) {
+        return -1;
+    }
     let mut best = (0, f32::NEG_INFINITY);
     for (i, &x) in row.iter().enumerate() {
         if x > best.1 {

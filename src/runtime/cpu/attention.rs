@@ -162,7 +162,8 @@ impl Attention {
         let mut row = [0.0; D];
         let (mut queries, mut out) = ([[0.0; WIDE]; D], [[0.0; WIDE]; D]);
         let (queries, out) = (&mut queries[..d], &mut out[..d]);
-        let last = past + tokens.end;
+        // Cache rows that all queries see end here, and those that some see.
+        let (first, last) = (past + tokens.start, past + tokens.end);
         // Lanes without a query see all; nobody looks at their results.
         let mut seen = [last as i32; WIDE];
         for i in 0..n {
@@ -207,8 +208,13 @@ impl Attention {
                     out[l] *= shrink[l];
                 }
             }
-            for (key, row) in keys.zip(&mut rows) {
-                self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, &mut row[..d]);
+            for ((key, row), weights) in keys.zip(&mut rows).zip(weights.iter()) {
+                let row = &mut row[..d];
+                self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, row);
+                if key > first && !row.iter().all(|v| v.is_finite()) {
+                    add_seen(weights, row, out);
+                    row.fill(0.0);
+                }
             }
             I::lane_products(weights, bytemuck::cast_slice(rows.as_flattened()), 1, D, out);
         }
@@ -218,6 +224,19 @@ impl Attention {
             }
             let (token, head) = query(i);
             self.store(args, token, head, &row[..d]);
+        }
+    }
+}
+
+/// Adds a cache row to the lanes in which it weighs anything: where a later token has a value that is not finite, 0 times
+/// that would be NaN in those that do not see it.
+#[cold]
+fn add_seen(weights: &[f32; WIDE], row: &[f32], out: &mut [[f32; WIDE]]) {
+    for (out, v) in out.iter_mut().zip(row) {
+        for (out, weight) in out.iter_mut().zip(weights) {
+            if *weight != 0.0 {
+                *out += weight * v;
+            }
         }
     }
 }
@@ -392,6 +411,29 @@ mod tests {
         inputs[1].as_mut().unwrap()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
         let have = to_f32s(&launch(&spec, &Features::detect(), &at, &inputs, None)[3]);
         assert!(have.iter().all(|x| x.is_nan()), "a NaN among the keys is not lost");
+    }
+
+    #[test]
+    fn what_a_token_does_not_see_does_not_reach_it() {
+        for (t, past, cache) in [(40, 0, DType::F32), (9, 30, DType::F16)] {
+            let mut spec = attention(2, 1, 32, cache, DType::F32);
+            let at = syms(t, past, past + t);
+            let mut inputs = inputs(&spec, &at, 7);
+            // A value that only the last three tokens see.
+            let place = (past + t - 3) as usize * 32 * cache.block_bytes();
+            let infinite = if cache == DType::F32 { vec![0, 0, 0x80, 0x7f] } else { vec![0, 0x7c] };
+            inputs[2].as_mut().unwrap()[place..place + infinite.len()].copy_from_slice(&infinite);
+            for (features, (a, b)) in
+                Features::available().iter().flat_map(|f| [(1, 1), (2, 16)].map(|grid| (f, grid)))
+            {
+                spec.grid = grid(2, a, b);
+                let have = to_f32s(&launch(&spec, features, &at, &inputs, None)[3]);
+                for (i, x) in have.iter().enumerate() {
+                    let (token, column) = (i as u64 / 64, i % 32);
+                    assert_eq!(x.is_finite(), token + 3 < t || column > 0, "token {token}, column {column}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -353,18 +353,24 @@ impl Kernel for Matmul {
         let width = self.parts[0].rows.div_ceil(self.tile);
         for t in 0..self.tokens.eval(syms) as usize {
             let values = args.slice::<F32>(best, t * width, width).iter().map(|v| v.0);
-            let (item, _) = larger((0, f32::NEG_INFINITY), values.enumerate());
+            let (item, value) = larger((0, f32::NEG_INFINITY), values.enumerate());
             let mut row = [0i32];
             args.load(index, t * width + item, &mut row);
-            args.store(out, t, &row);
+            args.store(out, t, &[index_of((row[0] as usize, value))]);
         }
     }
 }
 
-/// The first of the largest values. NaN is larger than nothing.
+/// The first of the largest values, or a NaN if there is one.
 #[inline(always)]
 pub(super) fn larger(best: (usize, f32), values: impl Iterator<Item = (usize, f32)>) -> (usize, f32) {
-    values.fold(best, |best, (i, v)| if v > best.1 { (i, v) } else { best })
+    values.fold(best, |best, (i, v)| if v > best.1 || v.is_nan() { (i, v) } else { best })
+}
+
+/// What argmax returns for the [`larger`] of a row: -1 for a NaN.
+#[inline(always)]
+pub(super) fn index_of((i, value): (usize, f32)) -> i32 {
+    if value.is_nan() { -1 } else { i as i32 }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::blocks::{self, GROUP};
 use super::check::{self, BindError, Check, product, rows_grid};
 use super::isa::Isa;
 use super::math::{LANES, dot_lanes, exp, quantise, rms_factor, silu, sum, sum_of_squares};
-use super::matmul::larger;
+use super::matmul::{index_of, larger};
 use super::norm::clamp_id;
 use super::rope_kv::{MAX_HEAD, Rotation, store_cache};
 use super::{Kernel, Syms};
@@ -281,6 +281,9 @@ impl PrimitiveKernel {
             for l in 0..len {
                 let mut p = [0f32];
                 args.load(0, (h * tokens + t) * len + l, &mut p);
+                if p[0] == 0.0 {
+                    continue;
+                }
                 args.load(1, (l * cache_heads + g) * d + start, v);
                 y.iter_mut().zip(v.iter()).for_each(|(y, v)| *y = I::mul_add(p[0], *v, *y));
             }
@@ -296,7 +299,7 @@ impl PrimitiveKernel {
             args.load(0, row * n + start, &mut x[..len]);
             best = larger(best, (start..).zip(x[..len].iter().copied()));
         });
-        args.store(self.out, row, &[best.0 as i32]);
+        args.store(self.out, row, &[index_of(best)]);
     }
 
     #[inline(always)]

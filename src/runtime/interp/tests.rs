@@ -134,11 +134,11 @@ fn heads_share_cache_heads_in_groups() {
 }
 
 #[test]
-fn argmax_takes_the_first_of_equals() {
+fn argmax_takes_the_first_of_equals_and_tells_of_nan() {
     let text = "graph @g(%a: f32[T,4]) sym T<=3 { %y = argmax %a : i32[T] return %y }";
-    let x = f32s(&[3, 4], &[1.0, 5.0, 5.0, 2.0, f32::NAN, -3.0, -2.0, f32::NAN, f32::NAN, 0.0, 1.0, 9.0]);
+    let x = f32s(&[3, 4], &[1.0, 5.0, 5.0, 2.0, f32::NAN, -3.0, -2.0, f32::NAN, 3.0, 0.0, 1.0, 9.0]);
     let y = results(text, Syms { t: 3, p: 0, s: 3 }, &[x]).unwrap();
-    assert_eq!(y[0].to_i32().unwrap(), [1, 2, 3]);
+    assert_eq!(y[0].to_i32().unwrap(), [1, -1, 3]);
 }
 
 #[test]
