@@ -20,6 +20,8 @@ pub enum ModelError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Exec(#[from] ExecError),
+    #[error("{0} is a compiled plan, and a model is wanted; only run takes plans")]
+    IsPlan(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
@@ -27,7 +29,7 @@ pub enum ModelError {
     #[error(
         "{model}: the model file that the plan {plan} names cannot be used; give its place now with --model"
     )]
-    Weights { plan: PathBuf, model: PathBuf, source: GgufError },
+    Weights { plan: PathBuf, model: PathBuf, source: Box<ModelError> },
 }
 
 /// Bytes at an address that suits every element type.
@@ -48,8 +50,12 @@ pub fn embedded() -> Result<GgufFile, GgufError> {
 ///
 /// # Errors
 /// If the file cannot be read or is no valid GGUF.
-pub fn open(path: Option<&Path>) -> Result<GgufFile, GgufError> {
-    path.map_or_else(embedded, GgufFile::open)
+pub fn open(path: Option<&Path>) -> Result<GgufFile, ModelError> {
+    match path {
+        Some(path) if is_plan(path) => Err(ModelError::IsPlan(path.into())),
+        Some(path) => Ok(GgufFile::open(path)?),
+        None => Ok(embedded()?),
+    }
 }
 
 /// Compiles and plans a model. `path` is what the plan names as the place of its weights.
@@ -67,7 +73,9 @@ pub fn plan(
     let config = crate::lower::Config::from_gguf(gguf).map_err(CompileError::from)?;
     let parts = Parts {
         model: plan::Model {
-            source: path.map(|p| p.to_string_lossy().into_owned()),
+            // The plan may be run from another folder.
+            source: path
+                .map(|p| std::path::absolute(p).unwrap_or_else(|_| p.into()).to_string_lossy().into_owned()),
             identity: file.identity(),
             full_hash: None,
             architecture: config.architecture.name.into(),
@@ -137,10 +145,16 @@ pub fn load_plan(
     let in_plan = |source| ModelError::InPlan { path: path.into(), source };
     let plan = LoadedPlan::from_bytes(&bytes).map_err(in_plan)?;
     let named = model.map(PathBuf::from).or(plan.model.source.as_ref().map(PathBuf::from));
-    let file = open(named.as_deref()).map_err(|source| ModelError::Weights {
+    // Plan and model may have moved together.
+    let beside = || {
+        let beside = path.with_file_name(named.as_ref()?.file_name()?);
+        (model.is_none() && beside.is_file()).then_some(beside)
+    };
+    let place = named.clone().filter(|p| p.exists()).or_else(beside).or(named);
+    let file = open(place.as_deref()).map_err(|source| ModelError::Weights {
         plan: path.into(),
-        model: named.clone().unwrap_or_default(),
-        source,
+        model: place.clone().unwrap_or_default(),
+        source: Box::new(source),
     })?;
     plan.check_model(&file.identity()).map_err(in_plan)?;
     if verify {

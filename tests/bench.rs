@@ -49,8 +49,8 @@ const NUMBERS: [&str; 12] = [
     "avg_ts",
     "stddev_ts",
 ];
-const STRINGS: [&str; 7] =
-    ["cpu_info", "backends", "model_filename", "model_type", "type_k", "type_v", "test_time"];
+const STRINGS: [&str; 8] =
+    ["cpu_info", "isa", "backends", "model_filename", "model_type", "type_k", "type_v", "test_time"];
 
 #[test]
 fn json_has_the_keys_of_llama_bench() {
@@ -99,6 +99,11 @@ fn lists_make_a_test_each_and_zero_makes_none() {
     let lines = stdout(&[&["-p", "4,6", "-n", "0", "-d", "0,2", "-o", "jsonl"], &quick[..]].concat());
     let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(names(&rows), ["pp4", "pp6", "pp4 @ d2", "pp6 @ d2"]);
+
+    let lines = stdout(&[&["-p", "4", "-n", "0", "-t", "2,1", "-o", "jsonl"], &quick[..]].concat());
+    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(names(&rows), ["pp4", "pp4"]);
+    assert_eq!([0, 1].map(|i| rows[i]["n_threads"].as_u64().unwrap()), [2, 1]);
 }
 
 #[test]

@@ -114,6 +114,52 @@ fn run_prints_the_text_alone() {
     assert_eq!(stdout(&["run", "--exact", "-f", &arg(&file), "--temp", "0", "-n", "24"]), said);
     let from_stdin = piped(&["run", "--exact", "--temp", "0", "-n", "24"], wanted.greedy_prompt.as_bytes());
     assert_eq!(text(&from_stdin.stdout), said);
+    let from_stdin =
+        piped(&["run", "--exact", "-f", "-", "--temp", "0", "-n", "24"], wanted.greedy_prompt.as_bytes());
+    assert_eq!(text(&from_stdin.stdout), said);
+}
+
+#[test]
+fn all_that_fits_is_minus_one() {
+    let output = run(&["run", "-p", "fn main", "-n", "-1", "-c", "32", "--repeat-last-n", "-1", "-s", "-1"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("the context is full (-c), seed ") || said.contains("ended its text"), "{said}");
+    let read =
+        |flags: &[&str]| text(&run(&[&["run", "-p", "<|endoftext|>", "-n", "1"], flags].concat()).stderr);
+    assert!(read(&["--special"]).starts_with("[2 tokens read"), "{}", read(&["--special"]));
+    assert!(!read(&[]).starts_with("[2 tokens read"));
+}
+
+#[test]
+fn a_model_of_no_numbers_is_an_error() {
+    let dir = temp();
+    let model = dir.path().join("model.gguf");
+    let mut bytes = std::fs::read(model_path("q4_k_m")).unwrap();
+    let place = {
+        let file = sinter::gguf::GgufFile::from_bytes(bytes.clone()).unwrap();
+        file.gguf().tensors["output_norm.weight"].offset as usize
+    };
+    bytes[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&model, &bytes).unwrap();
+    let model = arg(&model);
+    fails(&["run", &model, "-p", "x", "--temp", "0"], "the model's logits are not numbers (NaN)");
+    fails(&["run", &model, "-p", "x", "--temp", "0", "--exact", "--no-fuse"], "are not numbers (NaN)");
+    fails(&["run", &model, "-p", "x", "--temp", "1"], "the logit of token 0 is NaN");
+    fails(&["perplexity", &model, "-f", "Cargo.toml", "-c", "64", "--chunks", "1"], "are not numbers (NaN)");
+}
+
+#[test]
+fn what_is_slow_or_senseless_is_warned_of() {
+    let warned = |flags: &[&str], of: &str| {
+        let said = text(&run(&[&["run", "-p", "a", "-n", "1"], flags].concat()).stderr);
+        assert_eq!(said.contains("WARN"), !of.is_empty(), "{said}");
+        assert!(said.contains(of), "{said}");
+    };
+    warned(&["-c", "512"], "");
+    warned(&["-c", "513"], "more than the 512 tokens that the model was trained for");
+    warned(&["-t", "1000"], "1000 threads share");
+    let output = sinter().args(["run", "-p", "a", "-n", "1"]).env("SINTER_CPU", "foo").output().unwrap();
+    assert!(text(&output.stderr).contains("SINTER_CPU=foo is none of baseline"), "{}", report(&output));
 }
 
 #[test]
@@ -171,18 +217,21 @@ fn dump_after_a_pass_stops_there() {
 
 #[test]
 fn a_reader_that_has_enough_is_no_error() {
-    let mut child = sinter()
-        .args(["dump", "--stage", "lowered"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("graph @decode("), "{line}");
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    assert_eq!(text(&output.stderr), "");
+    for (args, starts) in [
+        (&["dump", "--stage", "lowered"][..], "graph @decode("),
+        (&["explain", "--json", "--no-fuse"], "{"),
+        (&["inspect", "--json"], "{"),
+    ] {
+        let mut child = sinter().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        // A buffer smaller than what is printed, or the writer would never notice.
+        let mut out = BufReader::with_capacity(64, child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert!(line.starts_with(starts), "{line}");
+        drop(out);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((text(&output.stderr), output.status.success()), (String::new(), true), "{args:?}");
+    }
 }
 
 #[test]
@@ -325,14 +374,19 @@ fn options_that_make_no_sense_are_refused() {
         (vec!["compile", "--target", "test-wave32", "-o", "never.plan"], "there are kernels for cpu only"),
         (vec!["run", "-p", "x", "--kv", "q8"], "invalid value 'q8' for '--kv <KV>'"),
         (vec!["run", "-p", "x", "--chunk", "0"], "--chunk must be at least 1"),
-        (vec!["run", "-p", "x", "-c", "0"], "the context must lie in 1..="),
         (vec!["run", "-p", "x", "-c", "1099511627776"], "the context must lie in 1..="),
-        (vec!["logits", "--tokens", "1", "-c", "0", "-o", "never.npy"], "the context must lie in 1..="),
+        (
+            vec!["logits", "--tokens", "1", "-c", "99999999", "-o", "never.npy"],
+            "the context must lie in 1..=",
+        ),
         (vec!["run", "-p", "x", "-t", "0"], "the number of threads must lie in"),
         (vec!["run", "-p", "x", "--temp", "NaN"], "temperature is NaN; it must be at least 0"),
         (vec!["run", "-p", "x", "--temp=-1"], "temperature is -1; it must be at least 0"),
         (vec!["run", "-p", "x", "--top-p", "2"], "top-p is 2; it must be 0 to 1"),
         (vec!["run", "-p", "x", "--log", "a=b=c"], "--log a=b=c: "),
+        (vec!["run", "-p", "x", "--log", "nonsense"], "\"nonsense\" is no level"),
+        (vec!["run", "-p", "x", "-n", "-2"], "invalid value '-2' for '--n-predict <N>'"),
+        (vec!["dump", "--stage", "plan", "--after", "swiglu"], "--after is of the passes"),
         (vec!["run", "-f", "missing.txt"], "missing.txt"),
         (vec!["run", "-p", "one two three four five six", "-c", "3"], "do not fit a context of 3"),
         (vec!["logits", "--tokens", "1,4096", "-o", "never.npy"], "must lie in 0..4096, not 4096"),
@@ -361,7 +415,7 @@ fn options_that_make_no_sense_are_refused() {
 fn an_empty_prompt_is_the_start_token() {
     let output = run(&["run", "-p", "", "--temp", "0", "-n", "4"]);
     assert!(output.status.success());
-    assert!(text(&output.stderr).starts_with("[1 tokens read"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).starts_with("[1 token read"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -381,7 +435,7 @@ fn a_plan_is_run_as_it_is() {
     let bytes = std::fs::read(&plan).unwrap();
     std::fs::write(&plan, &bytes[..bytes.len() / 2]).unwrap();
     fails(&["run", &plan, "-p", "x"], "the plan is truncated");
-    fails(&["inspect", &plan], "not a GGUF file");
+    fails(&["inspect", &plan], "is a compiled plan, and a model is wanted");
 }
 
 #[test]
@@ -389,8 +443,17 @@ fn a_plan_names_where_its_weights_are() {
     let dir = temp();
     let model = dir.path().join("model.gguf");
     std::fs::copy(model_path("q8_0"), &model).unwrap();
-    let plan = compiled(&dir, &["-m", &arg(&model)]);
-    stdout(&["run", &plan, "-p", "x", "-n", "1"]);
+    let plan = dir.path().join("model.plan");
+    // Wherever it is compiled and run; and both may move together.
+    let compile = sinter().current_dir(&dir).args(["compile", "model.gguf", "-o", "model.plan"]).output();
+    assert!(compile.unwrap().status.success());
+    stdout(&["run", &arg(&plan), "-p", "x", "-n", "1"]);
+    let moved = dir.path().join("moved");
+    std::fs::create_dir(&moved).unwrap();
+    std::fs::rename(&model, moved.join("model.gguf")).unwrap();
+    std::fs::rename(&plan, moved.join("model.plan")).unwrap();
+    let (model, plan) = (moved.join("model.gguf"), arg(&moved.join("model.plan")));
+    stdout(&["run", "-m", &plan, "-p", "x", "-n", "1"]);
     std::fs::remove_file(&model).unwrap();
     fails(&["run", &plan, "-p", "x"], "give its place now with --model");
 }
@@ -425,7 +488,7 @@ fn a_failed_compile_leaves_what_was_there() {
     let dir = temp();
     let plan = compiled(&dir, &[]);
     let before = std::fs::read(&plan).unwrap();
-    fails(&["compile", "-o", &plan, "-c", "0"], "the context must lie in");
+    fails(&["compile", "-o", &plan, "-c", "99999999"], "the context must lie in");
     fails(&["compile", "-o", &plan, "--target", "test-wave32"], "there are kernels for cpu only");
     assert!(std::fs::read(&plan).unwrap() == before);
 
@@ -440,8 +503,47 @@ fn a_failed_compile_leaves_what_was_there() {
 
     let model = dir.path().join("model.gguf");
     std::fs::copy(model_path("q8_0"), &model).unwrap();
-    fails(&["compile", &arg(&model), "-o", &arg(&model)], "is the model itself");
+    for args in [vec!["compile", &arg(&model)], vec!["compile"], vec!["logits", "--tokens", "1"]] {
+        let link = dir.path().join("link");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&model, &link).unwrap();
+        for out in [&model, &link] {
+            fails(&[&args[..], &["-o", &arg(out)]].concat(), "is a model file, which is not overwritten");
+        }
+    }
     stdout(&["inspect", &arg(&model)]);
+}
+
+#[cfg(unix)]
+#[test]
+fn results_go_where_they_are_sent() {
+    let dir = temp();
+    let place = dir.path().join("model.plan");
+    stdout(&["compile", "-o", &arg(&place)]);
+    let plan = std::fs::read(place).unwrap();
+    // A pipe by two names, of which the second is a link that must stay one.
+    for out in ["-", "/dev/stdout"] {
+        let output = run(&["compile", "-o", out]);
+        assert!(output.status.success() && output.stdout == plan, "{}", report(&output));
+    }
+    assert!(std::fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
+    assert_eq!(run(&["logits", "--tokens", "1,2", "-o", "-"]).stdout.len(), 128 + 2 * 4096 * 4);
+    fails(&["compile", "-o", "/dev/full"], "cannot write /dev/full: ");
+    // A link to a file is followed.
+    let (file, link) = (dir.path().join("file.plan"), dir.path().join("link.plan"));
+    std::fs::write(&file, "old").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    stdout(&["compile", "-o", &arg(&link)]);
+    assert!(link.is_symlink() && std::fs::read(&file).unwrap() == plan);
+}
+
+#[cfg(unix)]
+#[test]
+fn nobody_need_listen_to_stderr() {
+    for args in [&["run", "-p", "a", "-n", "2"][..], &["--log", "debug", "run", "-p", "a", "-n", "1"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert!(sinter().args(args).stderr(full).output().unwrap().status.success(), "{args:?}");
+    }
 }
 
 #[test]

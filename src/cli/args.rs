@@ -42,7 +42,7 @@ pub struct CompileArgs {
     /// Target by name (cpu, test-wave32) or a JSON file that describes one.
     #[arg(long, default_value = "cpu")]
     pub target: String,
-    /// Float32 activations and caches everywhere.
+    /// Float32 activations and, unless --kv says otherwise, caches.
     #[arg(long)]
     pub exact: bool,
     /// Element type of the KV cache [default: f16; f32 under --exact].
@@ -57,7 +57,7 @@ pub struct CompileArgs {
     /// Stop after this many rewrites.
     #[arg(long, value_name = "N")]
     pub fuel: Option<u64>,
-    /// Tokens that fit the cache [default: what the model was trained for, at most 4096].
+    /// Tokens that fit the cache [default, and for 0: what the model was trained for, at most 4096].
     #[arg(short = 'c', long = "ctx-size", value_name = "N")]
     pub context: Option<u64>,
     /// Most tokens of a prompt in one step.
@@ -102,7 +102,7 @@ impl CompileArgs {
             (Some(Kv::F16), _) | (None, false) => DType::F16,
             (Some(Kv::F32), _) | (None, true) => DType::F32,
         };
-        Ok(Options { context: self.context, chunk: self.chunk, greedy, ..options })
+        Ok(Options { context: self.context.filter(|&n| n > 0), chunk: self.chunk, greedy, ..options })
     }
 }
 
@@ -196,11 +196,14 @@ impl StepName {
     }
 }
 
+/// Devices by name.
+pub const DEVICES: [&str; 1] = ["cpu"];
+
 /// Where to run.
 #[derive(Args)]
 pub struct DeviceArgs {
     /// Device to run on.
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    #[arg(long, default_value = "cpu", value_parser = DEVICES)]
     pub device: String,
     /// Threads of the CPU device [default: all cores].
     #[arg(short = 't', long, value_name = "N")]

@@ -1,6 +1,6 @@
 //! `sinter bench`: how fast a model runs, measured and reported as llama-bench does.
 
-use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use super::args::{CompileArgs, DEVICES, ModelArgs};
 use clap::ValueEnum;
 use serde::Serialize;
 use sinter::bench::{self, Bench, Measurement, Test, Work};
@@ -8,9 +8,11 @@ use sinter::compile::{Options, Purpose};
 use sinter::gguf::Gguf;
 use sinter::ir::DType;
 use sinter::model;
+use sinter::runtime::cpu::Features;
 use std::collections::BTreeMap;
 use std::io::{StdoutLock, Write};
 use std::num::NonZeroUsize;
+use std::rc::Rc;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
@@ -44,8 +46,12 @@ pub struct Args {
     output: Output,
     #[command(flatten)]
     compile: CompileArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
+    /// Device to run on.
+    #[arg(long, default_value = "cpu", value_parser = DEVICES)]
+    device: String,
+    /// Threads of the CPU device, or several numbers of them [default: all cores].
+    #[arg(short, long, value_delimiter = ',', value_name = "N,…")]
+    threads: Vec<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,39 +74,50 @@ pub fn run(args: Args) -> super::Outcome {
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
     let options = Options { context: Some(context), ..options };
-    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = args.device.threads.unwrap_or_else(cores);
-    let executor = model::executor(&file, args.model.path(), &options, Purpose::Bench, Some(threads))?;
-    let bandwidth = match args.no_bandwidth {
-        true => None,
-        false => Some(bench::read_bandwidth(BANDWIDTH_BYTES, threads)?),
-    };
-    let setting = Setting {
-        filename: args.model.path().map_or("embedded".into(), |p| p.to_string_lossy().into_owned()),
-        model: Description::of(file.gguf()),
-        cpu: cpu_name(),
-        backend: args.device.device.to_uppercase(),
-        threads,
-        chunk: options.chunk,
-        cache: options.kv,
-        exact: options.is_exact(),
-        bandwidth,
-    };
-    let mut bench = Bench::new(executor);
-    let mut out = Printer::new(args.output, &setting)?;
-    for test in &tests {
-        let time = now();
-        let measured = bench.measure(test, args.repetitions, !args.no_warmup)?;
-        out.row(Row { test, time, measured, bytes_per_step: bench.bytes_per_step(test) })?;
+    let mut all_threads = args.threads;
+    if all_threads.is_empty() {
+        all_threads.push(std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
     }
-    out.end()
+    let mut out: Option<Printer> = None;
+    for threads in all_threads {
+        let executor = model::executor(&file, args.model.path(), &options, Purpose::Bench, Some(threads))?;
+        let bandwidth = match args.no_bandwidth {
+            true => None,
+            false => Some(bench::read_bandwidth(BANDWIDTH_BYTES, threads)?),
+        };
+        let setting = Rc::new(Setting {
+            filename: args.model.path().map_or("embedded".into(), |p| p.to_string_lossy().into_owned()),
+            model: Description::of(file.gguf()),
+            cpu: cpu_name(),
+            isa: Features::detect().name(),
+            backend: args.device.to_uppercase(),
+            threads,
+            chunk: options.chunk,
+            cache: options.kv,
+            exact: options.is_exact(),
+            bandwidth,
+        });
+        let mut bench = Bench::new(executor);
+        let out = match &mut out {
+            Some(out) => out,
+            None => out.insert(Printer::new(args.output)?),
+        };
+        for test in &tests {
+            let (setting, test, time) = (Rc::clone(&setting), *test, now());
+            let measured = bench.measure(&test, args.repetitions, !args.no_warmup)?;
+            out.row(Row { bytes_per_step: bench.bytes_per_step(&test), setting, test, time, measured })?;
+        }
+    }
+    out.map_or(Ok(()), Printer::end)
 }
 
-/// What all tests have in common.
+/// What all tests on so many threads have in common.
 struct Setting {
     filename: String,
     model: Description,
     cpu: String,
+    /// The instruction set that kernels use.
+    isa: &'static str,
     backend: String,
     threads: usize,
     chunk: u64,
@@ -138,22 +155,23 @@ impl Description {
 }
 
 /// The result of one test.
-struct Row<'a> {
-    test: &'a Test,
+struct Row {
+    setting: Rc<Setting>,
+    test: Test,
     /// When it began.
     time: String,
     measured: Measurement,
     bytes_per_step: Option<u64>,
 }
 
-impl Row<'_> {
+impl Row {
     /// Bytes per second that the steps moved.
     fn moved(&self) -> Option<f64> {
         Some(self.bytes_per_step? as f64 * self.measured.avg_ts())
     }
 
-    fn record<'a>(&'a self, setting: &'a Setting) -> Record<'a> {
-        let m = &self.measured;
+    fn record(&self) -> Record<'_> {
+        let (m, setting) = (&self.measured, &self.setting);
         let (n_prompt, n_gen) = match self.test.work {
             Work::Prompt(n) => (n, 0),
             Work::Generate { tokens, .. } => (0, tokens),
@@ -161,6 +179,7 @@ impl Row<'_> {
         Record {
             version: env!("CARGO_PKG_VERSION"),
             cpu_info: &setting.cpu,
+            isa: setting.isa,
             backends: &setting.backend,
             model_filename: &setting.filename,
             model_type: &setting.model.kind,
@@ -199,6 +218,7 @@ impl Row<'_> {
 struct Record<'a> {
     version: &'static str,
     cpu_info: &'a str,
+    isa: &'static str,
     backends: &'a str,
     model_filename: &'a str,
     model_type: &'a str,
@@ -231,11 +251,10 @@ struct Record<'a> {
 }
 
 /// Prints rows as they come, but for one array, which is printed whole.
-struct Printer<'a> {
+struct Printer {
     out: StdoutLock<'static>,
     format: Output,
-    setting: &'a Setting,
-    rows: Vec<Row<'a>>,
+    rows: Vec<Row>,
 }
 
 /// The columns of the table, and whether they hold numbers.
@@ -253,9 +272,9 @@ const COLUMNS: [(&str, bool, usize); 11] = [
     ("bandwidth", true, 16),
 ];
 
-impl<'a> Printer<'a> {
-    fn new(format: Output, setting: &'a Setting) -> std::io::Result<Printer<'a>> {
-        let mut printer = Printer { out: std::io::stdout().lock(), format, setting, rows: vec![] };
+impl Printer {
+    fn new(format: Output) -> std::io::Result<Printer> {
+        let mut printer = Printer { out: std::io::stdout().lock(), format, rows: vec![] };
         if format == Output::Md {
             printer.line(&COLUMNS.map(|(name, ..)| name.to_string()))?;
             let rule = |(_, number, width): (&str, bool, usize)| {
@@ -277,23 +296,22 @@ impl<'a> Printer<'a> {
         self.out.flush()
     }
 
-    fn row(&mut self, row: Row<'a>) -> std::io::Result<()> {
+    fn row(&mut self, row: Row) -> std::io::Result<()> {
         match self.format {
-            Output::Md => self.line(&self.cells(&row)),
-            Output::Json => {
-                self.rows.push(row);
-                Ok(())
-            }
+            Output::Md => self.line(&Printer::cells(&row))?,
+            Output::Json => {}
             Output::Jsonl => {
-                serde_json::to_writer(&mut self.out, &row.record(self.setting))?;
+                serde_json::to_writer(&mut self.out, &row.record())?;
                 writeln!(self.out)?;
-                self.out.flush()
+                self.out.flush()?;
             }
         }
+        self.rows.push(row);
+        Ok(())
     }
 
-    fn cells(&self, row: &Row) -> [String; COLUMNS.len()] {
-        let Setting { model, backend, threads, bandwidth, .. } = self.setting;
+    fn cells(row: &Row) -> [String; COLUMNS.len()] {
+        let Setting { model, backend, threads, bandwidth, .. } = &*row.setting;
         let m = &row.measured;
         let ms = |percent| format!("{:.3}", m.percentile_ns(percent) as f64 / 1e6);
         let moved = match (row.moved(), bandwidth) {
@@ -319,15 +337,21 @@ impl<'a> Printer<'a> {
     fn end(mut self) -> super::Outcome {
         match self.format {
             Output::Json => {
-                let records: Vec<_> = self.rows.iter().map(|row| row.record(self.setting)).collect();
+                let records: Vec<_> = self.rows.iter().map(Row::record).collect();
                 serde_json::to_writer_pretty(&mut self.out, &records)?;
                 writeln!(self.out)?;
             }
             Output::Md => {
-                writeln!(self.out, "\nsinter {} on {}", env!("CARGO_PKG_VERSION"), self.setting.cpu)?;
-                if let Some(bandwidth) = self.setting.bandwidth {
-                    let threads = self.setting.threads;
-                    writeln!(self.out, "read bandwidth with {threads} threads: {:.1} GB/s", bandwidth / 1e9)?;
+                let mut settings: Vec<&Setting> = self.rows.iter().map(|row| &*row.setting).collect();
+                settings.dedup_by_key(|s| s.threads);
+                if let Some(Setting { cpu, isa, .. }) = settings.first() {
+                    writeln!(self.out, "\nsinter {} on {cpu} ({isa})", env!("CARGO_PKG_VERSION"))?;
+                }
+                for Setting { threads, bandwidth, .. } in settings {
+                    let Some(bandwidth) = bandwidth else { continue };
+                    let threads =
+                        if *threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
+                    writeln!(self.out, "read bandwidth with {threads}: {:.1} GB/s", bandwidth / 1e9)?;
                 }
             }
             Output::Jsonl => {}

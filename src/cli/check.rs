@@ -67,7 +67,11 @@ pub fn run(args: Args) -> super::Outcome {
         for (kernel, (count, error, tolerance)) in kernels {
             writeln!(out, "  {kernel:16} {count:>5} {error:>14.1e} {tolerance:>8.0e}")?;
         }
-        writeln!(out, "  fused graph against unfused: {:.1e} of {WHOLE_TOLERANCE:.0e}", outcome.whole)?;
+        writeln!(
+            out,
+            "  results of the fused graph against the unfused, both interpreted: {:.1e} of {WHOLE_TOLERANCE:.0e}",
+            outcome.whole
+        )?;
         if let Some(n) = outcome.first_divergence() {
             return Err(format!("{} diverges first, at {}: error {:.1e}", n.kernel, n.at, n.error).into());
         }

@@ -51,6 +51,9 @@ enum Format {
 }
 
 pub fn run(args: Args) -> super::Outcome {
+    if args.after.is_some() && args.stage != Stage::Fused {
+        return Err("--after is of the passes, whose graph is --stage fused".into());
+    }
     let file = args.model.open()?;
     let gguf = file.gguf();
     let options = args.compile.options(args.greedy)?;

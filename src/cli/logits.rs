@@ -1,10 +1,10 @@
 //! `sinter logits`: the logits of every token, for comparing with other engines.
 
 use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use super::files;
 use npyz::WriterBuilder;
 use sinter::compile::{Options, Purpose};
 use sinter::model;
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -14,7 +14,7 @@ pub struct Args {
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
     tokens: Vec<u32>,
-    /// Where to write float32 [tokens, vocabulary] (npy version 1).
+    /// Where to write float32 [tokens, vocabulary] (npy version 1); - for stdout.
     #[arg(short, long, value_name = "FILE.npy")]
     out: PathBuf,
     #[command(flatten)]
@@ -33,13 +33,10 @@ pub fn run(args: Args) -> super::Outcome {
     let mut logits: Vec<f32> = vec![];
     session.score(&args.tokens, |_, row| logits.extend_from_slice(row))?;
 
-    let path = args.out.display();
-    let out = std::fs::File::create(&args.out).map_err(|e| format!("{path}: {e}"))?;
-    let mut out = BufWriter::new(out);
+    let mut out = vec![];
     let shape = [count, logits.len() as u64 / count];
     let mut npy = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut out).begin_nd()?;
     npy.extend(logits)?;
     npy.finish()?;
-    out.flush().map_err(|e| format!("{path}: {e}"))?;
-    Ok(())
+    files::write_whole(&args.out, &out)
 }

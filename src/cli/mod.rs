@@ -6,6 +6,7 @@ mod check;
 mod compile;
 mod dump;
 mod explain;
+mod files;
 mod inspect;
 mod logits;
 mod opt;
@@ -14,10 +15,21 @@ mod run;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
+use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
 
 /// What a command ends with: nothing, or an error whose causes are reported in order.
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// A line on stderr. If nobody can read it, that is no reason to stop.
+macro_rules! say {
+    ($($text:tt)*) => {
+        _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+use say;
 
 /// Runs GGUF language models through fused kernels, and says why every kernel exists.
 #[derive(Parser)]
@@ -59,7 +71,7 @@ enum Command {
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = match tracing_subscriber::EnvFilter::try_new(&cli.log) {
+    let filter = match log_filter(&cli.log) {
         Ok(filter) => filter,
         Err(e) => return fail(&*Box::<dyn std::error::Error>::from(format!("--log {}: {e}", cli.log))),
     };
@@ -67,6 +79,8 @@ pub fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
         .init();
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
@@ -89,8 +103,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What to log: directives as in `warn,sinter::passes=debug`. A word alone is a level; it would else be taken for a module that
+/// nobody has.
+fn log_filter(directives: &str) -> Result<EnvFilter, String> {
+    for word in directives.split(',').filter(|d| !d.contains(['=', '['])) {
+        if !word.trim_start().starts_with("sinter") && word.parse::<LevelFilter>().is_err() {
+            return Err(format!("{word:?} is no level; there are off, error, warn, info, debug, trace"));
+        }
+    }
+    EnvFilter::try_new(directives).map_err(|e| e.to_string())
+}
+
 fn is_broken_pipe(e: &(dyn std::error::Error + 'static)) -> bool {
-    e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    let io = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let json = || e.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+    io.or_else(json) == Some(ErrorKind::BrokenPipe)
 }
 
 fn fail(e: &dyn std::error::Error) -> ExitCode {
@@ -106,6 +133,6 @@ fn fail(e: &dyn std::error::Error) -> ExitCode {
         said = text;
         source = cause.source();
     }
-    eprintln!("{message}");
+    say!("{message}");
     ExitCode::FAILURE
 }

@@ -1,9 +1,10 @@
 //! `sinter opt`: passes on a graph in text form, as `mlir-opt` runs them.
 
 use super::args::{read_target, select};
+use super::{files, say};
 use sinter::ir::{Graph, Outcome, verify};
 use sinter::passes::Pipeline;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -33,13 +34,8 @@ pub struct Args {
 
 pub fn run(args: Args) -> super::Outcome {
     let target = read_target(&args.target)?;
-    let mut text = String::new();
     let name = args.file.display();
-    if args.file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text).map_err(|e| format!("stdin: {e}"))?;
-    } else {
-        text = std::fs::read_to_string(&args.file).map_err(|e| format!("{name}: {e}"))?;
-    }
+    let text = files::read_text(&args.file)?;
     let graph = Graph::parse(&text).map_err(|e| format!("{name}:{e}"))?;
     let mut graph = verify(graph)?.into_graph();
     let mut pipeline = select(Pipeline::standard(args.exact), false, args.passes.as_deref(), args.fuel)?;
@@ -63,8 +59,8 @@ pub fn run(args: Args) -> super::Outcome {
     if args.report {
         for d in &report.decisions {
             match &d.outcome {
-                Outcome::Fired { kernel, .. } => eprintln!("{}: {} -> {}", d.pass, d.at, kernel.name()),
-                Outcome::Rejected { why } => eprintln!("{}: {} not fused: {why}", d.pass, d.at),
+                Outcome::Fired { kernel, .. } => say!("{}: {} -> {}", d.pass, d.at, kernel.name()),
+                Outcome::Rejected { why } => say!("{}: {} not fused: {why}", d.pass, d.at),
             }
         }
     }

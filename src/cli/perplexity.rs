@@ -1,6 +1,7 @@
 //! `sinter perplexity`: how well a model predicts a text, as llama-perplexity measures it.
 
 use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use super::files;
 use sinter::compile::{Options, Purpose};
 use sinter::generate::{EncodeOptions, Perplexity, Tokenizer};
 use sinter::model;
@@ -14,7 +15,7 @@ const WINDOW: u64 = 512;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The text.
+    /// The text; - reads stdin.
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Only the first N windows.
@@ -34,7 +35,7 @@ pub fn run(args: Args) -> super::Outcome {
     let options = args.compile.options(false)?;
     let window = options.context.unwrap_or(WINDOW);
     let options = Options { context: Some(window), ..options };
-    let text = std::fs::read_to_string(&args.file).map_err(|e| format!("{}: {e}", args.file.display()))?;
+    let text = files::read_text(&args.file)?;
     let tokenizer = Tokenizer::from_gguf(file.gguf())?;
     let tokens = tokenizer.encode(&text, EncodeOptions::default());
     let mut session =

@@ -1,11 +1,13 @@
 //! `sinter run`: generate text from a model file or a plan.
 
 use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use super::{files, say};
 use sinter::compile::Purpose;
 use sinter::generate::{EncodeOptions, Sampler, Sampling, Session, Stop, Tokenizer};
 use sinter::gguf::GgufFile;
+use sinter::lower::Config;
 use sinter::model;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,11 +27,14 @@ pub struct Args {
     /// Text to continue; - or a pipe reads stdin.
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Reads the text to continue from a file.
+    /// Reads the text to continue from a file; - from stdin.
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     file: Option<PathBuf>,
-    /// Tokens to generate at most.
-    #[arg(short = 'n', long = "n-predict", default_value_t = 200, value_name = "N")]
+    /// Text in the prompt such as <|endoftext|> becomes the token of that name.
+    #[arg(long)]
+    special: bool,
+    /// Tokens to generate at most; -1 for as many as fit the context.
+    #[arg(short = 'n', long = "n-predict", default_value = "200", value_name = "N", value_parser = count, allow_negative_numbers = true)]
     count: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -44,9 +49,9 @@ pub struct Args {
 
 #[derive(clap::Args)]
 struct SamplingArgs {
-    /// Seed of the random choices [default: drawn, and told on stderr].
-    #[arg(short, long)]
-    seed: Option<u64>,
+    /// Seed of the random choices; -1 draws one, and it is told on stderr.
+    #[arg(short, long, default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
+    seed: Seed,
     /// Temperature; 0 always takes the best token.
     #[arg(long, default_value_t = Sampling::default().temperature, value_name = "X")]
     temp: f32,
@@ -62,9 +67,22 @@ struct SamplingArgs {
     /// Divides the logits of recent tokens; 1 is off.
     #[arg(long, default_value_t = Sampling::default().repeat_penalty, value_name = "X")]
     repeat_penalty: f32,
-    /// How many recent tokens that concerns.
-    #[arg(long, default_value_t = Sampling::default().repeat_last_n, value_name = "N")]
+    /// How many recent tokens that concerns; -1 for all.
+    #[arg(long, default_value_t = Sampling::default().repeat_last_n, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     repeat_last_n: usize,
+}
+
+/// The seed that is given, if one is.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
+
+fn seed(text: &str) -> Result<Seed, std::num::ParseIntError> {
+    if text == "-1" { Ok(Seed(None)) } else { text.parse().map(|seed| Seed(Some(seed))) }
+}
+
+/// A number, or -1 for all there are.
+fn count(text: &str) -> Result<usize, std::num::ParseIntError> {
+    if text == "-1" { Ok(usize::MAX) } else { text.parse() }
 }
 
 impl SamplingArgs {
@@ -76,7 +94,7 @@ impl SamplingArgs {
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
             repeat_last_n: self.repeat_last_n,
-            seed: self.seed,
+            seed: self.seed.0,
         })?)
     }
 }
@@ -87,7 +105,8 @@ pub fn run(args: Args) -> super::Outcome {
     let start = Instant::now();
     let (file, mut session) = load(&args, sampler.is_greedy())?;
     let tokenizer = Tokenizer::from_gguf(file.gguf())?;
-    let tokens = tokenizer.encode(&prompt, EncodeOptions::default());
+    let tokens =
+        tokenizer.encode(&prompt, EncodeOptions { special: args.special, ..EncodeOptions::default() });
     let loaded = start.elapsed();
 
     let mut out = std::io::stdout().lock();
@@ -131,7 +150,11 @@ fn summary(
     sampler: &Sampler,
 ) {
     let after_first = (total - first).as_secs_f64();
-    let rate = if generated > 1 && after_first > 0.0 { (generated - 1) as f64 / after_first } else { 0.0 };
+    let rate = match generated {
+        0 | 1 => String::new(),
+        n => format!(", {:.1} tokens/s", (n - 1) as f64 / after_first.max(1e-9)),
+    };
+    let tokens = if read == 1 { "token" } else { "tokens" };
     let why = match stop {
         Stop::End => "the model ended its text",
         Stop::Count => "-n reached",
@@ -139,8 +162,8 @@ fn summary(
         Stop::Caller => "interrupted",
     };
     let seed = if sampler.is_greedy() { String::new() } else { format!(", seed {}", sampler.seed()) };
-    eprintln!(
-        "[{read} tokens read, first after {:.1} ms; {generated} generated, {rate:.1} tokens/s; ready in {:.0} ms; {why}{seed}]",
+    say!(
+        "[{read} {tokens} read, first after {:.1} ms; {generated} generated{rate}; ready in {:.0} ms; {why}{seed}]",
         first.as_secs_f64() * 1e3,
         loaded.as_secs_f64() * 1e3
     );
@@ -148,7 +171,7 @@ fn summary(
 
 fn prompt(args: &Args) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
     if let Some(file) = &args.file {
-        return Ok(std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?);
+        return files::read_text(file);
     }
     let stdin = std::io::stdin();
     match args.prompt.as_deref() {
@@ -157,8 +180,7 @@ fn prompt(args: &Args) -> Result<String, Box<dyn std::error::Error + Send + Sync
         None if stdin.is_terminal() => return Ok(DEFAULT_PROMPT.to_string()),
         None => {}
     }
-    let mut text = String::new();
-    stdin.lock().read_to_string(&mut text).map_err(|e| format!("stdin: {e}"))?;
+    let text = files::read_text(Path::new("-"))?;
     // Without -p and with nothing piped in, as under a service manager, stdin is empty rather than a prompt.
     Ok(if text.is_empty() && args.prompt.is_none() { DEFAULT_PROMPT.to_string() } else { text })
 }
@@ -168,13 +190,23 @@ fn load(
     args: &Args,
     greedy: bool,
 ) -> Result<(Arc<GgufFile>, Session), Box<dyn std::error::Error + Send + Sync>> {
-    if let Some(path) = args.source.as_deref().filter(|p| model::is_plan(p)) {
+    // A plan may stand where a model does.
+    let (source, model_flag) = match (&args.source, &args.model) {
+        (None, Some(plan)) if model::is_plan(plan) => (Some(plan), None),
+        (source, model) => (source.as_ref(), model.as_ref()),
+    };
+    if let Some(path) = source.filter(|p| model::is_plan(p)) {
         if let Some(flag) = args.compile.first_given() {
             return Err(format!("{} is compiled already: {flag} does not apply", path.display()).into());
         }
-        return Ok(model::load_plan(path, args.model.as_deref(), args.verify, args.device.threads)?);
+        return Ok(model::load_plan(
+            path,
+            model_flag.map(PathBuf::as_path),
+            args.verify,
+            args.device.threads,
+        )?);
     }
-    let source = ModelArgs { model: args.source.clone(), model_flag: args.model.clone() };
+    let source = ModelArgs { model: source.cloned(), model_flag: model_flag.cloned() };
     if source.model.is_some() && source.model_flag.is_some() {
         return Err("the model is given twice".into());
     }
@@ -185,5 +217,11 @@ fn load(
     let options = args.compile.options(greedy)?;
     let path: Option<&Path> = source.path();
     let session = model::session(&file, path, &options, Purpose::Generate, args.device.threads)?;
+    let trained = Config::from_gguf(file.gguf())?.trained_context;
+    if let Some(context) = options.context.filter(|&n| n > trained) {
+        tracing::warn!(
+            "a context of {context} is more than the {trained} tokens that the model was trained for"
+        );
+    }
     Ok((file, session))
 }

@@ -1,6 +1,7 @@
 //! `sinter tokenize`: text to token ids.
 
 use super::args::ModelArgs;
+use super::files;
 use sinter::generate::{EncodeOptions, Tokenizer};
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ pub struct Args {
     /// Model file (GGUF).
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Reads the text from a file instead.
+    /// Reads the text from a file instead; - from stdin.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Without the start token.
@@ -22,7 +23,7 @@ pub struct Args {
     /// Text such as <|endoftext|> becomes the token of that name.
     #[arg(long)]
     special: bool,
-    /// An id and its text on each line instead of a list of ids.
+    /// An id and its piece, as the vocabulary spells it, on each line instead of a list of ids.
     #[arg(long)]
     pieces: bool,
 }
@@ -31,7 +32,7 @@ pub fn run(args: Args) -> super::Outcome {
     let mut words = args.words;
     // The text is the last word, unless a file has it; what stands before it is the model.
     let text = match &args.file {
-        Some(file) => std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?,
+        Some(file) => files::read_text(file)?,
         None => words.pop().ok_or("no text: give it as an argument, or a file with -f")?,
     };
     let positional = words.pop().map(PathBuf::from);

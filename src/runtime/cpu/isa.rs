@@ -34,7 +34,11 @@ impl Features {
     pub fn detect() -> Features {
         let mut all = Features::available();
         let wanted = std::env::var("SINTER_CPU").ok();
-        let named = wanted.and_then(|name| all.iter().find(|f| f.name() == name).copied());
+        let named = wanted.as_ref().and_then(|name| all.iter().find(|f| f.name() == name).copied());
+        if let (Some(name), None) = (wanted, named) {
+            let there: Vec<_> = all.iter().map(Features::name).collect();
+            tracing::warn!("SINTER_CPU={name} is none of {}, so it is not heeded", there.join(", "));
+        }
         named.or_else(|| all.pop()).unwrap_or_else(Features::baseline)
     }
 

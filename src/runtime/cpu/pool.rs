@@ -93,9 +93,15 @@ impl Pool {
     /// If `threads` is 0 or above 1024, or the system starts no more threads.
     pub fn new(threads: Option<usize>) -> Result<Pool, PoolError> {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS);
-        let threads = threads.unwrap_or_else(cores);
+        let threads = threads.unwrap_or_else(&cores);
         if !(1..=MAX_THREADS).contains(&threads) {
             return Err(PoolError::Threads(threads));
+        }
+        if threads > cores() {
+            tracing::warn!(
+                "{threads} threads share {} cores; they wait for each other, which is slow",
+                cores()
+            );
         }
         let shared = Arc::new(Shared {
             threads,
