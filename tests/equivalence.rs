@@ -1,11 +1,11 @@
 //! Fusing changes no result: random graphs under the interpreter, before and after the passes.
 
 use sinter::ir::arbitrary::{BOUNDS, random_bytes, random_graph};
-use sinter::ir::{Graph, Op, Syms, verify};
+use sinter::ir::{DType, Graph, Op, Syms, verify};
 use sinter::passes::{Pipeline, names};
 use sinter::runtime::interp::{Tensor, eval};
 use sinter::target::Target;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 /// A tensor of random content for a type at `syms`.
@@ -43,18 +43,70 @@ fn results(g: &Graph, syms: &Syms) -> Vec<Tensor> {
 }
 
 /// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise.
-const GRAPHS: u64 = 300;
+const GRAPHS: u64 = 400;
 
-/// Passes that must have fired this often, or the run says nothing.
+/// Passes that must have fired this often, and kinds of kernels that must have been made, or the run says nothing.
 const LEAST: u64 = 20;
+
+/// Kernels and what their bodies hold beside what all of that kernel's do.
+const KINDS: [&str; 13] = [
+    "add_rmsnorm",
+    "attention quant_act",
+    "dequant_matmul add",
+    "dequant_matmul add add",
+    "dequant_rmsnorm",
+    "matmul_swiglu",
+    "merge of one format",
+    "merge of several formats",
+    "rope_kv",
+    "rope_kv rms_norm",
+    "rope_kv rms_norm rms_norm",
+    "sample_head",
+    "swiglu",
+];
+
+/// The kind of every fused node, see [`KINDS`].
+fn kinds(g: &Graph) -> Vec<String> {
+    let mut kinds = vec![];
+    for id in g.ids() {
+        let Op::Fused(fused) = g.op(id) else { continue };
+        let body = &fused.body;
+        let count = |name: &str| body.ids().into_iter().filter(|&n| body.op(n).name() == name).count();
+        let kernel = fused.kernel.name();
+        let parts: &[&str] = match kernel {
+            "dequant_matmul" => &["add"],
+            "rope_kv" => &["rms_norm"],
+            "attention" => &["quant_act"],
+            _ => &[],
+        };
+        let mut kind = kernel.to_string();
+        for part in parts {
+            kind += &format!(" {part}").repeat(count(part));
+        }
+        if kernel == "merge" {
+            let weights = body.ids().into_iter().filter(|&n| matches!(body.op(n), Op::Dequant));
+            let formats: BTreeSet<_> = weights
+                .map(|n| body.ty(body.operands(n)[0]).dtype)
+                .filter(|d| DType::WEIGHTS.contains(d))
+                .collect();
+            kind += if formats.len() > 1 { " of several formats" } else { " of one format" };
+        }
+        kinds.push(kind);
+    }
+    kinds
+}
 
 #[test]
 fn fused_random_graphs_compute_what_they_did() {
-    let syms = Syms { t: 2.min(BOUNDS.t), p: 1.min(BOUNDS.p), s: BOUNDS.s };
+    // The first token, decoding, and prompts of which some tokens see others.
+    let steps =
+        [(1, 0), (1, 5), (2, 1), (BOUNDS.t, 0), (3, BOUNDS.p)].map(|(t, p)| Syms { t, p, s: BOUNDS.s });
+    let mut made = BTreeMap::<String, u64>::new();
     let graphs = std::env::var("SINTER_FUZZ_GRAPHS").map_or(GRAPHS, |n| n.parse().expect("a number"));
     let mut rewrites = BTreeMap::<String, u64>::new();
     for seed in 0..graphs {
         let graph = random_graph(seed, 10 + (seed as usize % 5) * 12);
+        let syms = steps[seed as usize / 5 % steps.len()];
         for (target, exact) in [(Target::cpu(), true), (Target::test_wave32(), true), (Target::cpu(), false)]
         {
             let run = |mut pipeline: Pipeline, mut graph: Graph| {
@@ -68,6 +120,9 @@ fn fused_random_graphs_compute_what_they_did() {
             for (pass, n) in fired {
                 *rewrites.entry(pass).or_default() += n;
             }
+            for kind in kinds(&fused) {
+                *made.entry(kind).or_default() += 1;
+            }
             let expected = results(&unfused, &syms);
             if exact {
                 assert_eq!(expected, results(&graph, &syms), "seed {seed}, without fusions:\n{unfused}");
@@ -80,8 +135,11 @@ fn fused_random_graphs_compute_what_they_did() {
         }
     }
     // Not println, which a test that passes keeps to itself.
-    writeln!(std::io::stderr(), "{graphs} random graphs, rewrites: {rewrites:?}").unwrap();
+    writeln!(std::io::stderr(), "{graphs} random graphs, rewrites: {rewrites:?}, kernels: {made:?}").unwrap();
     for pass in names() {
         assert!(rewrites.get(pass).is_some_and(|n| *n >= LEAST), "{pass} fired too rarely: {rewrites:?}");
+    }
+    for kind in KINDS {
+        assert!(made.get(kind).is_some_and(|n| *n >= LEAST), "{kind} was made too rarely: {made:?}");
     }
 }

@@ -114,9 +114,12 @@ impl Builder {
         self.leaf(Op::Weight { name }, dtype, shape.iter().copied())
     }
 
-    /// A weight as f32, from any format.
+    /// A weight as f32, from any format of which blocks make up its rows.
     fn floats(&mut self, shape: &[u64]) -> Value {
-        let dtype = *self.rng.pick(&DType::WEIGHTS);
+        let columns = shape.last().copied().unwrap_or(1);
+        let fits = |dtype: &DType| columns % dtype.block_len() as u64 == 0;
+        let fitting: Vec<DType> = DType::WEIGHTS.into_iter().filter(fits).collect();
+        let dtype = *self.rng.pick(&fitting);
         let w = self.weight(dtype, shape);
         self.dequant(w)
     }
@@ -144,25 +147,43 @@ impl Builder {
         self.rows.push(y);
     }
 
-    fn project(&mut self, x: Value, width: u64) -> Value {
+    /// `x`, or `x` quantised.
+    fn activations(&mut self, x: Value) -> Value {
+        if self.rng.coin() {
+            return x;
+        }
+        let q = self.op(Op::QuantAct, &[x]);
+        self.op(Op::Dequant, &[q])
+    }
+
+    /// Projections of one input, which now and then is not quantised alike for all.
+    fn project<const N: usize>(&mut self, x: Value, widths: [u64; N]) -> [Value; N] {
+        let shared = self.activations(x);
+        widths.map(|width| {
+            let x = if self.rng.below(8) == 0 { self.activations(x) } else { shared };
+            self.project_one(x, width)
+        })
+    }
+
+    fn project_one(&mut self, x: Value, width: u64) -> Value {
         let w = self.floats(&[width, WIDTH]);
-        let x = if self.rng.coin() {
-            let q = self.op(Op::QuantAct, &[x]);
-            self.op(Op::Dequant, &[q])
-        } else {
-            x
-        };
         let y = self.op(Op::MatMul, &[x, w]);
         if self.rng.coin() {
             return y;
         }
-        let bias = self.weight(DType::F32, &[width]);
+        let bias = self.floats(&[width]);
         self.op(Op::Add, &[y, bias])
     }
 
     fn projection(&mut self) {
         let x = self.row();
-        let y = self.project(x, WIDTH);
+        let [y] = self.project(x, [WIDTH]);
+        if self.rng.coin() {
+            let x = self.row();
+            let sum = self.op(Op::Add, &[x, y]);
+            self.rows.push(sum);
+            return self.norm();
+        }
         // Keeps values small however long the graph is.
         let scale = self.leaf(Op::Const { value: 0.0625 }, DType::F32, [WIDTH]);
         let y = self.op(Op::Mul, &[y, scale]);
@@ -179,7 +200,7 @@ impl Builder {
 
     fn gated(&mut self) {
         let x = self.row();
-        let (gate, up) = (self.project(x, WIDTH), self.project(x, WIDTH));
+        let [gate, up] = self.project(x, [WIDTH; 2]);
         let gate = self.op(Op::Silu, &[gate]);
         let y = self.op(Op::Mul, &[gate, up]);
         self.rows.push(y);
@@ -197,18 +218,21 @@ impl Builder {
         self.dequant(rows)
     }
 
-    fn rope(&mut self, x: Value, pos: Value) -> Value {
+    /// A rotation and what it takes beside positions.
+    fn rotation(&mut self) -> (Rope, Option<Value>) {
         let style = *self.rng.pick(&[RopeStyle::Interleaved, RopeStyle::Halves]);
         let dims = *self.rng.pick(&[HEAD, HEAD / 2]);
-        let mut operands = vec![x, pos];
-        if self.rng.coin() {
-            operands.push(self.weight(DType::F32, &[dims / 2]));
-        }
-        self.op(Op::Rope(Rope { base: 10000.0, dims: dims as u32, style }), &operands)
+        let factors = self.rng.coin().then(|| self.floats(&[dims / 2]));
+        (Rope { base: 10000.0, dims: dims as u32, style }, factors)
+    }
+
+    fn rope(&mut self, x: Value, pos: Value, (rope, factors): (Rope, Option<Value>)) -> Value {
+        let operands: Vec<Value> = [x, pos].into_iter().chain(factors).collect();
+        self.op(Op::Rope(rope), &operands)
     }
 
     fn head_norm(&mut self, x: Value) -> Value {
-        let (w, eps) = (self.weight(DType::F32, &[HEAD]), self.eps());
+        let (w, eps) = (self.floats(&[HEAD]), self.eps());
         self.op(Op::RmsNorm { eps }, &[x, w])
     }
 
@@ -223,15 +247,17 @@ impl Builder {
         let groups = *self.rng.pick(&[1, 2, HEADS]);
         let x = self.row();
         let head = |n: u64| [Dim::T, Dim::n(n), Dim::n(HEAD)];
-        let parts = [HEADS, groups, groups].map(|n| {
-            let y = self.project(x, n * HEAD);
-            self.reshape(y, &head(n))
-        });
-        let [mut q, mut k, mut v] = parts;
+        let heads = [HEADS, groups, groups];
+        let [q, k, v] = self.project(x, heads.map(|n| n * HEAD));
+        let [mut q, mut k, mut v] =
+            [(q, HEADS), (k, groups), (v, groups)].map(|(y, n)| self.reshape(y, &head(n)));
         if self.rng.coin() {
             (q, k) = (self.head_norm(q), self.head_norm(k));
         }
-        let (q, k) = (self.rope(q, pos), self.rope(k, pos));
+        let turn = self.rotation();
+        // Queries and keys are turned alike, or they do not fit one kernel.
+        let other = if self.rng.below(4) == 0 { self.rotation() } else { turn };
+        let (q, k) = (self.rope(q, pos, turn), self.rope(k, pos, other));
         let caches = [self.cache(groups), self.cache(groups)];
         if groups == HEADS && self.rng.coin() {
             // Reads the old version before it is overwritten.

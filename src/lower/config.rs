@@ -45,7 +45,7 @@ impl Config {
             }
         };
         let count = |name: &str, max: u64| positive(name, gguf.u64(&key(name))?, max);
-        let layers = count("block_count", 4096)?;
+        let layers = count("block_count", 1 << 10)?;
         let width = count("embedding_length", 1 << 20)?;
         let heads = count("attention.head_count", 1 << 14)?;
         let optional = |name: &str, default: u64, max: u64| {
