@@ -293,28 +293,29 @@ pub struct BlockQ8Act {
     pub q: [i8; 32],
 }
 
-/// Says which format a struct is the block of, and asserts that it has its size.
+/// Says of how many elements of which format a struct is the block, and asserts that the format agrees, in bytes too.
 macro_rules! blocks {
-    ($($block:ty: $dtype:expr;)*) => {$(
+    ($($block:ty: $len:literal of $dtype:expr;)*) => {$(
         impl Block for $block {
             const DTYPE: DType = $dtype;
         }
 
+        const _: () = assert!($len == $dtype.block_len());
         const _: () = assert!(size_of::<$block>() == $dtype.block_bytes() && align_of::<$block>() == 1);
     )*};
 }
 
 blocks! {
-    BlockQ4_0: DType::Q4_0;
-    BlockQ4_1: DType::Q4_1;
-    BlockQ5_0: DType::Q5_0;
-    BlockQ5_1: DType::Q5_1;
-    BlockQ8_0: DType::Q8_0;
-    BlockQ2K: DType::Q2_K;
-    BlockQ3K: DType::Q3_K;
-    BlockQ4K: DType::Q4_K;
-    BlockQ5K: DType::Q5_K;
-    BlockQ6K: DType::Q6_K;
-    BlockMXFP4: DType::MXFP4;
-    BlockQ8Act: DType::Q8Act;
+    BlockQ4_0: 32 of DType::Q4_0;
+    BlockQ4_1: 32 of DType::Q4_1;
+    BlockQ5_0: 32 of DType::Q5_0;
+    BlockQ5_1: 32 of DType::Q5_1;
+    BlockQ8_0: 32 of DType::Q8_0;
+    BlockQ2K: 256 of DType::Q2_K;
+    BlockQ3K: 256 of DType::Q3_K;
+    BlockQ4K: 256 of DType::Q4_K;
+    BlockQ5K: 256 of DType::Q5_K;
+    BlockQ6K: 256 of DType::Q6_K;
+    BlockMXFP4: 32 of DType::MXFP4;
+    BlockQ8Act: 32 of DType::Q8Act;
 }

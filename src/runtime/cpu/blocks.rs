@@ -35,8 +35,9 @@ impl XGroup {
 
 /// A quantised weight format.
 pub(super) trait Format {
+    const DTYPE: DType;
     /// Elements of a block.
-    const BLOCK: usize;
+    const BLOCK: usize = Self::DTYPE.block_len();
     /// `q` are signed bytes.
     const SIGNED: bool;
     /// The two halves of 32 elements have scales and minima of their own.

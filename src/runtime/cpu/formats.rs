@@ -4,6 +4,7 @@
 use super::blocks::{Format, Group};
 use super::isa::Isa;
 use crate::gguf::blocks::BlockMXFP4;
+use crate::ir::DType;
 
 #[inline(always)]
 fn half<I: Isa>(bytes: &[u8]) -> f32 {
@@ -49,13 +50,13 @@ fn blocks_of_32<const BYTES: usize>(blocks: &[u8]) -> impl Iterator<Item = (usiz
 pub(super) struct Q4_0;
 
 impl Format for Q4_0 {
-    const BLOCK: usize = 32;
+    const DTYPE: DType = DType::Q4_0;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<18>(blocks) {
+        for (i, block) in blocks_of_32::<{ DType::Q4_0.block_bytes() }>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.min[0][i] = 8.0 * group.scale[0][i];
             group.q[i] = nibbles(part(block, 2));
@@ -67,13 +68,13 @@ impl Format for Q4_0 {
 pub(super) struct Q4_1;
 
 impl Format for Q4_1 {
-    const BLOCK: usize = 32;
+    const DTYPE: DType = DType::Q4_1;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<20>(blocks) {
+        for (i, block) in blocks_of_32::<{ DType::Q4_1.block_bytes() }>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.min[0][i] = -half::<I>(&block[2..]);
             group.q[i] = nibbles(part(block, 4));
@@ -85,13 +86,13 @@ impl Format for Q4_1 {
 pub(super) struct Q5_0;
 
 impl Format for Q5_0 {
-    const BLOCK: usize = 32;
+    const DTYPE: DType = DType::Q5_0;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<22>(blocks) {
+        for (i, block) in blocks_of_32::<{ DType::Q5_0.block_bytes() }>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.min[0][i] = 16.0 * group.scale[0][i];
             group.q[i] = five_bits(part(block, 6), part(block, 2));
@@ -103,13 +104,13 @@ impl Format for Q5_0 {
 pub(super) struct Q5_1;
 
 impl Format for Q5_1 {
-    const BLOCK: usize = 32;
+    const DTYPE: DType = DType::Q5_1;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<24>(blocks) {
+        for (i, block) in blocks_of_32::<{ DType::Q5_1.block_bytes() }>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.min[0][i] = -half::<I>(&block[2..]);
             group.q[i] = five_bits(part(block, 8), part(block, 4));
@@ -121,13 +122,13 @@ impl Format for Q5_1 {
 pub(super) struct Q8_0;
 
 impl Format for Q8_0 {
-    const BLOCK: usize = 32;
+    const DTYPE: DType = DType::Q8_0;
     const SIGNED: bool = true;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<34>(blocks) {
+        for (i, block) in blocks_of_32::<{ DType::Q8_0.block_bytes() }>(blocks) {
             group.scale[0][i] = half::<I>(block);
             group.q[i] = part(block, 2);
         }
@@ -152,13 +153,13 @@ const E2M1: [u8; 16] = {
 pub(super) struct Mxfp4;
 
 impl Format for Mxfp4 {
-    const BLOCK: usize = 32;
+    const DTYPE: DType = DType::MXFP4;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<17>(blocks) {
+        for (i, block) in blocks_of_32::<{ DType::MXFP4.block_bytes() }>(blocks) {
             group.scale[0][i] = BlockMXFP4 { e: block[0], q: [0; 16] }.half_d();
             group.min[0][i] = f32::from(E2M1_RAISE) * group.scale[0][i];
             group.q[i] = I::look_up(&E2M1, &nibbles(part(block, 1)));
@@ -180,13 +181,13 @@ fn pairs(bytes: &[u8], out: &mut [[u8; 32]]) {
 pub(super) struct Q2K;
 
 impl Format for Q2K {
-    const BLOCK: usize = 256;
+    const DTYPE: DType = DType::Q2_K;
     const SIGNED: bool = false;
     const SPLIT: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<84>() else { return };
+        let Some(block) = blocks.first_chunk::<{ DType::Q2_K.block_bytes() }>() else { return };
         let (d, dmin) = (half::<I>(&block[80..]), half::<I>(&block[82..]));
         for (b, scales) in block[..16].as_chunks::<2>().0.iter().enumerate() {
             for (h, scale) in scales.iter().enumerate() {
@@ -203,13 +204,13 @@ impl Format for Q2K {
 pub(super) struct Q3K;
 
 impl Format for Q3K {
-    const BLOCK: usize = 256;
+    const DTYPE: DType = DType::Q3_K;
     const SIGNED: bool = false;
     const SPLIT: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<110>() else { return };
+        let Some(block) = blocks.first_chunk::<{ DType::Q3_K.block_bytes() }>() else { return };
         let d = half::<I>(&block[108..]);
         let packed = &block[96..108];
         for g in 0..16 {
@@ -260,13 +261,13 @@ fn long_nibbles(bytes: &[u8], group: &mut Group) {
 pub(super) struct Q4K;
 
 impl Format for Q4K {
-    const BLOCK: usize = 256;
+    const DTYPE: DType = DType::Q4_K;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<144>() else { return };
+        let Some(block) = blocks.first_chunk::<{ DType::Q4_K.block_bytes() }>() else { return };
         scales_and_minima::<I>(block, group);
         long_nibbles(&block[16..], group);
     }
@@ -276,13 +277,13 @@ impl Format for Q4K {
 pub(super) struct Q5K;
 
 impl Format for Q5K {
-    const BLOCK: usize = 256;
+    const DTYPE: DType = DType::Q5_K;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<176>() else { return };
+        let Some(block) = blocks.first_chunk::<{ DType::Q5_K.block_bytes() }>() else { return };
         scales_and_minima::<I>(block, group);
         long_nibbles(&block[48..], group);
         for (b, q) in group.q.iter_mut().enumerate() {
@@ -297,13 +298,13 @@ impl Format for Q5K {
 pub(super) struct Q6K;
 
 impl Format for Q6K {
-    const BLOCK: usize = 256;
+    const DTYPE: DType = DType::Q6_K;
     const SIGNED: bool = false;
     const SPLIT: bool = true;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        let Some(block) = blocks.first_chunk::<210>() else { return };
+        let Some(block) = blocks.first_chunk::<{ DType::Q6_K.block_bytes() }>() else { return };
         let d = half::<I>(&block[208..]);
         for (b, scales) in block[192..208].as_chunks::<2>().0.iter().enumerate() {
             for (h, scale) in scales.iter().enumerate() {
