@@ -6,8 +6,9 @@ mod support;
 use common::line;
 use sinter::compile::{self, Options, Purpose};
 use sinter::gguf::{Digest, Gguf, Identity};
-use sinter::ir::DType;
+use sinter::ir::{DType, Outcome};
 use sinter::lower::{self, Config};
+use sinter::passes::Report;
 use sinter::runtime::plan::{self, Parts, Plan};
 use sinter::target::Target;
 use std::fmt::Write;
@@ -63,6 +64,7 @@ fn decisions(name: &str) -> String {
             *lines.entry(any_layer(&line(decision))).or_default() += 1;
         }
         let (before, after) = (report.before.count(), report.after.count());
+        adds_up(&report);
         writeln!(text, "{}: {before} launches -> {after}", step.name).unwrap();
         for (kernel, n) in &report.after.launches {
             writeln!(text, "  {n} {kernel}").unwrap();
@@ -72,6 +74,23 @@ fn decisions(name: &str) -> String {
         }
     }
     text
+}
+
+/// What the decisions say they saved is what the graph has lost.
+fn adds_up(report: &Report) {
+    let gains = report.decisions.iter().filter_map(|d| match &d.outcome {
+        Outcome::Fired { gain, .. } => Some(gain),
+        Outcome::Rejected { .. } => None,
+    });
+    let (before, after) = (&report.before, &report.after);
+    let (mut launches, mut bytes, mut us) = (before.count() as i64, before.bytes as i64, before.us);
+    for gain in gains {
+        launches -= gain.launches_saved;
+        bytes -= gain.bytes_saved;
+        us -= gain.unfused_us - gain.fused_us;
+    }
+    assert_eq!((launches, bytes), (after.count() as i64, after.bytes as i64));
+    assert!((us - after.us).abs() < 1e-6 * before.us, "{us} left, not {}", after.us);
 }
 
 fn golden(family: &str, name: &str) {

@@ -11,7 +11,7 @@
 
 use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use super::{Pass, add_rmsnorm, cost};
-use crate::ir::{DType, Gain, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
+use crate::ir::{DType, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
 
 pub const PASS: Pass = Pass {
     name: "dequant_matmul",
@@ -91,22 +91,16 @@ fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         members: vec![matmul, add],
         results: vec![add.into()],
     };
-    let mut patch = fusion.patch(add, cx)?;
-    if let (Some((_, gain)), Some(norm)) = (&mut patch.fused, add_rmsnorm::norm_of_sum(g, add, cx)) {
-        // Compare the two futures: (matmul + add), norm against matmul, (add + norm).
-        let alone = add_rmsnorm::estimate(g, norm, false, cx)?;
-        let with_add = add_rmsnorm::estimate(g, norm, true, cx)?;
-        let core = cost::of_node(g, matmul, cx.target);
-        let sum = cost::of_node(g, add, cx.target);
-        let epilogue_bytes = (core.bytes + sum.bytes) as i64 - gain.bytes_saved;
-        *gain = Gain {
-            fused_us: gain.fused_us + alone.us,
-            unfused_us: core.us + with_add.us,
-            bytes_saved: (core.bytes + with_add.bytes) as i64 - epilogue_bytes - alone.bytes as i64,
-            launches_saved: with_add.launches as i64 - alone.launches as i64,
-        };
+    let patch = fusion.patch(add, cx)?.if_it_pays(add)?;
+    let Some(norm) = add_rmsnorm::norm_of_sum(g, add, cx) else { return Ok(patch) };
+    // The two futures: (matmul + add), norm against matmul, (add + norm). What is told as gained is what the graph gains.
+    let fused = patch.fused.map_or(0.0, |(_, gain)| gain.fused_us);
+    let fused_us = fused + add_rmsnorm::estimate(g, norm, false, cx)?.us;
+    let unfused_us = cost::of_node(g, matmul, cx.target).us + add_rmsnorm::estimate(g, norm, true, cx)?.us;
+    match fused_us > unfused_us {
+        true => Err(Reject::near(add, Why::CostLoses { fused_us, unfused_us })),
+        false => Ok(patch),
     }
-    patch.if_it_pays(add)
 }
 
 /// Whether a fused matmul adds a residual already.
