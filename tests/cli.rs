@@ -120,6 +120,19 @@ fn run_prints_the_text_alone() {
 }
 
 #[test]
+fn the_readme_shows_what_is_printed() {
+    let readme = std::fs::read_to_string(path("README.md")).unwrap();
+    let shown = |command: &str| {
+        let (_, after) = readme.split_once(&format!("$ {command}\n")).expect(command);
+        after.split("```").next().unwrap().to_string()
+    };
+    let run = "run -p \"The borrow checker\" --exact --temp 0 -n 24";
+    let said = stdout(&["run", "-p", "The borrow checker", "--exact", "--temp", "0", "-n", "24"]);
+    assert!(shown(&format!("cargo run --release -- {run}")).starts_with(&said), "{said}");
+    assert_eq!(shown("sinter explain --step decode"), stdout(&["explain", "--step", "decode"]));
+}
+
+#[test]
 fn all_that_fits_is_minus_one() {
     let output = run(&["run", "-p", "fn main", "-n", "-1", "-c", "32", "--repeat-last-n", "-1", "-s", "-1"]);
     let said = text(&output.stderr);

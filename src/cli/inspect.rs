@@ -2,7 +2,7 @@
 
 use super::args::ModelArgs;
 use serde_json::json;
-use sinter::gguf::Gguf;
+use sinter::gguf::{Gguf, Value};
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -76,6 +76,13 @@ fn formats(gguf: &Gguf) -> BTreeMap<&'static str, (u64, u64, u64)> {
     formats
 }
 
+/// Numbers, booleans and strings as themselves; an array, which may be a whole vocabulary, as it is listed.
+fn metadata_json(value: &Value) -> serde_json::Value {
+    let number = || value.as_u64().map(|n| json!(n)).or_else(|| value.as_f32().map(|x| json!(x)));
+    let plain = value.as_str().map(|s| json!(s)).or_else(|| value.as_bool().map(|b| json!(b)));
+    plain.or_else(number).unwrap_or_else(|| json!(value.to_string()))
+}
+
 fn as_json(gguf: &Gguf) -> serde_json::Value {
     let tensors: Vec<_> = gguf
         .tensors
@@ -85,7 +92,7 @@ fn as_json(gguf: &Gguf) -> serde_json::Value {
         })
         .collect();
     let metadata: serde_json::Map<_, _> =
-        gguf.metadata.iter().map(|(k, v)| (k.clone(), json!(v.to_string()))).collect();
+        gguf.metadata.iter().map(|(k, v)| (k.clone(), metadata_json(v))).collect();
     json!({
         "version": gguf.version, "file_bytes": gguf.file_len, "alignment": gguf.alignment,
         "metadata": metadata, "tensors": tensors,
