@@ -7,31 +7,39 @@ use crate::ir::DType;
 /// Elements that are decoded at once; the largest block.
 pub(super) const GROUP: usize = 256;
 
-/// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q[b][l] − min[h][b]`, where `h` is `l / 16` for formats
-/// that [split](Format::SPLIT) and else 0. Minima make up for `q` that would be negative, but where a format is
+/// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q − min[h][b]`, where `h` is `l / 16` for formats
+/// that [split](Format::SPLIT) and else 0. Its `q` lies where the format [orders](Format::ORDER) it. Minima make up for `q` that would be negative, but where a format is
 /// [signed](Format::SIGNED): its `q` are two's complements and its minima zero.
 pub struct Group {
-    pub q: [[u8; 32]; 8],
+    pub q: [[u8; 64]; 4],
     pub scale: [[f32; 8]; 2],
     pub min: [[f32; 8]; 2],
 }
 
 impl Group {
-    pub const ZERO: Group = Group { q: [[0; 32]; 8], scale: [[0.0; 8]; 2], min: [[0.0; 8]; 2] };
+    pub const ZERO: Group = Group { q: [[0; 64]; 4], scale: [[0.0; 8]; 2], min: [[0.0; 8]; 2] };
 }
 
-/// [`GROUP`] activations of 8 bits in vectors; what is beyond a row is zero.
+/// [`GROUP`] activations of 8 bits in vectors; what is beyond a row is zero. No vector crosses a cache line.
 #[derive(Clone)]
+#[repr(align(64))]
 pub struct XGroup {
-    pub q: [[i8; 32]; 8],
+    /// In the order of the weights.
+    pub q: [[i8; 64]; 4],
     pub d: [f32; 8],
     /// `d · Σq` over the first and the last 16 of each 32.
     pub s: [[f32; 8]; 2],
 }
 
 impl XGroup {
-    pub const ZERO: XGroup = XGroup { q: [[0; 32]; 8], d: [0.0; 8], s: [[0.0; 8]; 2] };
+    pub const ZERO: XGroup = XGroup { q: [[0; 64]; 4], d: [0.0; 8], s: [[0.0; 8]; 2] };
 }
+
+/// Where the `q` of a group lie: the sub-blocks of 32 whose `q` are the first, second, … 32 bytes.
+pub(super) type Order = [usize; 8];
+
+/// One after another.
+pub(super) const PLAIN: Order = [0, 1, 2, 3, 4, 5, 6, 7];
 
 /// A quantised weight format.
 pub(super) trait Format {
@@ -42,6 +50,8 @@ pub(super) trait Format {
     const SIGNED: bool;
     /// The two halves of 32 elements have scales and minima of their own.
     const SPLIT: bool;
+    /// The order in which 64 bytes of a block at a time yield `q`.
+    const ORDER: Order = PLAIN;
 
     /// Decodes whole blocks, at most [`GROUP`] elements, into the front of `group`.
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group);
@@ -73,12 +83,14 @@ pub(super) use with_format;
 fn dequantise<I: Isa, F: Format>(blocks: &[u8], out: &mut [f32]) {
     let mut group = Group::ZERO;
     F::decode::<I>(blocks, &mut group);
-    for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate().take(8) {
-        for (l, out) in out.iter_mut().enumerate() {
+    let out = out.as_chunks_mut::<32>().0;
+    for (q, b) in group.q.as_flattened().as_chunks::<32>().0.iter().zip(F::ORDER) {
+        let Some(out) = out.get_mut(b) else { continue };
+        for (l, (out, q)) in out.iter_mut().zip(q).enumerate() {
             let h = if F::SPLIT { l / 16 } else { 0 };
-            let (q, scale) = (group.q[i][l], group.scale[h][i]);
+            let scale = group.scale[h][b];
             *out =
-                if F::SIGNED { scale * f32::from(q as i8) } else { scale * f32::from(q) - group.min[h][i] };
+                if F::SIGNED { scale * f32::from(*q as i8) } else { scale * f32::from(*q) - group.min[h][b] };
         }
     }
 }
@@ -92,6 +104,17 @@ pub(super) fn is_split(dtype: DType) -> bool {
         };
     }
     with_format!(dtype, split, false)
+}
+
+/// See [`Format::ORDER`].
+#[inline(always)]
+pub(super) fn order_of(dtype: DType) -> Order {
+    macro_rules! order {
+        ($format:ty) => {
+            <$format>::ORDER
+        };
+    }
+    with_format!(dtype, order, PLAIN)
 }
 
 /// Bytes of `n` elements, whole blocks, of `dtype`.

@@ -1,7 +1,7 @@
 //! How each quantised format is decoded. The layouts are those of [`crate::gguf::blocks`], whose slow reading of them is what
 //! the tests compare with.
 
-use super::blocks::{Format, Group};
+use super::blocks::{Format, Group, Order};
 use super::isa::Isa;
 use crate::gguf::blocks::BlockMXFP4;
 use crate::ir::DType;
@@ -32,18 +32,43 @@ fn nibbles(bytes: [u8; 16]) -> [u8; 32] {
 
 /// [`nibbles`] with a fifth bit each: element `l` has bit `l` of `high`.
 #[inline(always)]
-fn five_bits(bytes: [u8; 16], high: [u8; 4]) -> [u8; 32] {
-    let mut q = nibbles(bytes);
-    for (l, q) in q.iter_mut().enumerate() {
-        *q |= (high[l / 8] >> (l % 8) & 1) << 4;
+fn five_bits<I: Isa>(bytes: [u8; 16], high: [u8; 4]) -> [u8; 32] {
+    let (mut q, high) = (nibbles(bytes), I::spread(high));
+    for (q, high) in q.iter_mut().zip(high) {
+        *q |= high & 16;
     }
     q
+}
+
+/// Gives the first 32 `q` bit `LOW` of 32 bytes as bit `TO`, the last bit `HIGH`.
+#[inline(always)]
+fn add_bits<const LOW: u32, const HIGH: u32, const TO: u32>(q: &mut [u8; 64], bytes: &[u8; 32]) {
+    for l in 0..32 {
+        q[l] |= (bytes[l] >> LOW & 1) << TO;
+        q[l + 32] |= (bytes[l] >> HIGH & 1) << TO;
+    }
+}
+
+/// Where the `q` of block `i` of 32 lie in plain order.
+#[inline(always)]
+fn q_of(group: &mut Group, i: usize) -> &mut [u8; 32] {
+    &mut group.q.as_flattened_mut().as_chunks_mut().0[i]
 }
 
 /// The blocks of a group in a format of `BYTES` for 32 elements, numbered.
 #[inline(always)]
 fn blocks_of_32<const BYTES: usize>(blocks: &[u8]) -> impl Iterator<Item = (usize, &[u8; BYTES])> {
     blocks.as_chunks::<BYTES>().0.iter().enumerate().take(8)
+}
+
+/// The half at byte `at` of each of such blocks, and zeros where there are no more.
+#[inline(always)]
+fn halves<I: Isa, const BYTES: usize>(blocks: &[u8], at: usize) -> [f32; 8] {
+    let mut halves = [0; 8];
+    for (i, block) in blocks_of_32::<BYTES>(blocks) {
+        halves[i] = u16::from_le_bytes([block[at], block[at + 1]]);
+    }
+    I::from_eight_halves(halves)
 }
 
 /// See [`crate::ir::DType::Q4_0`].
@@ -56,10 +81,13 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<{ DType::Q4_0.block_bytes() }>(blocks) {
-            group.scale[0][i] = half::<I>(block);
-            group.min[0][i] = 8.0 * group.scale[0][i];
-            group.q[i] = nibbles(part(block, 2));
+        const BYTES: usize = DType::Q4_0.block_bytes();
+        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        for (min, d) in group.min[0].iter_mut().zip(group.scale[0]) {
+            *min = 8.0 * d;
+        }
+        for (i, block) in blocks_of_32::<BYTES>(blocks) {
+            *q_of(group, i) = nibbles(part(block, 2));
         }
     }
 }
@@ -74,10 +102,14 @@ impl Format for Q4_1 {
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<{ DType::Q4_1.block_bytes() }>(blocks) {
-            group.scale[0][i] = half::<I>(block);
-            group.min[0][i] = -half::<I>(&block[2..]);
-            group.q[i] = nibbles(part(block, 4));
+        const BYTES: usize = DType::Q4_1.block_bytes();
+        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        group.min[0] = halves::<I, BYTES>(blocks, 2);
+        for min in &mut group.min[0] {
+            *min = -*min;
+        }
+        for (i, block) in blocks_of_32::<BYTES>(blocks) {
+            *q_of(group, i) = nibbles(part(block, 4));
         }
     }
 }
@@ -92,10 +124,13 @@ impl Format for Q5_0 {
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<{ DType::Q5_0.block_bytes() }>(blocks) {
-            group.scale[0][i] = half::<I>(block);
-            group.min[0][i] = 16.0 * group.scale[0][i];
-            group.q[i] = five_bits(part(block, 6), part(block, 2));
+        const BYTES: usize = DType::Q5_0.block_bytes();
+        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        for (min, d) in group.min[0].iter_mut().zip(group.scale[0]) {
+            *min = 16.0 * d;
+        }
+        for (i, block) in blocks_of_32::<BYTES>(blocks) {
+            *q_of(group, i) = five_bits::<I>(part(block, 6), part(block, 2));
         }
     }
 }
@@ -110,10 +145,14 @@ impl Format for Q5_1 {
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<{ DType::Q5_1.block_bytes() }>(blocks) {
-            group.scale[0][i] = half::<I>(block);
-            group.min[0][i] = -half::<I>(&block[2..]);
-            group.q[i] = five_bits(part(block, 8), part(block, 4));
+        const BYTES: usize = DType::Q5_1.block_bytes();
+        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        group.min[0] = halves::<I, BYTES>(blocks, 2);
+        for min in &mut group.min[0] {
+            *min = -*min;
+        }
+        for (i, block) in blocks_of_32::<BYTES>(blocks) {
+            *q_of(group, i) = five_bits::<I>(part(block, 8), part(block, 4));
         }
     }
 }
@@ -128,9 +167,10 @@ impl Format for Q8_0 {
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<{ DType::Q8_0.block_bytes() }>(blocks) {
-            group.scale[0][i] = half::<I>(block);
-            group.q[i] = part(block, 2);
+        const BYTES: usize = DType::Q8_0.block_bytes();
+        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        for (i, block) in blocks_of_32::<BYTES>(blocks) {
+            *q_of(group, i) = part(block, 2);
         }
     }
 }
@@ -159,23 +199,34 @@ impl Format for Mxfp4 {
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
-        for (i, block) in blocks_of_32::<{ DType::MXFP4.block_bytes() }>(blocks) {
-            group.scale[0][i] = BlockMXFP4 { e: block[0], q: [0; 16] }.half_d();
-            group.min[0][i] = f32::from(E2M1_RAISE) * group.scale[0][i];
-            group.q[i] = I::look_up(&E2M1, &nibbles(part(block, 1)));
+        const BYTES: usize = DType::MXFP4.block_bytes();
+        let mut exponents = [0; 8];
+        for (i, block) in blocks_of_32::<BYTES>(blocks) {
+            exponents[i] = block[0];
+            *q_of(group, i) = I::look_up(&E2M1, &nibbles(part(block, 1)));
+        }
+        for (scale, e) in group.scale[0].iter_mut().zip(exponents) {
+            *scale = BlockMXFP4 { e, q: [0; 16] }.half_d();
+        }
+        for (min, d) in group.min[0].iter_mut().zip(group.scale[0]) {
+            *min = f32::from(E2M1_RAISE) * d;
         }
     }
 }
 
-/// Four sub-blocks of 32 pairs of bits, from the lowest bits up.
+/// Of each 32 of 64 bytes, four sub-blocks of 32 pairs of bits, from the lowest bits up: those of the first half are sub-blocks
+/// 0 to 3, and [`PAIRS`] is the order of all.
 #[inline(always)]
-fn pairs(bytes: &[u8], out: &mut [[u8; 32]]) {
-    for (j, out) in out.iter_mut().enumerate() {
-        for (q, byte) in out.iter_mut().zip(bytes) {
-            *q = byte >> (2 * j) & 3;
+fn pairs(bytes: &[u8; 64], group: &mut Group) {
+    for (j, q) in group.q.iter_mut().enumerate() {
+        for l in 0..64 {
+            q[l] = bytes[l] >> (2 * j) & 3;
         }
     }
 }
+
+/// See [`pairs`].
+const PAIRS: Order = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// See [`crate::ir::DType::Q2_K`].
 pub(super) struct Q2K;
@@ -184,6 +235,7 @@ impl Format for Q2K {
     const DTYPE: DType = DType::Q2_K;
     const SIGNED: bool = false;
     const SPLIT: bool = true;
+    const ORDER: Order = PAIRS;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
@@ -195,8 +247,7 @@ impl Format for Q2K {
                 group.min[h][b] = dmin * f32::from(scale >> 4);
             }
         }
-        pairs(&block[16..48], &mut group.q[..4]);
-        pairs(&block[48..80], &mut group.q[4..]);
+        pairs(&part(block, 16), group);
     }
 }
 
@@ -207,25 +258,33 @@ impl Format for Q3K {
     const DTYPE: DType = DType::Q3_K;
     const SIGNED: bool = false;
     const SPLIT: bool = true;
+    const ORDER: Order = PAIRS;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<{ DType::Q3_K.block_bytes() }>() else { return };
         let d = half::<I>(&block[108..]);
-        let packed = &block[96..108];
-        for g in 0..16 {
-            let low = packed[g % 8] >> (g / 8 * 4) & 15;
-            let high = packed[8 + g % 4] >> (g / 4 * 2) & 3;
-            let scale = d * f32::from((low | high << 4) as i8 - 32);
-            (group.scale[g % 2][g / 2], group.min[g % 2][g / 2]) = (scale, 4.0 * scale);
+        // Low nibbles of 16 scales in 8 bytes; then their high pairs of bits in 4.
+        let word = |i: usize| u32::from_le_bytes(part(block, i));
+        let (a, b, pairs_of) = (word(96), word(100), word(104));
+        let mut scales = [0; 16];
+        for (i, four) in scales.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let low = if i % 2 == 0 { a } else { b } >> (i / 2 * 4) & 0x0f0f_0f0f;
+            *four = (low | (pairs_of >> (2 * i) & 0x0303_0303) << 4).to_le_bytes();
         }
-        pairs(&block[32..64], &mut group.q[..4]);
-        pairs(&block[64..96], &mut group.q[4..]);
-        for (b, q) in group.q.iter_mut().enumerate() {
-            for (q, third) in q.iter_mut().zip(&block[..32]) {
-                *q |= (third >> b & 1) * 4;
+        for (b, scales) in scales.as_chunks::<2>().0.iter().enumerate() {
+            for (h, scale) in scales.iter().enumerate() {
+                let scale = d * (f32::from(*scale) - 32.0);
+                (group.scale[h][b], group.min[h][b]) = (scale, 4.0 * scale);
             }
         }
+        pairs(&part(block, 32), group);
+        let thirds: [u8; 32] = part(block, 0);
+        let [a, b, c, d] = &mut group.q;
+        add_bits::<0, 4, 2>(a, &thirds);
+        add_bits::<1, 5, 2>(b, &thirds);
+        add_bits::<2, 6, 2>(c, &thirds);
+        add_bits::<3, 7, 2>(d, &thirds);
     }
 }
 
@@ -238,7 +297,7 @@ fn scales_and_minima<I: Isa>(block: &[u8], group: &mut Group) {
     let (a, b, c) = (word(4), word(8), word(12));
     let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | (a >> 2 & 0x3030_3030)];
     let minima = [b & 0x3f3f_3f3f, (c >> 4 & 0x0f0f_0f0f) | (b >> 2 & 0x3030_3030)];
-    let bytes = |words: [u32; 2]| -> [u8; 8] { bytemuck::cast(words) };
+    let bytes = |[low, high]: [u32; 2]| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
     let (scales, minima) = (bytes(scales), bytes(minima));
     for b in 0..8 {
         group.scale[0][b] = d * f32::from(scales[b]);
@@ -246,16 +305,18 @@ fn scales_and_minima<I: Isa>(block: &[u8], group: &mut Group) {
     }
 }
 
-/// 128 bytes of nibbles: of each 32, the low ones are a sub-block and the high ones the next.
+/// 128 bytes of nibbles: of each 32, the low ones are a sub-block and the high ones the next; [`NIBBLES`] is the order of all.
 #[inline(always)]
-fn long_nibbles(bytes: &[u8], group: &mut Group) {
-    for (i, bytes) in bytes.as_chunks::<32>().0.iter().enumerate().take(4) {
-        for (l, byte) in bytes.iter().enumerate() {
-            group.q[2 * i][l] = byte & 15;
-            group.q[2 * i + 1][l] = byte >> 4;
+fn long_nibbles(bytes: [u8; 128], group: &mut Group) {
+    for (i, q) in group.q.iter_mut().enumerate() {
+        for l in 0..64 {
+            q[l] = bytes[i / 2 * 64 + l] >> (i % 2 * 4) & 15;
         }
     }
 }
+
+/// See [`long_nibbles`].
+const NIBBLES: Order = [0, 2, 1, 3, 4, 6, 5, 7];
 
 /// See [`crate::ir::DType::Q4_K`].
 pub(super) struct Q4K;
@@ -264,12 +325,13 @@ impl Format for Q4K {
     const DTYPE: DType = DType::Q4_K;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
+    const ORDER: Order = NIBBLES;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<{ DType::Q4_K.block_bytes() }>() else { return };
         scales_and_minima::<I>(block, group);
-        long_nibbles(&block[16..], group);
+        long_nibbles(part(block, 16), group);
     }
 }
 
@@ -280,17 +342,19 @@ impl Format for Q5K {
     const DTYPE: DType = DType::Q5_K;
     const SIGNED: bool = false;
     const SPLIT: bool = false;
+    const ORDER: Order = NIBBLES;
 
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<{ DType::Q5_K.block_bytes() }>() else { return };
         scales_and_minima::<I>(block, group);
-        long_nibbles(&block[48..], group);
-        for (b, q) in group.q.iter_mut().enumerate() {
-            for (q, fifth) in q.iter_mut().zip(&block[16..48]) {
-                *q |= (fifth >> b & 1) * 16;
-            }
-        }
+        long_nibbles(part(block, 48), group);
+        let fifths: [u8; 32] = part(block, 16);
+        let [a, b, c, d] = &mut group.q;
+        add_bits::<0, 2, 4>(a, &fifths);
+        add_bits::<1, 3, 4>(b, &fifths);
+        add_bits::<4, 6, 4>(c, &fifths);
+        add_bits::<5, 7, 4>(d, &fifths);
     }
 }
 
@@ -312,15 +376,16 @@ impl Format for Q6K {
                 (group.scale[h][b], group.min[h][b]) = (scale, 32.0 * scale);
             }
         }
-        let low = block[..128].as_chunks::<32>().0;
-        let high = block[128..192].as_chunks::<32>().0;
-        for h in 0..2 {
+        let (low, high): ([u8; 128], [u8; 64]) = (part(block, 0), part(block, 128));
+        // Of each half of 128 elements, 64 bytes hold the low bits of the first 64 and of the last, 32 the high bits of all.
+        let halves = group.q.as_chunks_mut::<2>().0.iter_mut();
+        for ((q, low), high) in halves.zip(low.as_chunks::<64>().0).zip(high.as_chunks::<32>().0) {
             for l in 0..32 {
-                let (a, b, pairs) = (low[2 * h][l], low[2 * h + 1][l], high[h][l]);
-                group.q[4 * h][l] = (a & 15) | (pairs & 3) << 4;
-                group.q[4 * h + 1][l] = (b & 15) | (pairs >> 2 & 3) << 4;
-                group.q[4 * h + 2][l] = (a >> 4) | (pairs >> 4 & 3) << 4;
-                group.q[4 * h + 3][l] = (b >> 4) | (pairs >> 6) << 4;
+                let (a, b, pairs) = (low[l], low[l + 32], high[l]);
+                q[0][l] = (a & 15) | (pairs & 3) << 4;
+                q[0][l + 32] = (b & 15) | (pairs >> 2 & 3) << 4;
+                q[1][l] = (a >> 4) | (pairs >> 4 & 3) << 4;
+                q[1][l + 32] = (b >> 4) | (pairs >> 6) << 4;
             }
         }
     }

@@ -7,8 +7,8 @@ mod x86;
 pub(super) use x86::{Avx2, Avx512};
 
 use super::args::F32;
-use super::blocks::{Group, XGroup};
-use super::math::LANES;
+use super::blocks::{Format, Group, XGroup};
+use super::math::{self, LANES};
 use super::matmul::{Rows, Tile};
 
 /// Lanes of [`Isa::lane_products`].
@@ -113,6 +113,11 @@ pub(super) trait Isa: Sized + 'static {
     /// [`Isa::mul_add`] lane by lane, as vectors: left to itself, the compiler takes such sums apart.
     fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]);
 
+    /// The sum of the lanes, by halves.
+    fn sum(lanes: &[f32; LANES]) -> f32 {
+        math::sum(*lanes)
+    }
+
     /// `out[n][l] += Σ a[i][l] · b[n·step_n + i·step_i]`: lanes of `a` meet single elements of `b`.
     fn lane_products(a: &[[f32; WIDE]], b: &[F32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]);
 
@@ -121,6 +126,12 @@ pub(super) trait Isa: Sized + 'static {
 
     /// Little-endian halves as floats.
     fn from_halves(h: &[u8; 32], x: &mut [f32; 16]);
+
+    /// Halves as floats.
+    fn from_eight_halves(h: [u16; 8]) -> [f32; 8];
+
+    /// A byte of ones for each bit that is set, of zeros for each that is not.
+    fn spread(bits: [u8; 4]) -> [u8; 32];
 
     /// Eight floats as little-endian halves, rounded to nearest even.
     fn to_halves(x: &[f32; 8]) -> [u8; 16];
@@ -139,8 +150,8 @@ pub(super) trait Isa: Sized + 'static {
     }
 
     /// Adds the products of a group of weights with one of activations to 16 partial sums, and takes those of the minima
-    /// with the sums of activations from them. Of each sub-block of 32, lanes sum products of 4 (or 8) elements.
-    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]);
+    /// with the sums of activations from them. Of each 32 bytes, lanes sum products of 4 (or 8) elements.
+    fn dot<F: Format>(w: &Group, x: &XGroup, acc: &mut [f32; 16]);
 }
 
 /// Work that is worth a function of its own. `run` must be `#[inline(always)]`.
@@ -194,6 +205,20 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
+    fn from_eight_halves(h: [u16; 8]) -> [f32; 8] {
+        h.map(half_to_f32)
+    }
+
+    #[inline(always)]
+    fn spread(bits: [u8; 4]) -> [u8; 32] {
+        let mut spread = [0; 32];
+        for (l, spread) in spread.iter_mut().enumerate() {
+            *spread = (bits[l / 8] >> (l % 8) & 1).wrapping_neg();
+        }
+        spread
+    }
+
+    #[inline(always)]
     fn to_halves(x: &[f32; 8]) -> [u8; 16] {
         let mut h = [0; 16];
         for (h, x) in h.chunks_exact_mut(2).zip(x) {
@@ -212,22 +237,23 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
-        for b in 0..8 {
-            let at = b % 2 * 8;
+    fn dot<F: Format>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
+        let (w_q, x_q) = (w.q.as_flattened().as_chunks::<32>().0, x.q.as_flattened().as_chunks::<32>().0);
+        for (i, b) in F::ORDER.into_iter().enumerate() {
+            let at = i % 2 * 8;
             for (l, acc) in acc[at..at + 8].iter_mut().enumerate() {
-                let h = if SPLIT { l / 4 } else { 0 };
+                let h = if F::SPLIT { l / 4 } else { 0 };
                 let mut sum = 0;
                 for j in 4 * l..4 * l + 4 {
-                    let q = w.q[b][j];
-                    sum += if SIGNED { i32::from(q as i8) } else { i32::from(q) } * i32::from(x.q[b][j]);
+                    let q = w_q[i][j];
+                    sum += if F::SIGNED { i32::from(q as i8) } else { i32::from(q) } * i32::from(x_q[i][j]);
                 }
                 *acc += sum as f32 * (w.scale[h][b] * x.d[b]);
             }
         }
-        if !SIGNED {
+        if !F::SIGNED {
             for b in 0..8 {
-                if SPLIT {
+                if F::SPLIT {
                     acc[b] -= w.min[0][b] * x.s[0][b];
                     acc[b + 8] -= w.min[1][b] * x.s[1][b];
                 } else {

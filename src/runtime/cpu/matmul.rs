@@ -206,7 +206,7 @@ impl Matmul {
                 let split = blocks::is_split(part.format);
                 I::outline(Multiply { tile: &work.tiles[slot], xs: &xs[..n], split, out });
             } else {
-                work.prepared.fill(args, self.x, tokens, units);
+                work.prepared.fill(args, self.x, tokens, units, blocks::order_of(part.format));
                 let xs = work.prepared.tokens(n);
                 macro_rules! rows {
                     ($format:ty) => {

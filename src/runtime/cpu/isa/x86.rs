@@ -1,7 +1,7 @@
 //! Instruction sets of x86-64.
 
 use super::super::args::F32;
-use super::super::blocks::{Group, XGroup};
+use super::super::blocks::{Format, Group, Order, XGroup};
 use super::super::math::LANES;
 use super::super::matmul::{Rows, Tile};
 use super::{Isa, Job, WIDE};
@@ -124,6 +124,25 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn from_eight_halves(h: [u16; 8]) -> [f32; 8] {
+        // SAFETY: the processor has F16C; all types are plain bytes.
+        unsafe { std::mem::transmute(_mm256_cvtph_ps(std::mem::transmute::<[u16; 8], __m128i>(h))) }
+    }
+
+    #[inline(always)]
+    fn spread(bits: [u8; 4]) -> [u8; 32] {
+        // SAFETY: the processor has AVX2; both types are plain bytes.
+        unsafe {
+            // Byte `l` gets byte `l / 8` of the bits, of which it keeps bit `l % 8`.
+            let places =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), places);
+            let mask = _mm256_set1_epi64x(0x8040_2010_0804_0201u64.cast_signed());
+            std::mem::transmute(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask))
+        }
+    }
+
+    #[inline(always)]
     fn to_halves(x: &[f32; 8]) -> [u8; 16] {
         // SAFETY: the processor has F16C; both types are plain bytes.
         unsafe {
@@ -144,18 +163,19 @@ impl Isa for Avx2 {
     /// Pairs sum to at most `2 · 63 · 127` (or `2 · 128 · 127`), which fits `i16`. Signed weights give their signs to the
     /// activations first, as one factor must be unsigned.
     #[inline(always)]
-    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
-        // SAFETY: the processor has AVX2 and FMA; loads and stores are unaligned and within the arrays.
+    fn dot<F: Format>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
+        // SAFETY: the processor has AVX2 and FMA; loads and stores are unaligned and within the arrays, of which those of bytes
+        // are of 8 · 32.
         unsafe {
             let d = _mm256_loadu_ps(x.d.as_ptr());
             let low = _mm256_mul_ps(_mm256_loadu_ps(w.scale[0].as_ptr()), d);
             let high = _mm256_mul_ps(_mm256_loadu_ps(w.scale[1].as_ptr()), d);
             let at = acc.as_mut_ptr();
             let mut sums = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))];
-            for b in 0..8 {
-                let q = _mm256_loadu_si256(w.q[b].as_ptr().cast());
-                let x = _mm256_loadu_si256(x.q[b].as_ptr().cast());
-                let pairs = if SIGNED {
+            for (i, b) in F::ORDER.into_iter().enumerate() {
+                let q = _mm256_loadu_si256(w.q.as_ptr().cast::<__m256i>().add(i));
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast::<__m256i>().add(i));
+                let pairs = if F::SIGNED {
                     _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
                 } else {
                     _mm256_maddubs_epi16(q, x)
@@ -163,15 +183,15 @@ impl Isa for Avx2 {
                 let fours = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
                 let lane = _mm256_set1_epi32(b as i32);
                 let mut scale = _mm256_permutevar8x32_ps(low, lane);
-                if SPLIT {
+                if F::SPLIT {
                     scale = _mm256_blend_ps::<0xf0>(scale, _mm256_permutevar8x32_ps(high, lane));
                 }
-                sums[b % 2] = _mm256_fmadd_ps(fours, scale, sums[b % 2]);
+                sums[i % 2] = _mm256_fmadd_ps(fours, scale, sums[i % 2]);
             }
-            if !SIGNED {
+            if !F::SIGNED {
                 let min = [_mm256_loadu_ps(w.min[0].as_ptr()), _mm256_loadu_ps(w.min[1].as_ptr())];
                 let s = [_mm256_loadu_ps(x.s[0].as_ptr()), _mm256_loadu_ps(x.s[1].as_ptr())];
-                if SPLIT {
+                if F::SPLIT {
                     sums[0] = _mm256_fnmadd_ps(min[0], s[0], sums[0]);
                     sums[1] = _mm256_fnmadd_ps(min[1], s[1], sums[1]);
                 } else {
@@ -216,6 +236,18 @@ impl Isa for Avx512 {
         }
     }
 
+    #[inline(always)]
+    fn sum(lanes: &[f32; LANES]) -> f32 {
+        // SAFETY: the processor has AVX-512; the load is unaligned and within the array.
+        unsafe {
+            let x = _mm512_loadu_ps(lanes.as_ptr());
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
     lane_products!(16, 2, 8, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_set1_ps);
 
     #[inline(always)]
@@ -233,6 +265,17 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn from_eight_halves(h: [u16; 8]) -> [f32; 8] {
+        Avx2::from_eight_halves(h)
+    }
+
+    #[inline(always)]
+    fn spread(bits: [u8; 4]) -> [u8; 32] {
+        // SAFETY: the processor has AVX-512 with byte instructions; both types are plain bytes.
+        unsafe { std::mem::transmute(_mm256_movm_epi8(u32::from_le_bytes(bits))) }
+    }
+
+    #[inline(always)]
     fn to_halves(x: &[f32; 8]) -> [u8; 16] {
         Avx2::to_halves(x)
     }
@@ -244,48 +287,61 @@ impl Isa for Avx512 {
 
     /// Two sub-blocks at a time. Signed weights are raised by 128, which their minima make up for.
     #[inline(always)]
-    fn dot<const SIGNED: bool, const SPLIT: bool>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
-        /// Which products of scales the lanes of the first two sub-blocks want: low ones are in 0..8, high ones in 8..16.
-        const LANES: [[i32; 16]; 2] = [
-            [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
-            [0, 0, 0, 0, 8, 8, 8, 8, 1, 1, 1, 1, 9, 9, 9, 9],
-        ];
+    fn dot<F: Format>(w: &Group, x: &XGroup, acc: &mut [f32; 16]) {
+        /// Which products of scales the lanes of two sub-blocks want: low ones are in 0..8, high ones in 8..16.
+        const fn lanes(order: Order, split: bool) -> [[i32; 16]; 4] {
+            let mut lanes = [[0; 16]; 4];
+            let mut l = 0;
+            while l < 64 {
+                let high = if split && l % 8 >= 4 { 8 } else { 0 };
+                lanes[l / 16][l % 16] = order[l / 8] as i32 + high;
+                l += 1;
+            }
+            lanes
+        }
         // SAFETY: the processor has AVX-512 and VNNI; loads and stores are unaligned and within the arrays, of which those of
-        // bytes are of 8 · 32, and those of scales and sums of 2 · 8.
+        // scales and sums are of 2 · 8.
         unsafe {
             let d = _mm256_loadu_ps(x.d.as_ptr());
             let scale = [_mm256_loadu_ps(w.scale[0].as_ptr()), _mm256_loadu_ps(w.scale[1].as_ptr())];
             let low = _mm256_mul_ps(scale[0], d);
-            let scales = if SPLIT {
+            let scales = if F::SPLIT {
                 _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), _mm256_mul_ps(scale[1], d))
             } else {
                 _mm512_castps256_ps512(low)
             };
-            let mut lanes = _mm512_loadu_si512(LANES[usize::from(SPLIT)].as_ptr().cast());
-            let mut sums = _mm512_loadu_ps(acc.as_ptr());
-            for pair in 0..4 {
-                let mut q = _mm512_loadu_si512(w.q.as_ptr().add(2 * pair).cast());
-                if SIGNED {
+            let lanes = const { lanes(F::ORDER, F::SPLIT) };
+            let mut sums = [_mm512_setzero_ps(); 2];
+            for i in 0..4 {
+                let mut q = _mm512_loadu_si512(w.q[i].as_ptr().cast());
+                if F::SIGNED {
                     q = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
                 }
-                let x = _mm512_loadu_si512(x.q.as_ptr().add(2 * pair).cast());
+                let x = _mm512_loadu_si512(x.q[i].as_ptr().cast());
                 let fours = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x));
-                sums = _mm512_fmadd_ps(fours, _mm512_permutexvar_ps(lanes, scales), sums);
-                lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
+                let lanes = _mm512_loadu_si512(lanes[i].as_ptr().cast());
+                let scale = _mm512_permutexvar_ps(lanes, scales);
+                sums[i % 2] = if i < 2 {
+                    _mm512_mul_ps(fours, scale)
+                } else {
+                    _mm512_fmadd_ps(fours, scale, sums[i % 2])
+                };
             }
             let s = [_mm256_loadu_ps(x.s[0].as_ptr()), _mm256_loadu_ps(x.s[1].as_ptr())];
-            let (min, s) = if SPLIT {
+            let (min, s) = if F::SPLIT {
                 let min = _mm512_loadu_ps(w.min.as_ptr().cast());
                 (min, _mm512_insertf32x8::<1>(_mm512_castps256_ps512(s[0]), s[1]))
             } else {
-                let min = if SIGNED {
+                let min = if F::SIGNED {
                     _mm256_mul_ps(scale[0], _mm256_set1_ps(128.0))
                 } else {
                     _mm256_loadu_ps(w.min[0].as_ptr())
                 };
                 (_mm512_zextps256_ps512(min), _mm512_zextps256_ps512(_mm256_add_ps(s[0], s[1])))
             };
-            _mm512_storeu_ps(acc.as_mut_ptr(), _mm512_fnmadd_ps(min, s, sums));
+            // Groups of a row wait for each other in the last addition alone.
+            sums[0] = _mm512_add_ps(_mm512_fnmadd_ps(min, s, sums[0]), sums[1]);
+            _mm512_storeu_ps(acc.as_mut_ptr(), _mm512_add_ps(_mm512_loadu_ps(acc.as_ptr()), sums[0]));
         }
     }
 

@@ -113,8 +113,9 @@ impl<F: Format> Job for Fill<'_, F> {
             let (h, l) = (r / 16, r % 16);
             for (bytes, blocks) in row.chunks(group_bytes).zip(tile.blocks.chunks_mut(GROUP / 32)) {
                 F::decode::<I>(bytes, &mut group);
-                for (b, block) in blocks.iter_mut().enumerate() {
-                    for (j, q) in group.q[b].as_chunks::<4>().0.iter().enumerate() {
+                for (q, b) in group.q.as_flattened().as_chunks::<32>().0.iter().zip(F::ORDER) {
+                    let Some(block) = blocks.get_mut(b) else { continue };
+                    for (j, q) in q.as_chunks::<4>().0.iter().enumerate() {
                         let raise = if F::SIGNED { 0x8080_8080 } else { 0 };
                         let raised = u32::from_le_bytes(*q) ^ raise;
                         block.q[j][h][4 * l..4 * l + 4].copy_from_slice(&raised.to_le_bytes());
