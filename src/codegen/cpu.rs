@@ -8,6 +8,8 @@ use crate::ir::{DType, Dim, Syms, TensorType};
 const MATMUL_ROWS: u32 = 32;
 /// Queries (of one token and head each) per work item of attention.
 const ATTENTION_QUERIES: u64 = 32;
+/// Work items that attention of one token has at least, where there are as many heads.
+const ATTENTION_ITEMS: u64 = 4;
 /// Columns per work item of SwiGLU.
 const SWIGLU_COLUMNS: u32 = 1024;
 
@@ -30,7 +32,7 @@ pub fn shape(
             vec![Extent::each(rows(args, spec.gate)), Extent { dim: Dim::n(spec.n), per: SWIGLU_COLUMNS }]
         }
         Template::Attention(spec) => {
-            let (heads, tokens) = attention_tile(spec.heads / spec.cache_heads.max(1), bounds);
+            let (heads, tokens) = attention_tile(spec.heads, spec.heads / spec.cache_heads.max(1), bounds);
             let per = |n: u64| u32::try_from(n).unwrap_or(1);
             vec![
                 Extent { dim: Dim::n(spec.heads), per: per(heads) },
@@ -54,15 +56,13 @@ pub fn shape(
     }
 }
 
-/// Heads and tokens of a work item of attention. Many tokens share a cache head's rows with all the heads that read it;
-/// one token alone leaves so few items that each head is one.
-fn attention_tile(group: u64, bounds: &Syms) -> (u64, u64) {
-    if bounds.t <= 1 {
-        return (1, ATTENTION_QUERIES);
-    }
+/// Heads and tokens of a work item of attention. Heads of a group share the rows of a cache head, but one token alone must
+/// leave items for some threads.
+fn attention_tile(heads: u64, group: u64, bounds: &Syms) -> (u64, u64) {
+    let most = if bounds.t <= 1 { heads / ATTENTION_ITEMS } else { ATTENTION_QUERIES };
     let divides = |n: &u64| group.is_multiple_of(*n);
-    let heads = (1..=group.clamp(1, ATTENTION_QUERIES)).rev().find(divides).unwrap_or(1);
-    (heads, ATTENTION_QUERIES / heads)
+    let shared = (1..=group.min(most)).rev().find(divides).unwrap_or(1);
+    (shared, ATTENTION_QUERIES / shared)
 }
 
 /// Sets the tile, adds the scratch of an argmax, and returns the number of work items.

@@ -1,12 +1,12 @@
 //! Causal attention with a running softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867; Dao et al., 2022,
 //! arXiv:2205.14135). An item is some heads that read one cache head, for some tokens; it goes over the cache [`KEYS`]
-//! rows at a time. A few queries are taken one by one; many are lanes of vectors, so that a row of the cache meets all of
-//! them at once.
+//! rows at a time, and decodes each once for all of its queries. Elements of a few queries are lanes of vectors; of many, the
+//! queries are, so that an element of the cache meets all of them at once.
 
-use super::args::{Args, Q8Block};
+use super::args::{Args, F32, Q8Block};
 use super::blocks;
 use super::check::{self, ACTIVATIONS, BindError, CACHES, Check};
-use super::isa::{Isa, WIDE};
+use super::isa::{Isa, WIDE, prefetch};
 use super::math::{LANES, dot_lanes, exp, quantise, sum};
 use super::rope_kv::MAX_HEAD;
 use super::{Kernel, Syms};
@@ -16,8 +16,8 @@ use std::ops::Range;
 
 /// The most queries of a work item.
 const QUERIES: usize = WIDE;
-/// Queries from which they are lanes.
-const MANY: usize = 6;
+/// The most queries that are taken one by one, not as lanes.
+const FEW: usize = 8;
 /// Cache rows between two updates of the running maximum.
 const KEYS: usize = 32;
 
@@ -77,20 +77,13 @@ impl Attention {
         Ok(Attention { q, k, k_type, v, v_type, out, quantised, heads, cache_heads, head_dim, scale, tile })
     }
 
-    /// One head of one row of a cache, in floats.
+    /// The rows of one head of a cache.
     #[inline(always)]
-    fn cache_row<I: Isa>(
-        &self,
-        args: Args<'_>,
-        cache: ArgId,
-        dtype: DType,
-        row: usize,
-        head: usize,
-        to: &mut [f32],
-    ) {
-        let start = blocks::bytes_of(dtype, (row * self.cache_heads + head) * self.head_dim);
-        let bytes = blocks::bytes_of(dtype, self.head_dim);
-        blocks::decode_plain::<I>(dtype, args.slice(cache, start, bytes), to);
+    fn stored<'a>(&self, args: Args<'a>, cache: ArgId, dtype: DType, head: usize, rows: usize) -> Stored<'a> {
+        let width = blocks::bytes_of(dtype, self.head_dim);
+        let stride = self.cache_heads * width;
+        let bytes = args.slice(cache, head * width, rows.saturating_sub(1) * stride + width);
+        Stored { dtype, bytes, stride, width }
     }
 
     /// Where a query's row begins in the queries and in the result.
@@ -112,38 +105,81 @@ impl Attention {
         }
     }
 
-    /// One query of at most `D` elements, which sees `seen` rows of the cache.
+    /// At most [`FEW`] queries of at most `C` times [`WIDE`] elements. Each row of the cache is decoded once for all of them.
     #[inline(always)]
-    fn one<I: Isa, const D: usize>(&self, args: Args<'_>, token: usize, head: usize, seen: usize) {
+    fn few<I: Isa, const C: usize>(
+        &self,
+        args: Args<'_>,
+        first_head: usize,
+        tokens: Range<usize>,
+        past: usize,
+    ) {
         let d = self.head_dim;
-        let cache_head = head / (self.heads / self.cache_heads);
-        let (mut query, mut out, mut row) = ([0.0; D], [0.0; D], [0.0; D]);
-        let (query, out, row) = (&mut query[..d], &mut out[..d], &mut row[..d]);
-        args.load(self.q, self.place(token, head), query);
-        let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
-        for start in (0..seen).step_by(KEYS) {
-            let keys = start..seen.min(start + KEYS);
-            // What is beyond the last row weighs nothing.
-            let mut weights = [f32::NEG_INFINITY; KEYS];
-            for (key, weight) in keys.clone().zip(&mut weights) {
-                self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, row);
-                *weight = dot::<I>(query, row) * self.scale;
-            }
-            let new = max.max(largest(&weights));
-            let shrink = exp::<I>(max - new);
-            max = new;
-            weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
-            total = total * shrink + dot::<I>(&weights, &[1.0; KEYS]);
-            out.iter_mut().for_each(|y| *y *= shrink);
-            for (key, weight) in keys.zip(&weights) {
-                self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, row);
-                for (y, v) in out.iter_mut().zip(row.iter()) {
-                    *y = I::mul_add(*weight, *v, *y);
+        let cache_head = first_head / (self.heads / self.cache_heads);
+        let n = self.tile.0 * tokens.len();
+        let query = |i: usize| (tokens.start + i / self.tile.0, first_head + i % self.tile.0);
+        let (first, last) = (past + tokens.start, past + tokens.end);
+        let k = self.stored(args, self.k, self.k_type, cache_head, last);
+        let v = self.stored(args, self.v, self.v_type, cache_head, last);
+        let mut queries = [[[0.0; WIDE]; C]; FEW];
+        for (i, to) in queries.iter_mut().enumerate().take(n) {
+            let (token, head) = query(i);
+            args.load(self.q, self.place(token, head), &mut to.as_flattened_mut()[..d]);
+        }
+        // Columns of values, [`WIDE`] at a time; and of results, by query.
+        let (mut values, mut out) = ([[[0.0; WIDE]; KEYS]; C], [[[0.0; WIDE]; FEW]; C]);
+        let chunks = d.div_ceil(WIDE);
+        let mut row = [[0.0; WIDE]; C];
+        let (mut max, mut total) = ([f32::NEG_INFINITY; FEW], [0.0; FEW]);
+        for start in (0..last).step_by(KEYS) {
+            let keys = start..last.min(start + KEYS);
+            // What is beyond the last row, or not seen, weighs nothing.
+            let mut weights = [[f32::NEG_INFINITY; KEYS]; FEW];
+            for (j, key) in keys.clone().enumerate() {
+                v.ask(key);
+                k.decode_wide::<I, C>(key, d, &mut row);
+                for (i, query) in queries[..n].iter().enumerate() {
+                    if key <= first + i / self.tile.0 {
+                        weights[i][j] = wide_dot::<I, C>(query, &row) * self.scale;
+                    }
                 }
             }
+            for (i, weights) in weights[..n].iter_mut().enumerate() {
+                let new = max[i].max(largest(weights));
+                let shrink = exp::<I>(max[i] - new);
+                max[i] = new;
+                weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
+                total[i] = total[i] * shrink + dot::<I>(weights, &[1.0; KEYS]);
+                for out in &mut out[..chunks] {
+                    out[i].iter_mut().for_each(|y| *y *= shrink);
+                }
+            }
+            for (j, key) in keys.clone().enumerate() {
+                k.ask(key + KEYS);
+                v.decode_wide::<I, C>(key, d, &mut row);
+                let masked = key > first && !row.as_flattened().iter().all(|v| v.is_finite());
+                for ((values, row), out) in values.iter_mut().zip(&mut row).zip(&mut out).take(chunks) {
+                    if masked {
+                        for (out, weights) in out.iter_mut().zip(&weights).filter(|(_, w)| w[j] != 0.0) {
+                            out.iter_mut().zip(row.iter()).for_each(|(y, v)| *y += weights[j] * v);
+                        }
+                        row.fill(0.0);
+                    }
+                    values[j] = *row;
+                }
+            }
+            let weights = bytemuck::cast_slice(weights.as_flattened());
+            for (values, out) in values.iter().zip(&mut out).take(chunks) {
+                I::lane_products(&values[..keys.len()], weights, KEYS, 1, &mut out[..n]);
+            }
         }
-        out.iter_mut().for_each(|y| *y /= total);
-        self.store(args, token, head, out);
+        for i in 0..n {
+            for (row, out) in row.iter_mut().zip(&out) {
+                row.iter_mut().zip(&out[i]).for_each(|(to, y)| *to = y / total[i]);
+            }
+            let (token, head) = query(i);
+            self.store(args, token, head, &row.as_flattened()[..d]);
+        }
     }
 
     /// All queries of an item, of at most `D` elements: query `i` is lane `i`.
@@ -164,6 +200,8 @@ impl Attention {
         let (queries, out) = (&mut queries[..d], &mut out[..d]);
         // Cache rows that all queries see end here, and those that some see.
         let (first, last) = (past + tokens.start, past + tokens.end);
+        let k = self.stored(args, self.k, self.k_type, cache_head, last);
+        let v = self.stored(args, self.v, self.v_type, cache_head, last);
         // Lanes without a query see all; nobody looks at their results.
         let mut seen = [last as i32; WIDE];
         for i in 0..n {
@@ -179,7 +217,7 @@ impl Attention {
         for start in (0..last).step_by(KEYS) {
             let keys = start..last.min(start + KEYS);
             for (key, row) in keys.clone().zip(&mut rows) {
-                self.cache_row::<I>(args, self.k, self.k_type, key, cache_head, &mut row[..d]);
+                k.decode::<I>(key, &mut row[..d]);
             }
             let mut weights = [[0.0; WIDE]; KEYS];
             let weights = &mut weights[..keys.len()];
@@ -210,7 +248,7 @@ impl Attention {
             }
             for ((key, row), weights) in keys.zip(&mut rows).zip(weights.iter()) {
                 let row = &mut row[..d];
-                self.cache_row::<I>(args, self.v, self.v_type, key, cache_head, row);
+                v.decode::<I>(key, row);
                 if key > first && !row.iter().all(|v| v.is_finite()) {
                     add_seen(weights, row, out);
                     row.fill(0.0);
@@ -253,12 +291,67 @@ fn largest(x: &[f32; KEYS]) -> f32 {
     lanes.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m })
 }
 
+/// `Σ a·b`.
+#[inline(always)]
+fn wide_dot<I: Isa, const C: usize>(a: &[[f32; WIDE]; C], b: &[[f32; WIDE]; C]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        let b: &[F32; WIDE] = bytemuck::cast_ref(b);
+        for (a, b) in a.as_chunks().0.iter().zip(b.as_chunks().0) {
+            I::mul_add_lanes(a, b, &mut lanes);
+        }
+    }
+    I::sum(&lanes)
+}
+
 /// `Σ a·b` of equally many.
 #[inline(always)]
 fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     dot_lanes::<I>(&mut lanes, a, b);
     sum(lanes)
+}
+
+/// The rows of one head of a cache, as they are stored.
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    dtype: DType,
+    bytes: &'a [u8],
+    /// From a row to the next, in bytes.
+    stride: usize,
+    width: usize,
+}
+
+impl Stored<'_> {
+    /// A row in floats.
+    #[inline(always)]
+    fn decode<I: Isa>(&self, row: usize, to: &mut [f32]) {
+        blocks::decode_plain::<I>(self.dtype, &self.bytes[row * self.stride..][..self.width], to);
+    }
+
+    /// The same, in front of zeros, and in loops of constant length where there are none.
+    #[inline(always)]
+    fn decode_wide<I: Isa, const C: usize>(&self, row: usize, d: usize, to: &mut [[f32; WIDE]; C]) {
+        if self.dtype != DType::F16 || d != C * WIDE {
+            return self.decode::<I>(row, &mut to.as_flattened_mut()[..d]);
+        }
+        let halves = &self.bytes[row * self.stride..][..2 * C * WIDE];
+        for (to, halves) in to.iter_mut().zip(halves.as_chunks::<{ 2 * WIDE }>().0) {
+            for (to, halves) in to.as_chunks_mut::<16>().0.iter_mut().zip(halves.as_chunks::<32>().0) {
+                I::from_halves(halves, to);
+            }
+        }
+    }
+
+    /// Asks for a row that is needed soon, if there is one. Rows of one head lie so far apart that the processor does not
+    /// guess the next.
+    #[inline(always)]
+    fn ask(&self, row: usize) {
+        let at = self.bytes.as_ptr().wrapping_add(row * self.stride);
+        for line in (0..self.width).step_by(64) {
+            prefetch(at.wrapping_add(line));
+        }
+    }
 }
 
 impl Kernel for Attention {
@@ -272,21 +365,13 @@ impl Kernel for Attention {
             let (head, t) = (item / tiles * self.tile.0, item % tiles * self.tile.1);
             let tokens = t..(t + self.tile.1).min(n);
             // Small heads get small buffers, as clearing large ones would take longer than the work.
-            let small = self.head_dim <= 128;
-            if self.tile.0 * tokens.len() >= MANY {
-                match small {
-                    true => self.many::<I, 128>(args, head, tokens, past),
-                    false => self.many::<I, MAX_HEAD>(args, head, tokens, past),
-                }
-                continue;
-            }
-            for token in tokens {
-                for head in head..head + self.tile.0 {
-                    match small {
-                        true => self.one::<I, 128>(args, token, head, past + token + 1),
-                        false => self.one::<I, MAX_HEAD>(args, token, head, past + token + 1),
-                    }
-                }
+            match (self.tile.0 * tokens.len() <= FEW, self.head_dim) {
+                (true, ..=64) => self.few::<I, 2>(args, head, tokens, past),
+                (true, ..=128) => self.few::<I, 4>(args, head, tokens, past),
+                (true, ..=256) => self.few::<I, 8>(args, head, tokens, past),
+                (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(args, head, tokens, past),
+                (false, ..=128) => self.many::<I, 128>(args, head, tokens, past),
+                (false, _) => self.many::<I, MAX_HEAD>(args, head, tokens, past),
             }
         }
     }

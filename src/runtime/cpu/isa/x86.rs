@@ -7,9 +7,10 @@ use super::super::matmul::{Rows, Tile};
 use super::{Isa, Job, WIDE};
 use std::arch::x86_64::*;
 
-/// [`Isa::lane_products`] with vectors of `$width` lanes, `$vectors` to 32, and `$some` sums of 32 lanes at a time in registers.
+/// [`Isa::lane_products`] with vectors of `$width` lanes, `$vectors` to 32, and as many sums of 32 lanes at a time in registers as
+/// there are still of the numbers `$some`.
 macro_rules! lane_products {
-    ($width:literal, $vectors:literal, $some:literal, $load:ident, $store:ident, $mul_add:ident, $set:ident) => {
+    ($width:literal, $vectors:literal, [$($some:literal),*], $load:ident, $store:ident, $mul_add:ident, $set:ident) => {
         #[inline(always)]
         fn lane_products(
             a: &[[f32; WIDE]],
@@ -18,16 +19,16 @@ macro_rules! lane_products {
             step_i: usize,
             out: &mut [[f32; WIDE]],
         ) {
-            let mut at = 0;
-            let (whole, rest) = out.as_chunks_mut::<$some>();
-            for out in whole {
-                some(a, &b[at * step_n..], step_n, step_i, out);
-                at += $some;
-            }
-            for out in rest {
-                some(a, &b[at * step_n..], step_n, step_i, std::array::from_mut(out));
-                at += 1;
-            }
+            let (mut at, mut rest) = (0, out);
+            $(
+                let (whole, left) = rest.as_chunks_mut::<$some>();
+                for out in whole {
+                    some(a, &b[at * step_n..], step_n, step_i, out);
+                    at += $some;
+                }
+                rest = left;
+            )*
+            debug_assert!(rest.is_empty());
 
             #[inline(always)]
             fn some<const N: usize>(
@@ -104,7 +105,7 @@ impl Isa for Avx2 {
         }
     }
 
-    lane_products!(8, 4, 2, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_set1_ps);
+    lane_products!(8, 4, [2, 1], _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_set1_ps);
 
     #[inline(always)]
     fn from_half(h: [u8; 2]) -> f32 {
@@ -248,7 +249,7 @@ impl Isa for Avx512 {
         }
     }
 
-    lane_products!(16, 2, 8, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_set1_ps);
+    lane_products!(16, 2, [8, 4, 2, 1], _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_set1_ps);
 
     #[inline(always)]
     fn from_half(h: [u8; 2]) -> f32 {
