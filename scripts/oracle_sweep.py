@@ -6,9 +6,9 @@ Needs: Python 3, numpy, a built sinter, and two programs that are no part of it:
   --reference computes its logits:  REFERENCE MODEL.gguf OUT.npy TOKEN…
 Usage: scripts/oracle_sweep.py --generator make_synthetic_gguf.py --reference reference_logits.py --sinter target/release/sinter
 
-A shape takes part whose name begins with --prefix, in all formats or those of --ftypes. Printed is the largest relative error |a - b| / |b| of a row of logits:
-of two prompts, exactly, exactly without fusions, and by default. Random weights of real sizes round more than the
-bound of the default path, which is for small models: see --default-bound. Formats whose blocks do not divide a shape's rows are skipped: the
+A shape takes part whose name begins with --prefix, in all formats or those of --ftypes. Printed is the largest relative
+error |a - b| / |b| of a row of logits in two prompts: exactly, exactly without fusions, and by default. Random weights of
+real sizes round more than the bound of the default path, which is for small models: see --default-bound. Formats whose blocks do not divide a shape's rows are skipped: the
 generator says so. The exit status is 1 if an error exceeds its bound.
 """
 import argparse

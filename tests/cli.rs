@@ -527,7 +527,7 @@ fn a_failed_compile_leaves_what_was_there() {
     stdout(&["inspect", &arg(&model)]);
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn results_go_where_they_are_sent() {
     let dir = temp();
@@ -550,7 +550,7 @@ fn results_go_where_they_are_sent() {
     assert!(link.is_symlink() && std::fs::read(&file).unwrap() == plan);
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn nobody_need_listen_to_stderr() {
     for args in [&["run", "-p", "a", "-n", "2"][..], &["--log", "debug", "run", "-p", "a", "-n", "1"]] {

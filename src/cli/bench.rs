@@ -74,7 +74,12 @@ pub fn run(args: Args) -> super::Outcome {
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
     let options = Options { context: Some(context), ..options };
-    let mut all_threads = args.threads;
+    let mut all_threads: Vec<usize> = vec![];
+    for threads in args.threads {
+        if !all_threads.contains(&threads) {
+            all_threads.push(threads);
+        }
+    }
     if all_threads.is_empty() {
         all_threads.push(std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
     }

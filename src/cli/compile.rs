@@ -30,7 +30,7 @@ pub fn run(args: Args) -> super::Outcome {
     plan.model.full_hash = args.verify.then(|| file.full_hash());
     let bytes = plan.to_bytes()?;
     let path = args.out.display();
-    files::write_whole(&args.out, &bytes)?;
+    files::write_whole(&args.out, |out| out.write_all(&bytes))?;
     let mb = |n: u64| format!("{:.1} MB", n as f64 / 1e6);
     say!(
         "{path}: {} kernels, {} bytes; needs {} of weights, {} of cache for {} tokens, {} of buffers",

@@ -1,7 +1,7 @@
 //! Files that a command is told to read or write.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -18,33 +18,33 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
 
 /// Writes all or nothing: a failed write leaves the old file. `-` is stdout, and what is no plain file, such as a pipe, is
 /// written to directly. A model is never overwritten.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
     let name = path.display();
-    let failed = |e: io::Error| Error::from(format!("cannot write {name}: {e}"));
+    let buffered = |to: &mut dyn Write| {
+        let mut to = BufWriter::new(to);
+        write(&mut to).and_then(|()| to.flush())
+    };
     if path.as_os_str() == "-" {
-        let mut out = io::stdout().lock();
         // As it is, so that a reader that has enough is known for one.
-        return Ok(out.write_all(bytes).and_then(|()| out.flush())?);
+        return Ok(buffered(&mut io::stdout().lock())?);
     }
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|mut f| f.write_all(bytes))
-            .map_err(failed);
+        let written = OpenOptions::new().write(true).open(path).and_then(|mut to| buffered(&mut to));
+        return written.map_err(|e| format!("cannot write {name}: {e}").into());
     }
     if is_model(path) {
         return Err(format!("{name} is a model file, which is not overwritten; name another file").into());
     }
-    // A link is followed, not replaced.
+    // A link to a file is followed, not replaced.
     let place = path.canonicalize().unwrap_or_else(|_| path.into());
     let mut partial = place.clone().into_os_string();
     partial.push(format!(".{}.partial", std::process::id()));
-    let written = File::create_new(&partial).and_then(|mut file| {
-        let written = file.write_all(bytes).and_then(|()| fs::rename(&partial, &place));
+    let written = File::create(&partial).and_then(|mut to| {
+        let written =
+            buffered(&mut to).and_then(|()| to.sync_all()).and_then(|()| fs::rename(&partial, &place));
         written.inspect_err(|_| drop(fs::remove_file(&partial)))
     });
-    written.map_err(failed)
+    written.map_err(|e| format!("cannot write {name}: {e}").into())
 }
 
 /// Whether the file at `path` begins as a GGUF file does.

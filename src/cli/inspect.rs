@@ -78,9 +78,22 @@ fn formats(gguf: &Gguf) -> BTreeMap<&'static str, (u64, u64, u64)> {
 
 /// Numbers, booleans and strings as themselves; an array, which may be a whole vocabulary, as it is listed.
 fn metadata_json(value: &Value) -> serde_json::Value {
-    let number = || value.as_u64().map(|n| json!(n)).or_else(|| value.as_f32().map(|x| json!(x)));
-    let plain = value.as_str().map(|s| json!(s)).or_else(|| value.as_bool().map(|b| json!(b)));
-    plain.or_else(number).unwrap_or_else(|| json!(value.to_string()))
+    match value {
+        Value::U8(v) => json!(v),
+        Value::I8(v) => json!(v),
+        Value::U16(v) => json!(v),
+        Value::I16(v) => json!(v),
+        Value::U32(v) => json!(v),
+        Value::I32(v) => json!(v),
+        Value::U64(v) => json!(v),
+        Value::I64(v) => json!(v),
+        // JSON has no other floats; the rest is null.
+        Value::F32(v) => json!(v),
+        Value::F64(v) => json!(v),
+        Value::Bool(v) => json!(v),
+        Value::String(v) => json!(v),
+        Value::Array(_) => json!(value.to_string()),
+    }
 }
 
 fn as_json(gguf: &Gguf) -> serde_json::Value {

@@ -33,10 +33,10 @@ pub fn run(args: Args) -> super::Outcome {
     let mut logits: Vec<f32> = vec![];
     session.score(&args.tokens, |_, row| logits.extend_from_slice(row))?;
 
-    let mut out = vec![];
     let shape = [count, logits.len() as u64 / count];
-    let mut npy = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut out).begin_nd()?;
-    npy.extend(logits)?;
-    npy.finish()?;
-    files::write_whole(&args.out, &out)
+    files::write_whole(&args.out, |out| {
+        let mut npy = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(out).begin_nd()?;
+        npy.extend(logits)?;
+        npy.finish()
+    })
 }

@@ -106,8 +106,9 @@ pub fn main() -> ExitCode {
 /// What to log: directives as in `warn,sinter::passes=debug`. A word alone is a level; it would else be taken for a module that
 /// nobody has.
 fn log_filter(directives: &str) -> Result<EnvFilter, String> {
-    for word in directives.split(',').filter(|d| !d.contains(['=', '['])) {
-        if !word.trim_start().starts_with("sinter") && word.parse::<LevelFilter>().is_err() {
+    for word in directives.split(',').map(str::trim).filter(|d| !d.contains(['=', '['])) {
+        let is_module = word.split("::").next() == Some("sinter");
+        if !is_module && word.parse::<LevelFilter>().is_err() {
             return Err(format!("{word:?} is no level; there are off, error, warn, info, debug, trace"));
         }
     }

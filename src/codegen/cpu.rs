@@ -8,8 +8,9 @@ use crate::ir::{DType, Dim, Syms, TensorType};
 const MATMUL_ROWS: u32 = 32;
 /// Queries (of one token and head each) per work item of attention.
 const ATTENTION_QUERIES: u64 = 32;
-/// Work items that attention of one token has at least, where there are as many heads.
-const ATTENTION_ITEMS: u64 = 4;
+/// Work items that attention of one token has at least, where there are as many heads: fewer would share more, and keep fewer
+/// threads busy.
+const ATTENTION_ITEMS: u64 = 8;
 /// Columns per work item of SwiGLU.
 const SWIGLU_COLUMNS: u32 = 1024;
 
@@ -59,7 +60,7 @@ pub fn shape(
 /// Heads and tokens of a work item of attention. Heads of a group share the rows of a cache head, but one token alone must
 /// leave items for some threads.
 fn attention_tile(heads: u64, group: u64, bounds: &Syms) -> (u64, u64) {
-    let most = if bounds.t <= 1 { heads / ATTENTION_ITEMS } else { ATTENTION_QUERIES };
+    let most = if bounds.t <= 1 { heads / ATTENTION_ITEMS } else { u64::MAX }.min(ATTENTION_QUERIES);
     let divides = |n: &u64| group.is_multiple_of(*n);
     let shared = (1..=group.min(most)).rev().find(divides).unwrap_or(1);
     (shared, ATTENTION_QUERIES / shared)
@@ -82,4 +83,25 @@ fn matmul(spec: &mut MatmulSpec, args: &mut Vec<Arg>, places: &mut Vec<ArgPlace>
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_of_attention_hold_some_queries_and_no_more_than_fit() {
+        for (heads, cache_heads) in [(1, 1), (8, 4), (28, 4), (32, 8), (160, 1), (192, 1), (256, 4), (37, 37)]
+        {
+            for t in [1, 2, 512] {
+                let group = heads / cache_heads;
+                let (a, b) = attention_tile(heads, group, &Syms { t, p: 0, s: 512 });
+                assert!(
+                    group % a == 0 && b > 0 && a * b <= ATTENTION_QUERIES,
+                    "{heads}/{cache_heads}: {a} by {b}"
+                );
+                assert!(t > 1 || heads / a >= ATTENTION_ITEMS.min(heads), "{heads}/{cache_heads}: {a}");
+            }
+        }
+    }
 }

@@ -47,7 +47,7 @@ pub enum Op {
     CausalMask,
     /// `e^(x - max) / Σ` over the last dimension.
     Softmax,
-    /// `(p [H,T,L], v [L,G,D]) -> [T,H,D]`: `Σ_l p·v` over the `l` where `p` is not 0, so that what is masked does not count.
+    /// `(p [H,T,L], v [L,G,D]) -> [T,H,D]`: `Σ_l p·v`. What is masked does not count, even if it is not finite.
     WeightedSum,
     /// `f32 [T,N] -> i32 [T]`: the index of the largest element, the lowest of equals; -1 if one is NaN.
     ArgMax,
@@ -101,6 +101,9 @@ impl Fused {
         writes
     }
 }
+
+/// The widest heads there are: kernels keep a few on the stack.
+pub const MAX_HEAD_DIM: u64 = 1024;
 
 /// The fused kernels. Each is made by the pass in `src/passes/` that carries its name, but for
 /// [`Kernel::MatmulSwiglu`], which the `swiglu` pass makes where the cost model prefers it.

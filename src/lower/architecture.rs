@@ -52,8 +52,7 @@ const UNDERSTOOD: [&str; 21] = [
     "vocab_size",
 ];
 
-/// Keys that change the mathematics in ways that are not implemented, and the value that means "not used". Where that is 1,
-/// a factor or divisor, 0 means it too: it is what stands for an absent key.
+/// Keys that change the mathematics in ways that are not implemented, and the value that means "not used".
 const UNUSED: [(&str, f64); 27] = [
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
@@ -132,7 +131,9 @@ impl Architecture {
                     RopeStyle::Halves => value.as_str() == Some("reference"),
                 },
                 _ => match UNUSED.iter().find(|(unused, _)| *unused == name) {
-                    Some((_, unused)) => number(value).is_some_and(|n| n == *unused || n == 0.0),
+                    // A factor of 0 stands for none in llama.cpp too.
+                    Some(_) if name == "rope.scaling.factor" && number(value) == Some(0.0) => true,
+                    Some((_, unused)) => number(value) == Some(*unused),
                     None if UNDERSTOOD.contains(&name) => true,
                     None => {
                         let (key, value) = (key.clone(), value.to_string());

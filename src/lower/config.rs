@@ -2,10 +2,7 @@
 
 use super::{Architecture, LowerError};
 use crate::gguf::Gguf;
-use crate::ir::Rope;
-
-/// The widest heads there are; kernels keep a few of them on the stack.
-pub const MAX_HEAD_DIM: u64 = 1024;
+use crate::ir::{MAX_HEAD_DIM, Rope};
 
 /// The hyperparameters of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]

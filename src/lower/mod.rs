@@ -9,7 +9,7 @@ mod config;
 mod decoder;
 
 pub use architecture::{ARCHITECTURES, Architecture};
-pub use config::{Config, MAX_HEAD_DIM};
+pub use config::Config;
 
 use crate::gguf::{Gguf, GgufError};
 use crate::ir::{DType, Graph, Syms};

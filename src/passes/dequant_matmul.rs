@@ -92,10 +92,11 @@ fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         results: vec![add.into()],
     };
     let patch = fusion.patch(add, cx)?.if_it_pays(add)?;
-    let Some(norm) = add_rmsnorm::norm_of_sum(g, add, cx) else { return Ok(patch) };
+    let (Some(norm), Some((_, gain))) = (add_rmsnorm::norm_of_sum(g, add, cx), patch.fused) else {
+        return Ok(patch);
+    };
     // The two futures: (matmul + add), norm against matmul, (add + norm). What is told as gained is what the graph gains.
-    let fused = patch.fused.map_or(0.0, |(_, gain)| gain.fused_us);
-    let fused_us = fused + add_rmsnorm::estimate(g, norm, false, cx)?.us;
+    let fused_us = gain.fused_us + add_rmsnorm::estimate(g, norm, false, cx)?.us;
     let unfused_us = cost::of_node(g, matmul, cx.target).us + add_rmsnorm::estimate(g, norm, true, cx)?.us;
     match fused_us > unfused_us {
         true => Err(Reject::near(add, Why::CostLoses { fused_us, unfused_us })),

@@ -397,7 +397,7 @@ fn causal_mask(mut x: Vec<f32>, shape: &[usize]) -> Vec<f32> {
     x
 }
 
-/// `p [H,T,L]`, `v [L,G,D]` to `[T,H,D]`. What weighs nothing does not count, even where it is not finite.
+/// `p [H,T,L]`, `v [L,G,D]` to `[T,H,D]`. What weighs nothing, as all that is masked, does not count.
 fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize]) -> Vec<f32> {
     let (&[heads, tokens, length], &[_, groups, d]) = (p_dims, v_dims) else { return vec![] };
     let mut y = Vec::with_capacity(tokens * heads * d);

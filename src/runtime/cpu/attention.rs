@@ -7,7 +7,7 @@ use super::args::{Args, F32, Q8Block};
 use super::blocks;
 use super::check::{self, ACTIVATIONS, BindError, CACHES, Check};
 use super::isa::{Isa, WIDE, prefetch};
-use super::math::{LANES, dot_lanes, exp, quantise, sum};
+use super::math::{LANES, exp, quantise};
 use super::rope_kv::MAX_HEAD;
 use super::{Kernel, Syms};
 use crate::codegen::spec::{Access, ArgId, AttentionSpec, Extent, KernelSpec};
@@ -118,7 +118,7 @@ impl Attention {
         let cache_head = first_head / (self.heads / self.cache_heads);
         let n = self.tile.0 * tokens.len();
         let query = |i: usize| (tokens.start + i / self.tile.0, first_head + i % self.tile.0);
-        let (first, last) = (past + tokens.start, past + tokens.end);
+        let (first, last) = seen_by(past, &tokens);
         let k = self.stored(args, self.k, self.k_type, cache_head, last);
         let v = self.stored(args, self.v, self.v_type, cache_head, last);
         let mut queries = [[[0.0; WIDE]; C]; FEW];
@@ -149,7 +149,7 @@ impl Attention {
                 let shrink = exp::<I>(max[i] - new);
                 max[i] = new;
                 weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
-                total[i] = total[i] * shrink + dot::<I>(weights, &[1.0; KEYS]);
+                total[i] = total[i] * shrink + I::sum(&folded(weights));
                 for out in &mut out[..chunks] {
                     out[i].iter_mut().for_each(|y| *y *= shrink);
                 }
@@ -198,8 +198,7 @@ impl Attention {
         let mut row = [0.0; D];
         let (mut queries, mut out) = ([[0.0; WIDE]; D], [[0.0; WIDE]; D]);
         let (queries, out) = (&mut queries[..d], &mut out[..d]);
-        // Cache rows that all queries see end here, and those that some see.
-        let (first, last) = (past + tokens.start, past + tokens.end);
+        let (first, last) = seen_by(past, &tokens);
         let k = self.stored(args, self.k, self.k_type, cache_head, last);
         let v = self.stored(args, self.v, self.v_type, cache_head, last);
         // Lanes without a query see all; nobody looks at their results.
@@ -304,12 +303,22 @@ fn wide_dot<I: Isa, const C: usize>(a: &[[f32; WIDE]; C], b: &[[f32; WIDE]; C]) 
     I::sum(&lanes)
 }
 
-/// `Σ a·b` of equally many.
+/// The sums of the numbers that fall on the same lane.
 #[inline(always)]
-fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
+fn folded(x: &[f32; KEYS]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
-    dot_lanes::<I>(&mut lanes, a, b);
-    sum(lanes)
+    for x in x.as_chunks::<LANES>().0 {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane += x;
+        }
+    }
+    lanes
+}
+
+/// The last cache row that all tokens see, and the end of those that any sees.
+#[inline(always)]
+fn seen_by(past: usize, tokens: &Range<usize>) -> (usize, usize) {
+    (past + tokens.start, past + tokens.end)
 }
 
 /// The rows of one head of a cache, as they are stored.
@@ -508,8 +517,9 @@ mod tests {
             let place = (past + t - 3) as usize * 32 * cache.block_bytes();
             let infinite = if cache == DType::F32 { vec![0, 0, 0x80, 0x7f] } else { vec![0, 0x7c] };
             inputs[2].as_mut().unwrap()[place..place + infinite.len()].copy_from_slice(&infinite);
-            for (features, (a, b)) in
-                Features::available().iter().flat_map(|f| [(1, 1), (2, 16)].map(|grid| (f, grid)))
+            for (features, (a, b)) in Features::available()
+                .iter()
+                .flat_map(|f| [(1, 1), (2, 4), (1, 8), (2, 16)].map(|grid| (f, grid)))
             {
                 spec.grid = grid(2, a, b);
                 let have = to_f32s(&launch(&spec, features, &at, &inputs, None)[3]);

@@ -8,8 +8,8 @@ use crate::ir::DType;
 pub(super) const GROUP: usize = 256;
 
 /// A decoded group: element `l` of sub-block `b` of 32 is `scale[h][b] · q − min[h][b]`, where `h` is `l / 16` for formats
-/// that [split](Format::SPLIT) and else 0. Its `q` lies where the format [orders](Format::ORDER) it. Minima make up for `q` that would be negative, but where a format is
-/// [signed](Format::SIGNED): its `q` are two's complements and its minima zero.
+/// that [split](Format::SPLIT) and else 0. Its `q` lies where the format [orders](Format::ORDER) it. Minima make up for `q` that
+/// would be negative, but where a format is [signed](Format::SIGNED): its `q` are two's complements and its minima zero.
 pub struct Group {
     pub q: [[u8; 64]; 4],
     pub scale: [[f32; 8]; 2],
@@ -22,7 +22,7 @@ impl Group {
 
 /// [`GROUP`] activations of 8 bits in vectors; what is beyond a row is zero. No vector crosses a cache line.
 #[derive(Clone)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct XGroup {
     /// In the order of the weights.
     pub q: [[i8; 64]; 4],

@@ -114,6 +114,7 @@ pub(super) trait Isa: Sized + 'static {
     fn mul_add_lanes(a: &[f32; LANES], b: &[F32; LANES], sums: &mut [f32; LANES]);
 
     /// The sum of the lanes, by halves.
+    #[inline(always)]
     fn sum(lanes: &[f32; LANES]) -> f32 {
         math::sum(*lanes)
     }

@@ -206,8 +206,8 @@ impl Matmul {
                 let split = blocks::is_split(part.format);
                 I::outline(Multiply { tile: &work.tiles[slot], xs: &xs[..n], split, out });
             } else {
-                work.prepared.fill(args, self.x, tokens, units, blocks::order_of(part.format));
-                let xs = work.prepared.tokens(n);
+                work.prepared[slot].fill(args, self.x, tokens, units, blocks::order_of(part.format));
+                let xs = work.prepared[slot].tokens(n);
                 macro_rules! rows {
                     ($format:ty) => {
                         self.row_by_row::<I, Integers<$format>>(args, part, rows, &xs[..n], out)
@@ -306,7 +306,7 @@ pub(super) struct Work {
     /// Of every token, for tiles of formats that split their blocks.
     halves: Vec<[f32; 2]>,
     /// The activations of the tokens at hand, for integer parts that are computed row by row.
-    prepared: Prepared,
+    prepared: [Prepared; 2],
     /// For [`Epilogue::ArgMax`]: each token's largest result of the item.
     best: Vec<(usize, f32)>,
 }

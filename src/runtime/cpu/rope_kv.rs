@@ -7,11 +7,11 @@ use super::isa::Isa;
 use super::math::{rms_factor, sum_of_squares};
 use super::{Kernel, Syms};
 use crate::codegen::spec::{Access, ArgId, CacheRows, Extent, HeadNorm, KernelSpec, RopeKvSpec};
-use crate::ir::{DType, Dim, Rope, RopeStyle};
+use crate::ir::{DType, Dim, MAX_HEAD_DIM, Rope, RopeStyle};
 use std::ops::Range;
 
 /// The widest head: heads are rotated and summed on the stack.
-pub(super) const MAX_HEAD: usize = 1024;
+pub(super) const MAX_HEAD: usize = MAX_HEAD_DIM as usize;
 
 /// The frequencies of a rotary embedding.
 pub(super) struct Rotation {

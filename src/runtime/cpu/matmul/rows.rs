@@ -29,7 +29,7 @@ impl<E: Engine, const M: usize> Job for RowByRow<'_, E, M> {
     fn run<I: Isa>(self) {
         let RowByRow { format, k, weights, xs, out } = self;
         let mut engine = E::new(format);
-        // Where rows are long, weights come from memory, one row after another.
+        // Where there is much to read, it comes from memory, one row after another.
         let ahead = if weights.len() >= 4 * AHEAD { AHEAD } else { 0 };
         let rows = weights.chunks_exact(blocks::bytes_of(format, k)).take(ROWS);
         if let ([x], 1) = (xs, M) {
@@ -189,11 +189,8 @@ impl<F: Format> Engine for Integers<F> {
     }
 
     #[inline(always)]
-    fn decode<I: Isa>(&mut self, bytes: &[u8], n: usize) {
-        if n < GROUP {
-            // What the last group left here meets zeros, so it must be a number.
-            self.group = Group::ZERO;
-        }
+    fn decode<I: Isa>(&mut self, bytes: &[u8], _: usize) {
+        // What the last group left beyond a shorter one meets zeros.
         F::decode::<I>(bytes, &mut self.group);
     }
 
@@ -291,7 +288,9 @@ impl Activation for Q8Block {
 #[cfg(test)]
 mod tests {
     use super::super::super::formats::*;
-    use super::super::super::isa::{Baseline, Features};
+    use super::super::super::isa::Baseline;
+    #[cfg(target_arch = "x86_64")]
+    use super::super::super::isa::Features;
     use super::super::super::testing::{random, rng};
     use super::*;
     use std::time::Instant;
@@ -312,7 +311,7 @@ mod tests {
         (0..500).map(|_| once()).fold(f64::INFINITY, f64::min)
     }
 
-    /// A format whose decoding the compiler does not turn into vectors takes ten times as long as it should.
+    /// Formats take up to 2.5 times as long as Q8_0; if the compiler does not turn the decoding of one into vectors, ten times.
     fn check<I: Isa>(name: &str, most: f64) {
         let q8_0 = shortest::<I, Q8_0>();
         macro_rules! all {
@@ -327,6 +326,9 @@ mod tests {
 
     #[test]
     fn no_format_takes_much_longer_than_others() {
+        if cfg!(debug_assertions) {
+            return; // Nothing is in vectors then.
+        }
         check::<Baseline>("baseline", 4.0);
         #[cfg(target_arch = "x86_64")]
         for features in Features::available() {

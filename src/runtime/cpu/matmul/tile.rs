@@ -234,7 +234,9 @@ impl Job for MultiplyLanes<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::super::formats::{Q2K, Q4K, Q6K, Q8_0};
-    use super::super::super::isa::{Baseline, Features};
+    use super::super::super::isa::Baseline;
+    #[cfg(target_arch = "x86_64")]
+    use super::super::super::isa::Features;
     use super::super::super::testing::{random, rng};
     use super::*;
 
