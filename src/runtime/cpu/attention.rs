@@ -86,6 +86,15 @@ impl Attention {
         Stored { dtype, bytes, stride, width }
     }
 
+    #[inline(always)]
+    fn item<'a>(&self, args: Args<'a>, heads: Range<usize>, tokens: Range<usize>, past: usize) -> Item<'a> {
+        let cache_head = heads.start / (self.heads / self.cache_heads);
+        let (first, last) = (past + tokens.start, past + tokens.end);
+        let k = self.stored(args, self.k, self.k_type, cache_head, last);
+        let v = self.stored(args, self.v, self.v_type, cache_head, last);
+        Item { n: heads.len() * tokens.len(), heads, tokens, first, last, k, v }
+    }
+
     /// Where a query's row begins in the queries and in the result.
     #[inline(always)]
     fn place(&self, token: usize, head: usize) -> usize {
@@ -107,23 +116,12 @@ impl Attention {
 
     /// At most [`FEW`] queries of at most `C` times [`WIDE`] elements. Each row of the cache is decoded once for all of them.
     #[inline(always)]
-    fn few<I: Isa, const C: usize>(
-        &self,
-        args: Args<'_>,
-        first_head: usize,
-        tokens: Range<usize>,
-        past: usize,
-    ) {
+    fn few<I: Isa, const C: usize>(&self, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
-        let cache_head = first_head / (self.heads / self.cache_heads);
-        let n = self.tile.0 * tokens.len();
-        let query = |i: usize| (tokens.start + i / self.tile.0, first_head + i % self.tile.0);
-        let (first, last) = seen_by(past, &tokens);
-        let k = self.stored(args, self.k, self.k_type, cache_head, last);
-        let v = self.stored(args, self.v, self.v_type, cache_head, last);
+        let Item { n, first, last, k, v, .. } = *item;
         let mut queries = [[[0.0; WIDE]; C]; FEW];
         for (i, to) in queries.iter_mut().enumerate().take(n) {
-            let (token, head) = query(i);
+            let (token, head) = item.query(i);
             args.load(self.q, self.place(token, head), &mut to.as_flattened_mut()[..d]);
         }
         // Columns of values, [`WIDE`] at a time; and of results, by query.
@@ -139,7 +137,7 @@ impl Attention {
                 v.ask(key);
                 k.decode_wide::<I, C>(key, d, &mut row);
                 for (i, query) in queries[..n].iter().enumerate() {
-                    if key <= first + i / self.tile.0 {
+                    if key <= item.seen(i) {
                         weights[i][j] = wide_dot::<I, C>(query, &row) * self.scale;
                     }
                 }
@@ -177,39 +175,28 @@ impl Attention {
             for (row, out) in row.iter_mut().zip(&out) {
                 row.iter_mut().zip(&out[i]).for_each(|(to, y)| *to = y / total[i]);
             }
-            let (token, head) = query(i);
+            let (token, head) = item.query(i);
             self.store(args, token, head, &row.as_flattened()[..d]);
         }
     }
 
     /// All queries of an item, of at most `D` elements: query `i` is lane `i`.
     #[inline(always)]
-    fn many<I: Isa, const D: usize>(
-        &self,
-        args: Args<'_>,
-        first_head: usize,
-        tokens: Range<usize>,
-        past: usize,
-    ) {
+    fn many<I: Isa, const D: usize>(&self, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
-        let cache_head = first_head / (self.heads / self.cache_heads);
-        let n = self.tile.0 * tokens.len();
-        let query = |i: usize| (tokens.start + i / self.tile.0, first_head + i % self.tile.0);
+        let Item { n, first, last, k, v, .. } = *item;
         let mut row = [0.0; D];
         let (mut queries, mut out) = ([[0.0; WIDE]; D], [[0.0; WIDE]; D]);
         let (queries, out) = (&mut queries[..d], &mut out[..d]);
-        let (first, last) = seen_by(past, &tokens);
-        let k = self.stored(args, self.k, self.k_type, cache_head, last);
-        let v = self.stored(args, self.v, self.v_type, cache_head, last);
         // Lanes without a query see all; nobody looks at their results.
         let mut seen = [last as i32; WIDE];
         for i in 0..n {
-            let (token, head) = query(i);
+            let (token, head) = item.query(i);
             args.load(self.q, self.place(token, head), &mut row[..d]);
             for (lanes, x) in queries.iter_mut().zip(&row) {
                 lanes[i] = *x * self.scale;
             }
-            seen[i] = (past + token + 1) as i32;
+            seen[i] = (item.seen(i) + 1) as i32;
         }
         let mut rows = [[0.0; D]; KEYS];
         let (mut max, mut total) = ([f32::NEG_INFINITY; WIDE], [0.0; WIDE]);
@@ -259,7 +246,7 @@ impl Attention {
             for (y, lanes) in row.iter_mut().zip(out.iter()) {
                 *y = lanes[i] / total[i];
             }
-            let (token, head) = query(i);
+            let (token, head) = item.query(i);
             self.store(args, token, head, &row[..d]);
         }
     }
@@ -315,10 +302,31 @@ fn folded(x: &[f32; KEYS]) -> [f32; LANES] {
     lanes
 }
 
-/// The last cache row that all tokens see, and the end of those that any sees.
-#[inline(always)]
-fn seen_by(past: usize, tokens: &Range<usize>) -> (usize, usize) {
-    (past + tokens.start, past + tokens.end)
+/// Some heads that read one cache head, for some tokens.
+struct Item<'a> {
+    heads: Range<usize>,
+    tokens: Range<usize>,
+    /// How many queries that are.
+    n: usize,
+    /// The last cache row that all of them see, and the end of those that any sees.
+    first: usize,
+    last: usize,
+    k: Stored<'a>,
+    v: Stored<'a>,
+}
+
+impl Item<'_> {
+    /// The token and the head of query `i`.
+    #[inline(always)]
+    fn query(&self, i: usize) -> (usize, usize) {
+        (self.tokens.start + i / self.heads.len(), self.heads.start + i % self.heads.len())
+    }
+
+    /// The last cache row that query `i` sees.
+    #[inline(always)]
+    fn seen(&self, i: usize) -> usize {
+        self.first + i / self.heads.len()
+    }
 }
 
 /// The rows of one head of a cache, as they are stored.
@@ -373,14 +381,15 @@ impl Kernel for Attention {
         for item in items {
             let (head, t) = (item / tiles * self.tile.0, item % tiles * self.tile.1);
             let tokens = t..(t + self.tile.1).min(n);
+            let item = self.item(args, head..head + self.tile.0, tokens, past);
             // Small heads get small buffers, as clearing large ones would take longer than the work.
-            match (self.tile.0 * tokens.len() <= FEW, self.head_dim) {
-                (true, ..=64) => self.few::<I, 2>(args, head, tokens, past),
-                (true, ..=128) => self.few::<I, 4>(args, head, tokens, past),
-                (true, ..=256) => self.few::<I, 8>(args, head, tokens, past),
-                (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(args, head, tokens, past),
-                (false, ..=128) => self.many::<I, 128>(args, head, tokens, past),
-                (false, _) => self.many::<I, MAX_HEAD>(args, head, tokens, past),
+            match (item.n <= FEW, self.head_dim) {
+                (true, ..=64) => self.few::<I, 2>(args, &item),
+                (true, ..=128) => self.few::<I, 4>(args, &item),
+                (true, ..=256) => self.few::<I, 8>(args, &item),
+                (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(args, &item),
+                (false, ..=128) => self.many::<I, 128>(args, &item),
+                (false, _) => self.many::<I, MAX_HEAD>(args, &item),
             }
         }
     }
