@@ -4,7 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-const SOURCES: [&str; 3] = ["kernels", "src/runtime/cpu", "src/codegen/spec.rs"];
+/// The kernels, and all that they import: what a spec says, how blocks lie in memory, how indices are bounded.
+const SOURCES: [&str; 6] = [
+    "kernels",
+    "src/codegen/spec.rs",
+    "src/gguf/blocks.rs",
+    "src/ir/op.rs",
+    "src/ir/types.rs",
+    "src/runtime/cpu",
+];
 
 fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or(io::ErrorKind::NotFound)?);

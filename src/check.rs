@@ -5,10 +5,11 @@ use crate::codegen::spec::{Access, KernelSpec};
 use crate::codegen::{self, Trace};
 use crate::compile::{CompileError, Options};
 use crate::gguf::{GgufError, GgufFile};
-use crate::ir::{DType, Dim, Graph, NodeId, Op, Syms, Value, verify};
+use crate::ir::{DType, Dim, Graph, NodeId, Op, Syms, TensorType, Value, Verified, verify};
 use crate::lower::{self, Config, Step};
 use crate::runtime::cpu::{BindError, Features, RawArg, bind};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
+use crate::target::Target;
 use indexmap::IndexMap;
 use std::collections::HashMap;
 
@@ -34,7 +35,7 @@ pub struct NodeCheck {
     pub at: String,
     /// The name of its kernel.
     pub kernel: &'static str,
-    /// The largest `‖kernel − body‖ / ‖body‖` of its results.
+    /// `‖kernel − body‖ / ‖body‖` of the result that is furthest off for its element type.
     pub error: f64,
     /// What that may be at most.
     pub tolerance: f64,
@@ -94,32 +95,89 @@ pub fn check_step(
         pipeline.run(graph, &options.target).map_err(CompileError::from)
     };
 
+    let before = std::mem::take(caches);
+    let leaf = |op: &Op, ty: &TensorType| leaf_of_model(file, &before, tokens, &syms, op, ty);
+
     let mut unfused = lowered.clone();
     run(&mut unfused, &options.pipeline.clone().without_fusions())?;
-    let mut walk =
-        Walk { file, graph: &unfused, syms, tokens, caches: caches.clone(), kernels: None, nodes: vec![] };
-    let expected = walk.results()?;
+    let expected = Walk::new(&unfused, syms, &leaf).run()?;
 
     let mut fused = lowered;
     run(&mut fused, &options.pipeline)?;
     let invalid =
         |e: crate::ir::VerifyErrors| CompileError::Verify { stage: "fused", message: e.to_string() };
     let fused = verify(fused).map_err(invalid)?;
-    let (program, trace) = codegen::generate_traced(&fused, &options.target).map_err(CompileError::from)?;
-    let kernels = Some(Kernels { specs: program.kernels, launches: program.launches, trace });
-    let mut walk =
-        Walk { file, graph: &fused, syms, tokens, caches: std::mem::take(caches), kernels, nodes: vec![] };
-    let found = walk.results()?;
+    let found = check_kernels(&fused, &options.target, Features::detect(), syms, &leaf)?;
 
     let mut whole = 0.0f64;
-    for (a, b) in found.iter().zip(&expected) {
+    for (a, b) in found.results.iter().zip(&expected.results) {
         whole = worse(whole, distance(a, b)?);
     }
-    *caches = walk.caches;
-    Ok(StepCheck { step: step.name, nodes: walk.nodes, whole })
+    *caches = found.states;
+    Ok(StepCheck { step: step.name, nodes: found.nodes, whole })
+}
+
+/// What an input, a weight or a state of a model holds.
+fn leaf_of_model(
+    file: &GgufFile,
+    caches: &Caches,
+    tokens: &[i32],
+    syms: &Syms,
+    op: &Op,
+    ty: &TensorType,
+) -> Result<Tensor, CheckError> {
+    Ok(match op {
+        Op::Input { name } => {
+            let start = i32::try_from(syms.p).unwrap_or(i32::MAX);
+            let positions: Vec<i32> = (start..).take(tokens.len()).collect();
+            let ids = if name == "pos" { &positions } else { tokens };
+            Tensor::from_i32(&[ids.len()], ids)?
+        }
+        Op::Weight { name } => {
+            let bytes = file.tensor_bytes(file.gguf().tensor(name)?);
+            let dims = ty.dims(syms).into_iter().map(|d| d as usize).collect();
+            Tensor::new(ty.dtype, dims, bytes.to_vec())?
+        }
+        Op::State { name } => match caches.get(name) {
+            Some(cache) => cache.clone(),
+            None => Tensor::zeros(ty, syms)?,
+        },
+        other => return Err(InterpError::NotANode { op: other.name() }.into()),
+    })
+}
+
+/// What an input, a weight or a state holds, by its operation and type.
+pub type Leaf<'a> = &'a dyn Fn(&Op, &TensorType) -> Result<Tensor, CheckError>;
+
+/// A graph that went through, with what it gives.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// Every node that has a kernel.
+    pub nodes: Vec<NodeCheck>,
+    /// The graph's results that are not states, in order.
+    pub results: Vec<Tensor>,
+    /// The last version of each state, by name.
+    pub states: Caches,
+}
+
+/// Interprets a graph, and runs each node's kernel on the same operands beside it.
+///
+/// # Errors
+/// A graph that cannot be compiled or interpreted. Divergence is no error but part of the result.
+pub fn check_kernels(
+    graph: &Verified,
+    target: &Target,
+    features: Features,
+    syms: Syms,
+    leaf: Leaf<'_>,
+) -> Result<Checked, CheckError> {
+    let (program, trace) = codegen::generate_traced(graph, target).map_err(CompileError::from)?;
+    let kernels = Some(Kernels { features, specs: program.kernels, launches: program.launches, trace });
+    Walk { kernels, ..Walk::new(graph, syms, leaf) }.run()
 }
 
 struct Kernels {
+    features: Features,
     specs: Vec<KernelSpec>,
     launches: Vec<codegen::spec::Launch>,
     trace: Trace,
@@ -127,18 +185,19 @@ struct Kernels {
 
 /// An interpretation of a graph that also runs each node's kernel, if there are any.
 struct Walk<'a> {
-    file: &'a GgufFile,
     graph: &'a Graph,
     syms: Syms,
-    tokens: &'a [i32],
-    caches: Caches,
+    leaf: Leaf<'a>,
     kernels: Option<Kernels>,
     nodes: Vec<NodeCheck>,
 }
 
-impl Walk<'_> {
-    /// The graph's results that are not caches; the caches are kept.
-    fn results(&mut self) -> Result<Vec<Tensor>, CheckError> {
+impl<'a> Walk<'a> {
+    fn new(graph: &'a Graph, syms: Syms, leaf: Leaf<'a>) -> Walk<'a> {
+        Walk { graph, syms, leaf, kernels: None, nodes: vec![] }
+    }
+
+    fn run(mut self) -> Result<Checked, CheckError> {
         let g = self.graph;
         let mut values: HashMap<Value, Tensor> = HashMap::new();
         let mut uses: HashMap<NodeId, usize> = g.ids().into_iter().map(|id| (id, g.use_count(id))).collect();
@@ -147,11 +206,11 @@ impl Walk<'_> {
             if id == g.ret() {
                 break;
             }
-            if let Some(leaf) = self.leaf(id)? {
-                if let Op::State { name } = g.op(id) {
+            if let op @ (Op::Input { .. } | Op::Weight { .. } | Op::State { .. }) = g.op(id) {
+                values.insert(id.into(), (self.leaf)(op, g.ty(id.into()))?);
+                if let Op::State { name } = op {
                     state_of.insert(id.into(), name.clone());
                 }
-                values.insert(id.into(), leaf);
                 continue;
             }
             let operands = g.operands(id);
@@ -176,17 +235,15 @@ impl Walk<'_> {
                 }
             }
         }
-        let mut results = vec![];
+        let mut checked = Checked { nodes: self.nodes, ..Checked::default() };
         for v in g.results() {
             let Some(tensor) = values.get(&v).cloned() else { continue };
             match state_of.get(&v) {
-                Some(name) => {
-                    self.caches.insert(name.clone(), tensor);
-                }
-                None => results.push(tensor),
+                Some(name) => drop(checked.states.insert(name.clone(), tensor)),
+                None => checked.results.push(tensor),
             }
         }
-        Ok(results)
+        Ok(checked)
     }
 
     /// The state that result `v` of `id` is a version of.
@@ -198,28 +255,6 @@ impl Walk<'_> {
         let input = fused.body.operand(append.node, 0)?;
         let slot = fused.body.inputs().iter().position(|&i| i == input.node)?;
         state_of.get(&self.graph.operand(id, slot as u32)?).cloned()
-    }
-
-    fn leaf(&self, id: NodeId) -> Result<Option<Tensor>, CheckError> {
-        let node = self.graph.node(id);
-        Ok(match &node.op {
-            Op::Input { name } => {
-                let start = i32::try_from(self.syms.p).unwrap_or(i32::MAX);
-                let positions: Vec<i32> = (start..).take(self.tokens.len()).collect();
-                let ids = if name == "pos" { &positions } else { self.tokens };
-                Some(Tensor::from_i32(&[ids.len()], ids)?)
-            }
-            Op::Weight { name } => {
-                let bytes = self.file.tensor_bytes(self.file.gguf().tensor(name)?);
-                let dims = node.outs[0].dims(&self.syms).into_iter().map(|d| d as usize).collect();
-                Some(Tensor::new(node.outs[0].dtype, dims, bytes.to_vec())?)
-            }
-            Op::State { name } => Some(match self.caches.get(name) {
-                Some(cache) => cache.clone(),
-                None => Tensor::zeros(&node.outs[0], &self.syms)?,
-            }),
-            _ => None,
-        })
     }
 
     /// Runs the node's kernel on the same operands, and notes how far it is off.
@@ -246,7 +281,7 @@ impl Walk<'_> {
             });
         }
         let kernel =
-            bind(spec, &Features::detect()).map_err(|source| CheckError::Bind { at: at.clone(), source })?;
+            bind(spec, &kernels.features).map_err(|source| CheckError::Bind { at: at.clone(), source })?;
         let args: Vec<RawArg> =
             memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
         let items = usize::try_from(spec.items(&self.syms)).unwrap_or(0);
@@ -256,13 +291,14 @@ impl Walk<'_> {
             kernel.run(&args, &self.syms, &mut std::iter::once(0..items));
             kernel.finish(&args, &self.syms);
         }
-        let (mut error, mut tolerance) = (0.0f64, 0.0f64);
+        let mut pairs = vec![];
         for (out, i) in shown {
             let wanted = &expected[out];
-            let found = Tensor::new(wanted.dtype(), wanted.dims().to_vec(), std::mem::take(&mut memory[i]))?;
-            error = worse(error, distance(&found, wanted)?);
-            tolerance = tolerance.max(tolerance_of(wanted.dtype()));
+            let bytes = std::mem::take(&mut memory[i]);
+            pairs.push((Tensor::new(wanted.dtype(), wanted.dims().to_vec(), bytes)?, wanted));
         }
+        // Without a result, a kernel would always agree.
+        let Some((error, tolerance)) = furthest(&pairs)? else { return Err(CheckError::Args { at }) };
         self.nodes.push(NodeCheck { at, kernel: spec.name(), error, tolerance });
         Ok(())
     }
@@ -276,6 +312,20 @@ fn tolerance_of(dtype: DType) -> f64 {
         DType::I32 => 0.0,
         _ => 1e-5,
     }
+}
+
+/// Error and tolerance of the result, beside what it should be, that is furthest off for its element type.
+fn furthest(results: &[(Tensor, &Tensor)]) -> Result<Option<(f64, f64)>, InterpError> {
+    let mut worst: Option<(f64, f64)> = None;
+    for (found, wanted) in results {
+        let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()));
+        // Multiplied, as a tolerance may be zero; false if an error is not a number.
+        let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;
+        if !worst.is_some_and(less) {
+            worst = Some((error, tolerance));
+        }
+    }
+    Ok(worst)
 }
 
 /// The larger error; NaN if one is.
@@ -303,8 +353,8 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codegen::spec::Template;
-    use crate::{compile::fuse, model, target::Target};
+    use crate::codegen::spec::{Primitive, Template};
+    use crate::{compile::fuse, model};
 
     #[test]
     fn infinities_are_as_far_as_they_differ() {
@@ -318,35 +368,109 @@ mod tests {
         assert!(of([f32::NAN; 3], [f32::NAN; 3]).is_nan());
     }
 
-    #[test]
-    fn a_kernel_that_is_not_its_body_is_named() {
+    /// The kernels of a step of the embedded model after `change`, each beside its body.
+    fn checked(options: &Options, greedy: bool, change: impl Fn(&mut Template)) -> Vec<NodeCheck> {
         let file = model::embedded().unwrap();
-        let options = Options { context: Some(8), ..Options::new(Target::cpu()) };
-        let step = Step {
-            name: "score",
-            tokens: 2,
-            head: lower::Head::AllRows,
-            greedy: false,
-            kv: options.kv,
-            context: 8,
-        };
-        let (graph, _) = fuse(file.gguf(), &options, &step).unwrap();
+        let tokens = &[0, 33];
+        let step =
+            Step { name: "score", tokens: 2, head: lower::Head::AllRows, greedy, kv: options.kv, context: 8 };
+        let (graph, _) = fuse(file.gguf(), options, &step).unwrap();
         let graph = verify(graph).unwrap();
         let (program, trace) = codegen::generate_traced(&graph, &options.target).unwrap();
         let mut specs = program.kernels;
-        for spec in &mut specs {
-            if let Template::RopeKv(rope_kv) = &mut spec.template {
+        specs.iter_mut().for_each(|spec| change(&mut spec.template));
+        let features = Features::detect();
+        let kernels = Some(Kernels { features, specs, launches: program.launches, trace });
+        let (syms, before) = (Syms { t: 2, p: 0, s: 8 }, Caches::new());
+        let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, tokens, &syms, op, ty);
+        Walk { kernels, ..Walk::new(&graph, syms, &leaf) }.run().unwrap().nodes
+    }
+
+    fn default_path() -> Options {
+        Options { context: Some(8), ..Options::new(Target::cpu()) }
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_its_body_is_named() {
+        let nodes = checked(&default_path(), false, |template| {
+            if let Template::RopeKv(rope_kv) = template {
                 rope_kv.rope.base *= 2.0;
             }
-        }
-        let kernels = Some(Kernels { specs, launches: program.launches, trace });
-        let syms = Syms { t: 2, p: 0, s: 8 };
-        let (caches, nodes) = (Caches::new(), vec![]);
-        let mut walk = Walk { file: &file, graph: &graph, syms, tokens: &[0, 33], caches, kernels, nodes };
-        walk.results().unwrap();
-        let outcome = StepCheck { step: step.name, nodes: walk.nodes, whole: 0.0 };
+        });
+        let outcome = StepCheck { step: "score", nodes, whole: 0.0 };
         assert!(!outcome.passes());
         assert_eq!(outcome.first_divergence().unwrap().kernel, "rope_kv");
         assert!(outcome.nodes.iter().all(|n| n.passes() == (n.kernel != "rope_kv")), "{:?}", outcome.nodes);
+    }
+
+    /// Every element type is held to its own bound, whatever the other results of the kernel are.
+    #[test]
+    fn results_of_every_type_are_seen() {
+        let floats: Vec<f32> = (0..256).map(|i| (i as f32 * 0.7).sin() + 2.0).collect();
+        let stored = |dtype, factor: f32| {
+            let x: Vec<f32> = floats.iter().map(|x| x * factor).collect();
+            let bytes = match dtype {
+                DType::F32 => bytemuck::cast_slice(&x).to_vec(),
+                DType::F16 => x.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+                DType::Q8Act => {
+                    let mut bytes = vec![0; x.len() / 32 * DType::Q8Act.block_bytes()];
+                    crate::gguf::dequant::quantise_q8_act(&x, &mut bytes).unwrap();
+                    bytes
+                }
+                // One of all indices is another.
+                _ => {
+                    (0..256i32).flat_map(|i| (i + i32::from(i == 7 && factor != 1.0)).to_le_bytes()).collect()
+                }
+            };
+            Tensor::new(dtype, vec![256], bytes).unwrap()
+        };
+        // A little within the bound, and a little beyond it.
+        let dtypes = [(DType::F32, 1e-5), (DType::F16, 5e-4), (DType::Q8Act, 5e-3), (DType::I32, 0.0)];
+        for (dtype, bound) in dtypes {
+            let right = stored(dtype, 1.0);
+            for (other, _) in dtypes {
+                let same = stored(other, 1.0);
+                let passes = |factor: f32| {
+                    let wrong = stored(dtype, factor);
+                    let found = [(wrong.clone(), &right), (same.clone(), &same)];
+                    let turned = [(same.clone(), &same), (wrong, &right)];
+                    let passes = [&found[..], &turned].map(|results| {
+                        let (error, tolerance) = furthest(results).unwrap().unwrap();
+                        assert!(factor == 1.0 || tolerance == bound, "{dtype} beside {other}: {tolerance}");
+                        error <= tolerance
+                    });
+                    assert_eq!(passes[0], passes[1], "{dtype} beside {other}");
+                    passes[0]
+                };
+                assert!(passes(1.0), "{dtype} beside {other}");
+                assert!(
+                    !passes(1.0 + 2.5 * bound.max(1e-3 * f64::from(bound == 0.0)) as f32),
+                    "{dtype} beside {other}"
+                );
+            }
+        }
+        assert_eq!(furthest(&[]).unwrap(), None);
+    }
+
+    /// Of kernels with results of one type alone, those with a defect of a few tolerances fail, and no others do.
+    #[test]
+    fn a_small_defect_is_found() {
+        let scale = |template: &mut Template| match template {
+            Template::Attention(a) => a.scale *= 1.05,
+            Template::Primitive(Primitive::Scores { scale }) => *scale *= 1.0001,
+            _ => {}
+        };
+        let exact = default_path().exact();
+        let unfused = Options { pipeline: exact.pipeline.clone().without_fusions(), ..exact };
+        for (kernel, options) in [("attention", default_path()), ("scores", unfused)] {
+            let nodes = checked(&options, false, scale);
+            let (wrong, right): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|n| n.kernel == kernel);
+            assert!(right.iter().all(NodeCheck::passes), "{kernel}: {right:?}");
+            assert_eq!(wrong.len(), 4, "{kernel}");
+            for n in wrong {
+                let times = n.error / n.tolerance;
+                assert!(!n.passes() && times < 60.0, "{kernel}: {times} tolerances");
+            }
+        }
     }
 }

@@ -107,7 +107,7 @@ pub fn executor(
 ) -> Result<Executor, ModelError> {
     let bytes = plan(file, path, options, purpose)?.to_bytes()?;
     let plan = LoadedPlan::from_bytes(&bytes)?;
-    Ok(Executor::new(plan, Arc::clone(file), &DeviceOptions { threads })?)
+    Ok(Executor::new(plan, Arc::clone(file), &DeviceOptions { threads, features: None })?)
 }
 
 /// A session on an [`executor`].
@@ -161,6 +161,7 @@ pub fn load_plan(
         plan.check_full_hash(file.full_hash()).map_err(in_plan)?;
     }
     let file = Arc::new(file);
-    let session = Session::new(Executor::new(plan, Arc::clone(&file), &DeviceOptions { threads })?);
+    let options = DeviceOptions { threads, features: None };
+    let session = Session::new(Executor::new(plan, Arc::clone(&file), &options)?);
     Ok((file, session))
 }

@@ -44,13 +44,14 @@ pub struct Target {
 }
 
 /// The targets that `--target` knows by name.
-pub const NAMES: [&str; 2] = ["cpu", "test-wave32"];
+pub const NAMES: [&str; 3] = ["cpu", "test-cpu", "test-wave32"];
 
 impl Target {
     /// A built-in target, by name.
     pub fn named(name: &str) -> Option<Target> {
         match name {
             "cpu" => Some(Target::cpu()),
+            "test-cpu" => Some(Target::test_cpu()),
             "test-wave32" => Some(Target::test_wave32()),
             _ => None,
         }
@@ -61,6 +62,24 @@ impl Target {
     pub fn cpu() -> Target {
         Target {
             name: "cpu".into(),
+            kind: TargetKind::Cpu,
+            arch: String::new(),
+            wave: 1,
+            lds_bytes: 0,
+            streams: 1,
+            bandwidth_gbs: 27.0,
+            launch_us: 1.0,
+            f32_gflops: 60.0,
+            dot4_gops: Some(120.0),
+            efficiency: BTreeMap::new(),
+            residual_epilogue: 1.0,
+        }
+    }
+
+    /// A frozen, made-up processor for goldens of what only a CPU has so far: kernels and plans.
+    pub fn test_cpu() -> Target {
+        Target {
+            name: "test-cpu".into(),
             kind: TargetKind::Cpu,
             arch: String::new(),
             wave: 1,

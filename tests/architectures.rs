@@ -6,6 +6,7 @@ use sinter::compile::{self, Options, Purpose};
 use sinter::gguf::{Array, GgufFile, Value};
 use sinter::ir::{DType, Kernel};
 use sinter::lower::{Config, LowerError};
+use sinter::runtime::Executor;
 use sinter::target::Target;
 use std::sync::Arc;
 use support::synthetic::{Model, REAL, Shape, TINY, is_vector, shape, uniform};
@@ -31,7 +32,10 @@ fn assert_computes(what: &str, file: &Arc<GgufFile>, tokens: &[u32], expected: &
         ("exact --no-fuse", unfused(exact()), EXACT),
         ("default", defaults(), DEFAULT),
     ] {
-        assert_close(&format!("{what}, {path}"), &score(file, &options, tokens), expected, tolerance);
+        for (level, device) in levels() {
+            let found = score_on(file, &options, tokens, &device);
+            assert_close(&format!("{what}, {path}, {level}"), &found, expected, tolerance);
+        }
     }
 }
 
@@ -44,11 +48,61 @@ fn assert_matches_reference(what: &str, model: &Model) {
 /// The logits of tokens that go through one by one.
 fn decoded(file: &Arc<GgufFile>, options: &Options, tokens: &[u32]) -> Vec<Vec<f32>> {
     let mut executor = executor(file, options, Purpose::Generate);
-    let step = |(cached, &id): (u64, &u32)| {
-        executor.forward("decode", &[id as i32], cached).unwrap();
-        executor.result_f32(0).unwrap().to_vec()
-    };
-    (0..).zip(tokens).map(step).collect()
+    (0..).zip(tokens).map(|(cached, &id)| decode(&mut executor, cached, id)).collect()
+}
+
+/// The logits after one more token.
+fn decode(executor: &mut Executor, cached: u64, id: u32) -> Vec<f32> {
+    executor.forward("decode", &[id as i32], cached).unwrap();
+    executor.result_f32(0).unwrap().to_vec()
+}
+
+/// Long enough for a chunk of 512, a position of 1024, and blocks of cache rows beyond both; no multiple of anything.
+const LONG: usize = 1501;
+
+#[test]
+fn positions_far_into_a_text_are_as_near_ones() {
+    let base = Shape { layers: 2, width: 64, ffn: 96, vocab: 61, ..shape("tiny-llama") };
+    for base in [base, Shape { architecture: "qwen3", ..base }] {
+        // Heads that few queries take as they are, and that many take as lanes; the slowest turn only at far positions.
+        let shape = Shape { head_dim: 16, rotated: 16, rope_base: 1e3, ..base };
+        let file = Model::new(&shape, uniform(DType::F32)).file();
+        let tokens: Vec<u32> = (0..LONG as u32).map(|i| (i * i + 7 * i) % 61).collect();
+        let expected = reference(&file, &tokens);
+        let context = Some(LONG as u64);
+        for (path, options, tolerance) in [
+            ("exact", Options { context, ..exact() }, EXACT),
+            ("exact --no-fuse", Options { context, ..unfused(exact()) }, EXACT),
+            ("f16 cache", Options { context, ..float_activations(defaults()) }, 1e-3),
+        ] {
+            for (level, device) in levels() {
+                let what = format!("{} at position {LONG}, {path}, {level}", shape.architecture);
+                assert_close(&what, &score_on(&file, &options, &tokens, &device), &expected, tolerance);
+
+                // Prompts up to far positions, and from there token by token.
+                let mut executor = executor_on(&file, &options, Purpose::Generate, &device);
+                for from in [500, 1010, LONG - 20] {
+                    let mut cached = 0;
+                    for chunk in tokens[..from].chunks(512) {
+                        let ids: Vec<i32> = chunk.iter().map(|&id| id as i32).collect();
+                        executor.forward("chunk", &ids, cached).unwrap();
+                        cached += chunk.len() as u64;
+                    }
+                    let range = from..from + 20;
+                    let found: Vec<_> = (from as u64..)
+                        .zip(&tokens[range.clone()])
+                        .map(|(cached, &id)| decode(&mut executor, cached, id))
+                        .collect();
+                    assert_close(
+                        &format!("{what}, decoded from {from}"),
+                        &found,
+                        &expected[range],
+                        tolerance,
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `sinter bench` as people and scripts run it.
 
+mod support;
+
 use serde_json::Value;
+use sinter::runtime::cpu::Features;
 use std::process::{Command, Output, Stdio};
 
 fn bench(args: &[&str]) -> Output {
@@ -56,6 +59,9 @@ const STRINGS: [&str; 8] =
 fn json_has_the_keys_of_llama_bench() {
     let rows = rows(&["-p", "8", "-n", "4", "-r", "2", "-t", "2", "-d", "3", "-o", "json"]);
     assert_eq!(names(&rows), ["pp8 @ d3", "tg4 @ d3", "tg4 @ d3 (no logits)"]);
+    let prompt_and_generated = |row: &Value| ["n_prompt", "n_gen"].map(|key| row[key].as_u64().unwrap());
+    assert_eq!(rows.iter().map(prompt_and_generated).collect::<Vec<_>>(), [[8, 0], [0, 4], [0, 4]]);
+    let model = support::open("q4_k_m");
     for row in &rows {
         for key in NUMBERS {
             assert!(row[key].is_number(), "{key}: {row}");
@@ -75,6 +81,16 @@ fn json_has_the_keys_of_llama_bench() {
         assert!(number("p50_ns") <= number("p90_ns") && number("p90_ns") <= number("p99_ns"), "{row}");
         assert!(number("p99_ns") <= ns[0].max(ns[1]) && number("p50_ns") > 0.0, "{row}");
         assert_eq!((number("n_depth"), number("n_threads")), (3.0, 2.0));
+        assert_eq!((number("n_batch"), number("n_ubatch")), (512.0, 512.0));
+        assert_eq!([0, 1].map(|i| row[["type_k", "type_v"][i]].as_str().unwrap()), ["f16", "f16"]);
+        assert_eq!((&row["exact"], &row["model_filename"]), (&Value::Bool(false), &Value::from("embedded")));
+        assert_eq!(
+            (&row["backends"], &row["model_type"]),
+            (&Value::from("CPU"), &Value::from("llama 13M Q4_K"))
+        );
+        let tensors = || model.gguf().tensors.values();
+        assert_eq!(number("model_size"), tensors().map(|t| t.bytes).sum::<u64>() as f64);
+        assert_eq!(number("model_n_params"), tensors().map(|t| t.elements()).sum::<u64>() as f64);
         assert!(number("read_bandwidth_gbs") > 0.0);
         let time = row["test_time"].as_str().unwrap();
         assert!(time.len() >= 20 && time.as_bytes()[10] == b'T' && time.ends_with('Z'), "{time}");
@@ -84,7 +100,13 @@ fn json_has_the_keys_of_llama_bench() {
         let number = |key: &str| row[key].as_f64().unwrap();
         let share = number("bytes_per_step") * number("avg_ts") / (number("read_bandwidth_gbs") * 1e9);
         assert!((share / number("bandwidth_share") - 1.0).abs() < 1e-9, "{row}");
-        assert!(number("bytes_per_step") > number("model_size"), "{row}");
+        // All weights, as the head is the embedding; the rows of four tokens after three, at the mean; and a new row.
+        let cache_row = 4 * 2 * 4 * 64 * 2;
+        assert_eq!(
+            number("bytes_per_step"),
+            number("model_size") + f64::from(cache_row) * (5.5 + 1.0),
+            "{row}"
+        );
     }
     assert_eq!([0, 1, 2].map(|i| rows[i]["logits"].as_bool().unwrap()), [true, true, false]);
 }
@@ -104,6 +126,39 @@ fn lists_make_a_test_each_and_zero_makes_none() {
     let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(names(&rows), ["pp4", "pp4"]);
     assert_eq!([0, 1].map(|i| rows[i]["n_threads"].as_u64().unwrap()), [2, 1]);
+}
+
+#[test]
+fn the_instruction_set_is_the_one_that_is_named() {
+    let isa = |name: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
+        command.args([
+            "bench",
+            "-p",
+            "4",
+            "-n",
+            "2",
+            "-r",
+            "1",
+            "--no-warmup",
+            "--no-bandwidth",
+            "-o",
+            "jsonl",
+        ]);
+        match name {
+            Some(name) => command.env("SINTER_CPU", name),
+            None => command.env_remove("SINTER_CPU"),
+        };
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(rows.len(), 3);
+        rows.iter().map(|row| row["isa"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let all = Features::available();
+    for features in &all {
+        assert_eq!(isa(Some(features.name())), vec![features.name(); 3]);
+    }
+    assert_eq!(isa(None), vec![all.last().unwrap().name(); 3]);
 }
 
 #[test]

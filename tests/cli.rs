@@ -256,11 +256,15 @@ fn opt_reads_files_and_stdin() {
     let opt = |more: &[&str]| stdout(&[&["opt", &arg(&file)], more].concat());
     assert_eq!(opt(&["--passes", ""]), graph, "no passes change nothing");
     assert_eq!(opt(&["--fuel", "0"]), graph);
-    let fused = opt(&["--target", "cpu"]);
+    let fused = opt(&["--target", "test-cpu"]);
     assert_eq!(fused.lines().filter(|l| l.contains("= fused ")).count(), 34);
-    assert_eq!(fused, stdout(&["dump"]), "what the passes make depends on the text alone");
-    assert_eq!(text(&piped(&["opt", "-", "--target", "cpu"], graph.as_bytes()).stdout), fused);
-    let some = opt(&["--passes", "cleanup,dequant_matmul", "--target", "cpu"]);
+    assert_eq!(
+        fused,
+        stdout(&["dump", "--target", "test-cpu"]),
+        "what the passes make depends on the text alone"
+    );
+    assert_eq!(text(&piped(&["opt", "-", "--target", "test-cpu"], graph.as_bytes()).stdout), fused);
+    let some = opt(&["--passes", "cleanup,dequant_matmul", "--target", "test-cpu"]);
     assert!(some.contains("dequant_matmul") && !some.contains("rope_kv"));
     let one = opt(&["--passes", "dequant_matmul", "--fuel", "1"]);
     assert_eq!(one.matches("dequant_matmul").count(), 1);
@@ -268,13 +272,43 @@ fn opt_reads_files_and_stdin() {
 
 #[test]
 fn explain_tells_what_fused() {
-    let said = stdout(&["explain", "--all"]);
+    let explain = ["explain", "--target", "test-cpu"];
+    let said = stdout(&explain);
     for line in ["decode: 159 launches -> 34", "8 add_rmsnorm, 4 attention", "not fused by"] {
         assert!(said.contains(line), "{line}: {said}");
     }
-    let json: serde_json::Value = serde_json::from_str(&stdout(&["explain", "--json"])).unwrap();
+    let all = stdout(&[&explain[..], &["--all"]].concat());
+    let json = stdout(&[&explain[..], &["--json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["steps"][1]["graph"], "decode");
     assert_eq!(json["steps"][1]["after"]["launches"]["attention"], 4);
+
+    // Every decision is a line, in order, with what it was before and what it is after.
+    let (mut wanted, mut fired) = (String::new(), 0);
+    for step in json["steps"].as_array().unwrap() {
+        for decision in step["decisions"].as_array().unwrap() {
+            let text = |value: &serde_json::Value| value.as_str().unwrap().to_string();
+            let (pass, at) = (text(&decision["pass"]), text(&decision["at"]));
+            let outcome = &decision["outcome"]["fired"];
+            if outcome.is_null() {
+                continue;
+            }
+            let replaced: Vec<_> = outcome["replaced"].as_array().unwrap().iter().map(text).collect();
+            let us = |key: &str| outcome["gain"][key].as_f64().unwrap();
+            let (before, after) = (us("unfused_us"), us("fused_us"));
+            assert!(before > after, "{decision}");
+            let (kernel, replaced) = (text(&outcome["kernel"]), replaced.join(", "));
+            wanted +=
+                &format!("  {pass}: {at} -> {kernel} replaces {replaced}; {before:.2} µs -> {after:.2} µs\n");
+            fired += 1;
+        }
+    }
+    let found: String = all
+        .lines()
+        .filter(|line| line.contains(" replaces ") && line.contains("µs ->"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    assert!(fired > 80 && found == wanted, "{found}\nis not\n{wanted}");
 }
 
 /// The report of the frozen target, as a user reads it.
@@ -581,6 +615,10 @@ fn graphs_with_errors_are_refused_by_line() {
     report(&piped(&["opt", "-"], b""));
 }
 
+/// What a pipe holds on Linux.
+#[cfg(target_os = "linux")]
+const PIPE: usize = 64 << 10;
+
 /// A file of about a gigabyte whose tensor data are a hole: what only needs the description reads no more.
 #[test]
 #[cfg(target_os = "linux")]
@@ -592,14 +630,17 @@ fn a_large_model_is_explained_from_its_header() {
     let file = std::fs::File::create(&large).unwrap();
     (&file).write_all(&bytes[..gguf.gguf().data_start as usize]).unwrap();
     file.set_len(1 << 30).unwrap();
-    let said = stdout(&["explain", &arg(&large)]);
+    let said = stdout(&["explain", "--target", "test-cpu", &arg(&large)]);
     assert!(said.contains("decode: 159 launches -> 34"), "{said}");
 
-    let mut child = sinter().args(["dump", &arg(&large)]).stdout(Stdio::piped()).spawn().unwrap();
-    // Its output does not fit the pipe, so it is still there when the first line has come.
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    out.read_line(&mut String::new()).unwrap();
+    let dump = ["dump", "--stage", "plan", "--format", "json", &arg(&large)];
+    assert!(stdout(&dump).len() > 4 * PIPE, "what is printed would fit a pipe");
+    let mut child = sinter().args(dump).stdout(Stdio::piped()).spawn().unwrap();
+    // So it is still there, in the midst of printing, when the first of it has come.
+    let mut out = child.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut out, &mut [0; 100]).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    assert!(child.try_wait().unwrap().is_none(), "it waits for its reader");
     drop(out);
     child.wait().unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,13 +1,15 @@
 //! Fusing is decided by cost: for each gated pass a target on which it wins and one on which it loses, with both times.
 
 mod common;
+mod support;
 
 use common::{fuse, input};
 use sinter::compile::{self, Options, Purpose};
-use sinter::ir::{Decision, Gain, Kernel, Outcome, Why};
-use sinter::lower::Config;
-use sinter::passes::Report;
+use sinter::ir::{DType, Decision, Gain, Graph, Kernel, Op, Outcome, Syms, Value, Why};
+use sinter::lower::{Config, Head};
+use sinter::passes::{Report, cost};
 use sinter::target::Target;
+use support::synthetic::{self, Model, Shape};
 
 /// A fusion on a frozen target, all of it bound by memory: `launch + bytes / bandwidth / efficiency` for each launch.
 struct Case {
@@ -195,6 +197,90 @@ fn the_core_of_dequant_matmul_is_not_gated() {
     let target = target(Kernel::DequantMatmul, 1e-6, 0.0);
     let report = fuse(&mut input("dequant_matmul"), &["dequant_matmul"], &target);
     assert_eq!(report.fired()[&Kernel::DequantMatmul], 3);
+}
+
+/// Bytes of weights and caches that the cost model counts for a graph: what it counts, less activations.
+fn stored_bytes(g: &Graph, target: &Target) -> u64 {
+    let root = |mut v: Value| {
+        while g.op(v.node).is_view() {
+            v = g.operand(v.node, 0).unwrap();
+        }
+        v
+    };
+    let is_stored = |v: Value| is_state(g, root(v)) || matches!(g.op(root(v).node), Op::Weight { .. });
+    let mut bytes = 0;
+    for id in g.ids() {
+        let cost = cost::of_node(g, id, target);
+        if cost.launches == 0 {
+            continue;
+        }
+        let written = (0..g.node(id).outs.len() as u32).map(|out| Value { node: id, out });
+        let written: Vec<Value> = written.filter(|v| !is_state(g, *v)).collect();
+        let read = match g.op(id) {
+            // As much as it writes.
+            Op::LastRow => written.clone(),
+            _ => g.operands(id).into_iter().filter(|v| !is_stored(*v)).collect(),
+        };
+        let activations = read.iter().chain(&written).map(|v| g.ty(*v).max_bytes(&g.bounds));
+        bytes += cost.bytes - activations.sum::<u64>();
+    }
+    bytes
+}
+
+/// Whether a value is a version of a state.
+fn is_state(g: &Graph, v: Value) -> bool {
+    match g.op(v.node) {
+        Op::State { .. } | Op::KvAppend => true,
+        Op::Fused(fused) => matches!(fused.body.op(fused.body.results()[v.out as usize].node), Op::KvAppend),
+        _ => false,
+    }
+}
+
+/// Fusing is decided by the bytes that running is measured by: those of weights and caches, of every family, fused or not.
+#[test]
+fn bytes_are_those_that_bench_counts() {
+    let mut compared = 0;
+    for shape in synthetic::TINY {
+        for (format, tied) in [(DType::F16, false), (DType::Q8_0, false), (DType::Q8_0, true)] {
+            let shape = Shape { tied, ..shape };
+            let gguf = Model::new(&shape, synthetic::uniform(format)).description();
+            let config = Config::from_gguf(&gguf).unwrap();
+            let default = Options { context: Some(96), chunk: 32, ..Options::new(Target::test_cpu()) };
+            let unfused =
+                |o: &Options| Options { pipeline: o.pipeline.clone().without_fusions(), ..o.clone() };
+            let exact = default.clone().exact();
+            for (path, options) in [
+                ("default", default.clone()),
+                ("exact", exact.clone()),
+                ("default --no-fuse", unfused(&default)),
+                ("exact --no-fuse", unfused(&exact)),
+            ] {
+                let plan = support::plan_of_description(&gguf, &options, Purpose::Bench);
+                for step in Purpose::Bench.steps(&config, &options) {
+                    let what = format!("{} {format} {path} {}", shape.name, step.name);
+                    let (graph, _) = compile::fuse(&gguf, &options, &step).unwrap();
+                    // At its bounds a step fills the context.
+                    let counted = stored_bytes(&graph, &options.target);
+                    let full = Syms { p: graph.bounds.s - graph.bounds.t, ..graph.bounds };
+                    let moved = plan.bytes_per_step(step.name, &full).unwrap();
+                    // What several launches read counts once in the step: a table that the head reads whole beside the rows
+                    // that are looked up in it, and the factors of RoPE in every layer.
+                    let row = shape.width * format.block_bytes() as u64 / format.block_len() as u64;
+                    let mut again = if tied && step.head != Head::None { step.tokens * row } else { 0 };
+                    for id in graph.ids() {
+                        if matches!(graph.op(id), Op::Weight { name } if name == "rope_freqs.weight") {
+                            let others = graph.uses(id.into()).len() as u64 - 1;
+                            again += others * graph.ty(id.into()).max_bytes(&graph.bounds);
+                        }
+                    }
+                    assert_eq!(counted, moved + again, "{what}");
+                    assert!(moved > 0, "{what}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(compared, 5 * 3 * 4 * 4);
 }
 
 /// Fusions and launches of the real model on the frozen target: a rule that stops firing, or fires more, shows.

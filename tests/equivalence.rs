@@ -1,6 +1,9 @@
 //! Fusing changes no result: random graphs under the interpreter, before and after the passes.
 
-use sinter::ir::arbitrary::{BOUNDS, random_bytes, random_graph};
+mod common;
+
+use common::graphs::named;
+use sinter::ir::arbitrary::{BOUNDS, random_graph};
 use sinter::ir::{DType, Graph, Op, Syms, verify};
 use sinter::passes::{Pipeline, names};
 use sinter::runtime::interp::{Tensor, eval};
@@ -8,19 +11,9 @@ use sinter::target::Target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-/// A tensor of random content for a type at `syms`.
-fn tensor(ty: &sinter::ir::TensorType, syms: &Syms, seed: u64) -> Tensor {
-    let dims = ty.dims(syms).into_iter().map(|d| d as usize).collect();
-    Tensor::new(ty.dtype, dims, random_bytes(ty, syms, seed)).unwrap()
-}
-
-fn hash(name: &str) -> u64 {
-    name.bytes().fold(1, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)))
-}
-
 /// The results of a graph on inputs, weights and states that depend on their names alone.
 fn results(g: &Graph, syms: &Syms) -> Vec<Tensor> {
-    let of = |name: &str, ty: &sinter::ir::TensorType| tensor(ty, syms, hash(name));
+    let of = |name: &str, ty: &sinter::ir::TensorType| named(name, ty, syms);
     let mut states = indexmap::IndexMap::new();
     let mut weights = std::collections::HashMap::new();
     for id in g.ids() {

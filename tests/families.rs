@@ -5,39 +5,16 @@ mod support;
 
 use common::line;
 use sinter::compile::{self, Options, Purpose};
-use sinter::gguf::{Digest, Gguf, Identity};
 use sinter::ir::{DType, Outcome};
-use sinter::lower::{self, Config};
+use sinter::lower::Config;
 use sinter::passes::Report;
-use sinter::runtime::plan::{self, Parts, Plan};
+use sinter::runtime::plan::LoadedPlan;
 use sinter::target::Target;
 use std::fmt::Write;
-use std::hint::black_box;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-use support::synthetic::{Model, Shape, is_vector, shape, uniform};
-
-/// Formats as in Q4_K_M files: more bits for the head, and for values and the way down in every third layer.
-fn q4_k_m(name: &str) -> DType {
-    let layer = name.split('.').nth(1).and_then(|n| n.parse::<u64>().ok());
-    let more =
-        ["attn_v", "ffn_down"].iter().any(|part| name.contains(part)) && layer.is_some_and(|n| n % 3 == 0);
-    match name {
-        _ if is_vector(name) => DType::F32,
-        "token_embd.weight" | "output.weight" => DType::Q6_K,
-        _ if more => DType::Q6_K,
-        _ => DType::Q4_K,
-    }
-}
-
-/// What a file of that shape says about itself.
-fn description(name: &str) -> Gguf {
-    let shape = shape(name);
-    match shape.allows(DType::Q4_K) {
-        true => Model::new(&shape, q4_k_m).description(),
-        false => Model::new(&shape, uniform(DType::Q8_0)).description(),
-    }
-}
+use std::time::Duration;
+use support::plan_of_description;
+use support::synthetic::{Model, Shape, description, shape, uniform};
 
 /// The text with the numbers of layers left out.
 fn any_layer(text: &str) -> String {
@@ -115,63 +92,17 @@ fn decisions_qwen3() {
     golden("qwen3", "qwen3-0.6b");
 }
 
-/// The shortest of a few runs, as others share the machine.
-fn shortest(mut work: impl FnMut()) -> Duration {
-    let once = |work: &mut dyn FnMut()| {
-        let start = Instant::now();
-        work();
-        start.elapsed()
-    };
-    (0..5).map(|_| once(&mut work)).min().unwrap()
-}
-
-/// A plan as `sinter compile` makes it, but for the samples of tensors by which it knows its file.
-fn plan(gguf: &Gguf, config: &Config, options: &Options) -> Plan {
-    let nothing = Digest([0; 32]);
-    let programs = compile::compile(gguf, options, Purpose::Generate).unwrap();
-    let (context, chunk) = (options.context_of(config), options.chunk);
-    Plan::build(Parts {
-        model: plan::Model {
-            source: None,
-            identity: Identity { len: gguf.file_len, header: nothing, samples: nothing },
-            full_hash: None,
-            architecture: config.architecture.name.into(),
-            name: "shape".into(),
-        },
-        target: options.target.clone(),
-        options: plan::Options { exact: false, kv: options.kv, context, chunk, greedy: false },
-        programs: programs.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
-    })
-    .unwrap()
-}
-
+/// How fast is what `cargo bench --bench bounds` looks at.
 #[test]
-fn real_sizes_compile_at_once() {
+fn real_sizes_compile() {
     let options = Options::new(Target::cpu());
     for name in ["llama-3.1-8b", "llama-3.3-70b", "qwen2.5-7b"] {
         let gguf = description(name);
-        let config = Config::from_gguf(&gguf).unwrap();
-        let planned = shortest(|| assert_eq!(plan(&gguf, &config, &options).programs.len(), 3));
-        let printed = plan(&gguf, &config, &options);
-        let dumped = shortest(|| {
-            let step = Purpose::Generate.steps(&config, &options).remove(0);
-            let (graph, _) = compile::fuse(&gguf, &options, &step).unwrap();
-            black_box((graph.to_string(), graph.to_dot(), graph.to_json().to_string()));
-            black_box((printed.to_string(), serde_json::to_string(&printed).unwrap()));
-        });
-        println!("{name}: planned in {planned:?}, dumped in {dumped:?}");
-        assert!(planned < Duration::from_secs(1) && dumped < Duration::from_secs(1), "{name}");
-        for step in Purpose::Generate.steps(&config, &options) {
-            let graph = lower::lower(&gguf, &config, &step).unwrap();
-            let passes = shortest(|| {
-                let mut graph = graph.clone();
-                options.pipeline.run(&mut graph, &options.target).unwrap();
-            });
-            println!("{name} {}: all passes {passes:?}", step.name);
-            if name == "llama-3.1-8b" {
-                assert!(passes < Duration::from_millis(50), "{passes:?}");
-            }
-        }
+        let plan = plan_of_description(&gguf, &options, Purpose::Generate);
+        assert_eq!(plan.programs.keys().collect::<Vec<_>>(), ["chunk", "prefill", "decode"]);
+        assert_eq!(plan.weights.len(), gguf.tensors.len(), "{name}: every tensor has a use");
+        let loaded = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+        assert!(*loaded == plan, "{name}");
     }
 }
 

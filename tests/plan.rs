@@ -70,9 +70,11 @@ fn primitives<'a>(plan: &Plan, counts: &'a Counts) -> Vec<&'a str> {
 fn what_is_launched_is_what_was_fused() {
     for name in MODELS {
         let file = open(name);
-        for (path, options) in
-            [("default", defaults()), ("exact", exact()), ("greedy", Options { greedy: true, ..defaults() })]
-        {
+        for (path, options) in [
+            ("default", frozen()),
+            ("exact", frozen().exact()),
+            ("greedy", Options { greedy: true, ..frozen() }),
+        ] {
             let plan = plan(&file, &options, Purpose::Generate);
             for (program, report) in reported(&file, &options) {
                 let what = format!("{name} {path} {program}");
@@ -88,7 +90,7 @@ fn what_is_launched_is_what_was_fused() {
 
 #[test]
 fn decode_launches_these_kernels() {
-    let counts = executed(&open("q4_k_m"), &defaults(), "decode");
+    let counts = executed(&open("q4_k_m"), &frozen(), "decode");
     let wanted = [
         ("add_rmsnorm", 8),
         ("attention", 4),
@@ -99,7 +101,7 @@ fn decode_launches_these_kernels() {
         ("rope_kv", 4),
     ];
     assert_eq!(counts, owned(wanted));
-    let greedy = executed(&open("q4_k_m"), &Options { greedy: true, ..defaults() }, "decode");
+    let greedy = executed(&open("q4_k_m"), &Options { greedy: true, ..frozen() }, "decode");
     assert_eq!((greedy["dequant_matmul"], greedy["sample_head"]), (8, 1));
 }
 
@@ -107,7 +109,7 @@ fn decode_launches_these_kernels() {
 fn without_a_pass_other_kernels_are_launched() {
     // What shows that the counts can be wrong.
     let file = open("q4_k_m");
-    let options = Options { greedy: true, ..defaults() };
+    let options = Options { greedy: true, ..frozen() };
     let all = executed(&file, &options, "decode");
     for pass in names().into_iter().filter(|pass| !NOT_FUSIONS.contains(pass)) {
         let options = without(pass, options.clone());
@@ -133,7 +135,7 @@ fn refusal(mut plan: Plan, change: impl FnOnce(&mut Plan), file: &Arc<GgufFile>)
 }
 
 fn built(file: &GgufFile) -> Plan {
-    model::plan(file, None, &defaults(), Purpose::Generate).unwrap()
+    model::plan(file, None, &frozen(), Purpose::Generate).unwrap()
 }
 
 #[test]
@@ -282,7 +284,7 @@ fn other_kernels_and_devices_are_refused() {
     let message = refusal(plan.clone(), |plan| plan.target.kind = TargetKind::HipAmd, &file);
     assert_eq!(message, "there is no device of kind hip-amd here");
     let error = plan.check_device(TargetKind::HipNvidia).unwrap_err().to_string();
-    assert_eq!(error, "the plan was compiled for cpu (cpu), which cannot run on the device hip-nvidia");
+    assert_eq!(error, "the plan was compiled for test-cpu (cpu), which cannot run on the device hip-nvidia");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fmt;
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[cfg(doc)]
 use crate::compile::Purpose;
@@ -119,7 +119,11 @@ pub struct Bench {
     /// Token ids lie below.
     vocabulary: i32,
     logits: Vec<f32>,
+    clock: Clock,
 }
+
+/// The time since some moment.
+type Clock = Box<dyn FnMut() -> Duration>;
 
 impl Bench {
     /// `executor` holds a plan of [`Purpose::Bench`].
@@ -127,7 +131,9 @@ impl Bench {
         let inputs = executor.plan().programs.values().flat_map(|program| &program.inputs);
         let below = inputs.filter_map(|input| input.below).min().unwrap_or(1);
         let vocabulary = i32::try_from(below).unwrap_or(i32::MAX).max(1);
-        Bench { executor, rng: ChaCha8Rng::seed_from_u64(SEED), vocabulary, logits: vec![] }
+        let start = Instant::now();
+        let clock = Box::new(move || start.elapsed());
+        Bench { executor, rng: ChaCha8Rng::seed_from_u64(SEED), vocabulary, logits: vec![], clock }
     }
 
     /// The executor underneath.
@@ -187,7 +193,7 @@ impl Bench {
         let steps = tokens.len().div_ceil(per_step);
         let mut times = Vec::with_capacity(steps);
         let mut cached = test.depth;
-        let mut before = Instant::now();
+        let mut before = (self.clock)();
         for (step, tokens) in tokens.chunks(per_step).enumerate() {
             let (program, logits) = match test.work {
                 Work::Prompt(_) if step + 1 < steps => ("chunk", None),
@@ -205,7 +211,7 @@ impl Bench {
                 None => {}
             }
             cached += tokens.len() as u64;
-            let now = Instant::now();
+            let now = (self.clock)();
             times.push(u64::try_from((now - before).as_nanos()).unwrap_or(u64::MAX));
             before = now;
         }
@@ -231,7 +237,9 @@ mod tests {
     use super::*;
     use crate::compile::{Options, Purpose};
     use crate::model;
+    use crate::runtime::plan::Plan;
     use crate::target::Target;
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     const fn prompt(n: u64, depth: u64) -> Test {
@@ -271,26 +279,61 @@ mod tests {
         assert!(bench(8, 8).measure(&prompt(8, 1), 1, false).is_err());
     }
 
-    #[test]
-    fn every_step_of_every_repetition_is_timed() {
-        let mut bench = bench(32, 8);
-        for (test, steps) in
-            [(prompt(20, 0), 3), (prompt(8, 24), 1), (generate(5, 0, true), 5), (generate(3, 29, false), 3)]
-        {
-            for warm_up in [false, true] {
-                let measured = bench.measure(&test, 2, warm_up).unwrap();
-                assert_eq!(measured.samples_ns().len(), 2, "{test}");
-                assert_eq!(measured.steps_ns().len(), 2 * steps, "{test}");
-                assert_eq!(
-                    measured.samples_ns().iter().sum::<u64>(),
-                    measured.steps_ns().iter().sum::<u64>()
-                );
-                assert!(measured.avg_ts() > 0.0, "{test}");
+    /// The launches of one step of each of these programs together, by kernel.
+    fn launches(plan: &Plan, programs: &[(&str, u64)]) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        for (program, times) in programs.iter().filter(|(_, times)| *times > 0) {
+            for launch in &plan.programs[*program].launches {
+                *counts.entry(plan.kernels[launch.kernel as usize].name()).or_default() += times;
             }
         }
-        // Without a head for most chunks: the programs that a session would run.
-        let ran = bench.executor().plan().programs.keys().cloned().collect::<Vec<_>>();
-        assert_eq!(ran, ["chunk", "prefill", "decode", "decode_greedy"]);
+        counts
+    }
+
+    #[test]
+    fn every_step_of_every_repetition_is_timed_and_nothing_else() {
+        // What the cache is filled by, then what a repetition runs: most chunks without a head, as a session does.
+        for (test, fill, steps) in [
+            (prompt(20, 0), 0, &[("chunk", 2), ("prefill", 1)][..]),
+            (prompt(8, 24), 3, &[("prefill", 1)]),
+            (prompt(9, 7), 1, &[("chunk", 1), ("prefill", 1)]),
+            (generate(5, 0, true), 0, &[("decode", 5)]),
+            (generate(3, 29, false), 4, &[("decode_greedy", 3)]),
+        ] {
+            for warm_up in [false, true] {
+                let mut bench = bench(32, 8);
+                // Between two looks at this clock passes a nanosecond more each time, so that a time tells when it was.
+                let (mut looks, mut time) = (0, 0);
+                bench.clock = Box::new(move || {
+                    looks += 1;
+                    time += looks;
+                    Duration::from_nanos(time)
+                });
+                let measured = bench.measure(&test, 2, warm_up).unwrap();
+                let n: u64 = steps.iter().map(|(_, times)| times).sum();
+                // A repetition looks once as it begins, and after each step.
+                let skipped = u64::from(warm_up) * (n + 1);
+                let times: Vec<u64> =
+                    (0..2).flat_map(|r| (0..n).map(move |step| skipped + r * (n + 1) + step + 2)).collect();
+                assert_eq!(measured.steps_ns(), times, "{test}");
+                let samples: Vec<u64> = times.chunks(n as usize).map(|steps| steps.iter().sum()).collect();
+                assert_eq!(measured.samples_ns(), samples, "{test}");
+
+                let repetitions = 2 + u64::from(warm_up);
+                let mut ran = vec![("chunk", fill)];
+                ran.extend(steps.iter().map(|(program, times)| (*program, times * repetitions)));
+                let counts: BTreeMap<_, _> = bench.executor().launch_counts().into_iter().collect();
+                assert_eq!(counts, launches(bench.executor().plan(), &ran), "{test}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_clock_is_that_of_the_machine() {
+        let mut bench = bench(8, 8);
+        let before = (bench.clock)();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!((bench.clock)() - before >= Duration::from_millis(2));
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl ModelArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, test-wave32) or a JSON file that describes one.
+    /// Target by name (cpu, test-cpu, test-wave32) or a JSON file that describes one.
     #[arg(long, default_value = "cpu")]
     pub target: String,
     /// Float32 activations and, unless --kv says otherwise, caches.

@@ -8,7 +8,6 @@ use sinter::compile::{Options, Purpose};
 use sinter::gguf::Gguf;
 use sinter::ir::DType;
 use sinter::model;
-use sinter::runtime::cpu::Features;
 use std::collections::BTreeMap;
 use std::io::{StdoutLock, Write};
 use std::num::NonZeroUsize;
@@ -94,7 +93,7 @@ pub fn run(args: Args) -> super::Outcome {
             filename: args.model.path().map_or("embedded".into(), |p| p.to_string_lossy().into_owned()),
             model: Description::of(file.gguf()),
             cpu: cpu_name(),
-            isa: Features::detect().name(),
+            isa: executor.isa(),
             backend: args.device.to_uppercase(),
             threads,
             chunk: options.chunk,

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::{fmt, ops::Deref};
 
 /// Bytes hashed at each end of a tensor for [`Identity`].
-const SAMPLE_BYTES: usize = 4096;
+pub(super) const SAMPLE_BYTES: usize = 4096;
 
 /// A validated file and its bytes: mapped from disk, or already in memory.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Whole files: round trips, hostile input, real models.
 
+use super::file::SAMPLE_BYTES;
 use super::reader::MAX_HEADER_BYTES;
 use super::*;
 use crate::ir::DType;
@@ -237,10 +238,17 @@ fn sample_file() -> Vec<u8> {
 
 #[test]
 fn identity_sees_the_header_and_the_ends_of_tensors() {
-    let bytes = sample_file();
+    // Two tensors with a middle that is not looked at, and a small one between them.
+    let mut w = GgufWriter::new();
+    w.metadata("general.architecture", Value::String("llama".into()));
+    for (name, n) in [("a", 20_000u64), ("b", 8), ("c", 10_000)] {
+        let bytes: Vec<u8> = (0..4 * n).map(|i| (i * 7) as u8).collect();
+        w.tensor(name, GgmlType::of(DType::F32).unwrap(), &[n], bytes).unwrap();
+    }
+    let mut bytes = vec![];
+    w.write_to(&mut bytes).unwrap();
     let file = GgufFile::from_bytes(bytes.clone()).unwrap();
     let (identity, hash) = (file.identity(), file.full_hash());
-    let start = file.gguf().data_start as usize;
     let changed = |at: usize| {
         let mut bytes = bytes.clone();
         bytes[at] ^= 1;
@@ -250,9 +258,24 @@ fn identity_sees_the_header_and_the_ends_of_tensors() {
     assert_eq!(GgufFile::from_bytes(bytes.clone()).unwrap().identity(), identity);
     let (other, other_hash) = changed(24 + 8); // a letter of the first key
     assert_ne!((other.header, other_hash), (identity.header, hash));
-    let (other, _) = changed(start);
-    assert_eq!(other.header, identity.header);
-    assert_ne!(other.samples, identity.samples);
+    for info in file.gguf().tensors.values() {
+        let (start, len) = (info.offset as usize, info.bytes as usize);
+        let near = SAMPLE_BYTES.min(len);
+        for at in [0, near - 1, len - near, len - 1] {
+            let (other, other_hash) = changed(start + at);
+            assert_eq!(other.header, identity.header);
+            assert!(other.samples != identity.samples && other_hash != hash, "{} at {at}", info.name);
+        }
+        if len > 2 * near {
+            for at in [near, len / 2, len - near - 1] {
+                let (other, other_hash) = changed(start + at);
+                assert!(other == identity && other_hash != hash, "{} at {at}", info.name);
+            }
+        }
+    }
+    // A byte more at the end is another file.
+    let longer = [&bytes[..], &[0]].concat();
+    assert_ne!(GgufFile::from_bytes(longer).unwrap().identity(), identity);
 
     let text = identity.to_string();
     assert!(text.starts_with(&format!("{} bytes, header ", bytes.len())) && text.len() < 80, "{text}");

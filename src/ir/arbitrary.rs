@@ -5,7 +5,7 @@ use super::op::{Fused, Kernel, Op, Rope, RopeStyle};
 use super::types::{DType, Dim, Syms, TensorType};
 use half::f16;
 
-/// Bounds of every random graph.
+/// Bounds of [`random_graph`].
 pub const BOUNDS: Syms = Syms { t: 4, p: 12, s: 16 };
 
 const WIDTH: u64 = 256;
@@ -56,9 +56,22 @@ impl Rng {
 /// # Panics
 /// Never, if the typing rules are right.
 pub fn random_graph(seed: u64, size: usize) -> Graph {
+    build(seed, size, BOUNDS, true)
+}
+
+/// As [`random_graph`], but of primitives alone, which is what models are lowered to, and of any bounds.
+///
+/// # Panics
+/// Never, if the typing rules are right.
+pub fn random_primitives(seed: u64, size: usize, bounds: Syms) -> Graph {
+    build(seed, size, bounds, false)
+}
+
+fn build(seed: u64, size: usize, bounds: Syms, fuses: bool) -> Graph {
     let mut b = Builder {
         rng: Rng::new(seed),
-        g: Graph::new("random", BOUNDS),
+        g: Graph::new("random", bounds),
+        fuses,
         names: 0,
         rows: vec![],
         states: vec![],
@@ -77,7 +90,8 @@ pub fn random_graph(seed: u64, size: usize) -> Graph {
             2 => b.residual(),
             3 => b.gated(),
             4 | 5 => b.attention(pos),
-            6 => b.fused(),
+            6 if b.fuses => b.fused(),
+            6 => b.gated(),
             _ => b.dead(),
         }
     }
@@ -87,6 +101,8 @@ pub fn random_graph(seed: u64, size: usize) -> Graph {
 struct Builder {
     rng: Rng,
     g: Graph,
+    /// Whether there may be fused nodes.
+    fuses: bool,
     /// Counts weights and states, for their names.
     names: usize,
     /// Values of type `f32[T,WIDTH]`.
@@ -264,7 +280,7 @@ impl Builder {
             let old = self.read(caches[1]);
             v = self.attend(v, old, old);
         }
-        let appended = if self.rng.coin() {
+        let appended = if self.rng.coin() && self.fuses {
             self.fused_append(caches, [k, v])
         } else {
             [self.op(Op::KvAppend, &[caches[0], k]), self.op(Op::KvAppend, &[caches[1], v])]
@@ -283,9 +299,15 @@ impl Builder {
         operands: &[Value],
         build: impl FnOnce(&mut Builder, &[Value]) -> Vec<Value>,
     ) -> NodeId {
-        let body = Graph::new(kernel.name(), BOUNDS);
-        let mut inner =
-            Builder { rng: Rng::new(self.rng.bits()), g: body, names: 0, rows: vec![], states: vec![] };
+        let body = Graph::new(kernel.name(), self.g.bounds);
+        let mut inner = Builder {
+            rng: Rng::new(self.rng.bits()),
+            g: body,
+            fuses: false,
+            names: 0,
+            rows: vec![],
+            states: vec![],
+        };
         let mut params = vec![];
         for (i, &v) in operands.iter().enumerate() {
             let ty = self.g.ty(v).clone();

@@ -217,6 +217,41 @@ mod tests {
         }
     }
 
+    /// All of the table, whatever a value that is not "not used" looks like.
+    #[test]
+    fn every_key_of_what_is_missing_is_refused_but_for_one_value() {
+        assert_eq!((UNUSED.len(), UNDERSTOOD.len()), (27, 21), "a key that moved changes what is refused");
+        for (name, unused) in UNUSED {
+            for Architecture { name: architecture, .. } in ARCHITECTURES {
+                let key = format!("{architecture}.{name}");
+                let plain = if unused == 0.0 { 0u32 } else { 1 };
+                for value in [Value::F32(unused as f32), Value::U32(plain), Value::Bool(plain == 1)] {
+                    assert_eq!(check(architecture, &key, value.clone()), Ok(()), "{key} {value}");
+                }
+                let other = unused as f32 + 0.5;
+                let mut wrong = vec![
+                    Value::F32(other),
+                    Value::F32(f32::NAN),
+                    Value::F32(-1.0),
+                    Value::F64(f64::from(other)),
+                    Value::U32(7),
+                    Value::I32(-1),
+                    Value::Bool(plain == 0),
+                    Value::String(unused.to_string()),
+                    Value::Array(crate::gguf::Array::F32(vec![unused as f32])),
+                ];
+                // The one factor of which 0 means "none" too.
+                if name == "rope.scaling.factor" {
+                    wrong.retain(|value| *value != Value::Bool(false));
+                }
+                for value in wrong {
+                    let says = check(architecture, &key, value.clone()).expect_err(&format!("{key} {value}"));
+                    assert!(says.contains(&key) && says.contains("not supported"), "{says}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn keys_that_say_not_used_pass() {
         for (key, value) in [

@@ -1,5 +1,6 @@
 //! What the executor asks of a device.
 
+use super::cpu::Features;
 use super::plan::kind_name;
 use super::weights::WeightError;
 use crate::ir::Syms;
@@ -35,8 +36,11 @@ pub trait Device: Send {
     /// If the device fails.
     fn reset(&mut self) -> Result<(), DeviceError>;
 
-    /// How often each kernel of the plan was launched.
-    fn launches(&self) -> &[u64];
+    /// How often each kernel of the plan was launched: counted as launches end, whatever was asked for.
+    fn launches(&self) -> Vec<u64>;
+
+    /// The instruction set that its kernels use, by name.
+    fn isa(&self) -> &'static str;
 }
 
 /// What a device may be told.
@@ -44,6 +48,8 @@ pub trait Device: Send {
 pub struct DeviceOptions {
     /// CPU threads; as many as there are cores unless told.
     pub threads: Option<usize>,
+    /// Instructions of the CPU; [`Features::detect`] unless told.
+    pub features: Option<Features>,
 }
 
 /// Why a device cannot take a plan, or failed.

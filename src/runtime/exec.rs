@@ -181,10 +181,15 @@ impl Executor {
         Ok(self.device.reset()?)
     }
 
+    /// The instruction set that the device's kernels use, by name.
+    pub fn isa(&self) -> &'static str {
+        self.device.isa()
+    }
+
     /// How often each kernel was launched since the executor was made, by name; only those that were.
     pub fn launch_counts(&self) -> IndexMap<&'static str, u64> {
         let mut counts = IndexMap::new();
-        for (kernel, n) in self.plan.kernels.iter().zip(self.device.launches()).filter(|(_, n)| **n > 0) {
+        for (kernel, n) in self.plan.kernels.iter().zip(self.device.launches()).filter(|(_, n)| *n > 0) {
             *counts.entry(kernel.name()).or_default() += n;
         }
         counts

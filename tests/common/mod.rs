@@ -1,6 +1,8 @@
 //! What the tests of the passes share.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod graphs;
+
 use sinter::ir::{Decision, Graph, Outcome, Why, verify};
 use sinter::passes::{Pipeline, Report};
 use sinter::target::Target;

@@ -5,12 +5,14 @@ pub mod reference;
 pub mod synthetic;
 
 use serde::Deserialize;
-use sinter::compile::{Options, Purpose};
+use sinter::compile::{self, Options, Purpose};
 use sinter::generate::Session;
-use sinter::gguf::GgufFile;
+use sinter::gguf::{Digest, Gguf, GgufFile, Identity};
+use sinter::lower::Config;
 use sinter::model;
 use sinter::passes::Pipeline;
-use sinter::runtime::plan::LoadedPlan;
+use sinter::runtime::cpu::Features;
+use sinter::runtime::plan::{self, LoadedPlan, Parts, Plan};
 use sinter::runtime::{DeviceOptions, Executor};
 use sinter::target::Target;
 use std::collections::BTreeMap;
@@ -71,6 +73,11 @@ pub fn read_npy(path: &Path) -> (Vec<u64>, Vec<Vec<f32>>) {
     (shape.clone(), data.chunks_exact(shape[1] as usize).map(<[f32]>::to_vec).collect())
 }
 
+/// The default options on a target that tuning does not change, for what is counted.
+pub fn frozen() -> Options {
+    Options { context: Some(64), ..Options::new(Target::test_cpu()) }
+}
+
 /// The default options with a small cache, so that tests need little memory.
 pub fn defaults() -> Options {
     Options { context: Some(64), ..Options::new(Target::cpu()) }
@@ -100,24 +107,60 @@ pub fn plan(file: &GgufFile, options: &Options, purpose: Purpose) -> LoadedPlan 
     LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap()
 }
 
+/// A plan as `sinter compile` makes it, but for the samples of tensors by which it knows its file.
+pub fn plan_of_description(gguf: &Gguf, options: &Options, purpose: Purpose) -> Plan {
+    let config = Config::from_gguf(gguf).unwrap();
+    let nothing = Digest([0; 32]);
+    let programs = compile::compile(gguf, options, purpose).unwrap();
+    let (context, chunk) = (options.context_of(&config), options.chunk);
+    Plan::build(Parts {
+        model: plan::Model {
+            source: None,
+            identity: Identity { len: gguf.file_len, header: nothing, samples: nothing },
+            full_hash: None,
+            architecture: config.architecture.name.into(),
+            name: "shape".into(),
+        },
+        target: options.target.clone(),
+        options: plan::Options { exact: false, kv: options.kv, context, chunk, greedy: false },
+        programs: programs.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
+    })
+    .unwrap()
+}
+
 pub fn executor(file: &Arc<GgufFile>, options: &Options, purpose: Purpose) -> Executor {
-    Executor::new(plan(file, options, purpose), Arc::clone(file), &DeviceOptions::default()).unwrap()
+    executor_on(file, options, purpose, &DeviceOptions::default())
+}
+
+/// [`executor`] on a device that is told how.
+pub fn executor_on(
+    file: &Arc<GgufFile>,
+    options: &Options,
+    purpose: Purpose,
+    device: &DeviceOptions,
+) -> Executor {
+    Executor::new(plan(file, options, purpose), Arc::clone(file), device).unwrap()
+}
+
+/// A device of each instruction set that this machine has, with its name.
+pub fn levels() -> Vec<(&'static str, DeviceOptions)> {
+    let all = Features::available().into_iter();
+    all.map(|f| (f.name(), DeviceOptions { features: Some(f), ..DeviceOptions::default() })).collect()
 }
 
 /// The logits of every token.
 pub fn score(file: &Arc<GgufFile>, options: &Options, tokens: &[u32]) -> Vec<Vec<f32>> {
-    score_on(file, options, tokens, None)
+    score_on(file, options, tokens, &DeviceOptions::default())
 }
 
-/// [`score`] on a number of threads.
+/// [`score`] on a device that is told how.
 pub fn score_on(
     file: &Arc<GgufFile>,
     options: &Options,
     tokens: &[u32],
-    threads: Option<usize>,
+    device: &DeviceOptions,
 ) -> Vec<Vec<f32>> {
-    let mut session = model::session(file, None, options, Purpose::Score, threads).unwrap();
-    rows(&mut session, tokens)
+    rows(&mut Session::new(executor_on(file, options, Purpose::Score, device)), tokens)
 }
 
 /// The logits of every token in a session of [`Purpose::Score`].

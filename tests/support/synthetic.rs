@@ -180,6 +180,28 @@ pub fn is_vector(name: &str) -> bool {
     ["norm.weight", ".bias", "rope_freqs.weight"].iter().any(|end| name.ends_with(end))
 }
 
+/// Formats as in Q4_K_M files: more bits for the head, and for values and the way down in every third layer.
+pub fn q4_k_m(name: &str) -> DType {
+    let layer = name.split('.').nth(1).and_then(|n| n.parse::<u64>().ok());
+    let more =
+        ["attn_v", "ffn_down"].iter().any(|part| name.contains(part)) && layer.is_some_and(|n| n % 3 == 0);
+    match name {
+        _ if is_vector(name) => DType::F32,
+        "token_embd.weight" | "output.weight" => DType::Q6_K,
+        _ if more => DType::Q6_K,
+        _ => DType::Q4_K,
+    }
+}
+
+/// What a file of that shape says about itself, in Q4_K_M if its rows allow.
+pub fn description(name: &str) -> Gguf {
+    let shape = shape(name);
+    match shape.allows(DType::Q4_K) {
+        true => Model::new(&shape, q4_k_m).description(),
+        false => Model::new(&shape, uniform(DType::Q8_0)).description(),
+    }
+}
+
 /// A model before it is written: its parts can be changed.
 #[derive(Clone, Debug)]
 pub struct Model {

@@ -10,6 +10,7 @@ use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use memmap2::{MmapMut, MmapRaw};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Runs a plan on the threads of this machine. Weights are read where the model file is mapped; states and arena
 /// are one allocation, of which the system provides what is touched.
@@ -19,7 +20,9 @@ pub struct CpuDevice {
     programs: Vec<Vec<Launch>>,
     memory: MmapRaw,
     threads: Pool,
-    launches: Vec<u64>,
+    features: Features,
+    /// Counted by the thread that ends a launch.
+    launches: Vec<AtomicU64>,
     /// The arguments and items of the step's launches; kept to keep its memory.
     args: Vec<RawArg>,
     items: Vec<usize>,
@@ -43,7 +46,7 @@ impl CpuDevice {
         model: Arc<GgufFile>,
         options: &DeviceOptions,
     ) -> Result<CpuDevice, DeviceError> {
-        let features = Features::detect();
+        let features = options.features.unwrap_or_else(Features::detect);
         let missing =
             |spec: &KernelSpec, why: String| DeviceError::Kernel { device: "cpu", kernel: spec.name(), why };
         let bound = |spec| bind(spec, &features).map_err(|e| missing(spec, e.to_string()));
@@ -68,12 +71,13 @@ impl CpuDevice {
         let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
         tracing::debug!(threads = threads.threads(), features = features.name(), "cpu device");
         Ok(CpuDevice {
-            launches: vec![0; plan.kernels.len()],
+            launches: plan.kernels.iter().map(|_| AtomicU64::new(0)).collect(),
             plan: plan.clone(),
             kernels,
             programs,
             memory,
             threads,
+            features,
             args: vec![],
             items: vec![],
             _model: model,
@@ -137,12 +141,11 @@ impl Device for CpuDevice {
         self.args.clear();
         self.items.clear();
         for launch in launches {
-            self.launches[launch.kernel] += 1;
             self.items.push(self.plan.kernels[launch.kernel].items(at) as usize);
             let sized = |(raw, ty): &(RawArg, TensorType)| RawArg { len: ty.bytes(at) as usize, ..*raw };
             self.args.extend(launch.args.iter().map(sized));
         }
-        let (kernels, args, items) = (&self.kernels, &self.args, &self.items);
+        let (kernels, counts, args, items) = (&self.kernels, &self.launches, &self.args, &self.items);
         self.threads.run(&|worker| {
             let mut args = &args[..];
             for (launch, items) in launches.iter().zip(items) {
@@ -154,8 +157,11 @@ impl Device for CpuDevice {
                 // none that the launch writes, but by `may_alias`. Launches are apart, as `share` ends in a
                 // barrier, and items are shared out once.
                 let run = |items: &mut dyn Iterator<Item = _>| unsafe { kernel.run(own, at, items) };
-                // SAFETY: as above; all items are done.
-                let finish = || unsafe { kernel.finish(own, at) };
+                let finish = || {
+                    // SAFETY: as above; all items are done.
+                    unsafe { kernel.finish(own, at) };
+                    counts[launch.kernel].fetch_add(1, Ordering::Relaxed);
+                };
                 worker.share(*items, run, finish);
             }
         });
@@ -177,7 +183,11 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn launches(&self) -> &[u64] {
-        &self.launches
+    fn launches(&self) -> Vec<u64> {
+        self.launches.iter().map(|n| n.load(Ordering::Relaxed)).collect()
+    }
+
+    fn isa(&self) -> &'static str {
+        self.features.name()
     }
 }

@@ -32,10 +32,14 @@ pub(super) enum Level {
 impl Features {
     /// The best that this processor has, or the one that `SINTER_CPU` in the environment names, if it has that.
     pub fn detect() -> Features {
+        Features::named(std::env::var("SINTER_CPU").ok().as_deref())
+    }
+
+    /// The set of that name; the best if there is none of it, or no name.
+    fn named(name: Option<&str>) -> Features {
         let mut all = Features::available();
-        let wanted = std::env::var("SINTER_CPU").ok();
-        let named = wanted.as_ref().and_then(|name| all.iter().find(|f| f.name() == name).copied());
-        if let (Some(name), None) = (wanted, named) {
+        let named = all.iter().find(|f| Some(f.name()) == name).copied();
+        if let (Some(name), None) = (name, named) {
             let there: Vec<_> = all.iter().map(Features::name).collect();
             tracing::warn!("SINTER_CPU={name} is none of {}, so it is not heeded", there.join(", "));
         }
@@ -290,8 +294,37 @@ mod tests {
     }
 
     #[test]
-    fn the_baseline_can_be_forced_and_is_always_there() {
-        assert_eq!(Features::available()[0], Features::baseline());
+    fn any_set_that_is_there_can_be_named() {
+        let all = Features::available();
+        assert_eq!(all[0], Features::baseline());
         assert_eq!(Features::baseline().name(), "baseline");
+        for features in &all {
+            assert_eq!(Features::named(Some(features.name())), *features);
+        }
+        for name in [None, Some(""), Some("AVX2"), Some("neon")] {
+            assert_eq!(Features::named(name), *all.last().unwrap(), "{name:?}");
+        }
+    }
+
+    /// The best set is the best that the processor says it has.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn no_set_that_is_there_is_left_out() {
+        let names: Vec<_> = Features::available().iter().map(Features::name).collect();
+        assert!(["baseline", "avx2", "avx512"].starts_with(&names), "{names:?}");
+        let has = |flags: &[&str]| {
+            let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+            let line = info.lines().find(|line| line.starts_with("flags"))?.to_string();
+            Some(flags.iter().all(|flag| line.split_whitespace().any(|f| f == *flag)))
+        };
+        // Where the system says nothing, nothing can be compared.
+        if let Some(avx2) = has(&["avx2", "fma", "f16c"]) {
+            assert_eq!(names.contains(&"avx2"), avx2);
+        }
+        if let Some(avx512) =
+            has(&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"])
+        {
+            assert_eq!(names.contains(&"avx512"), avx512);
+        }
     }
 }

@@ -35,7 +35,7 @@ fn model() -> Arc<GgufFile> {
 }
 
 fn options() -> DeviceOptions {
-    DeviceOptions { threads: Some(2) }
+    DeviceOptions { threads: Some(2), features: None }
 }
 
 /// An executor of the toy programs, by way of bytes, after `change`.
@@ -212,7 +212,8 @@ fn threads_and_overlaps_do_not_change_results() {
             _ => u64::MAX,
         };
         assert_eq!(place(decode.launches[1].args[0]), place(decode.launches[1].args[2]));
-        let mut exec = Executor::new(plan, model(), &DeviceOptions { threads: Some(threads) }).unwrap();
+        let options = DeviceOptions { threads: Some(threads), ..options() };
+        let mut exec = Executor::new(plan, model(), &options).unwrap();
         exec.forward("prefill", &[4, 3, 2, 1], 0).unwrap();
         close(exec.result_f32(0).unwrap(), &expected(&[4, 3, 2, 1]));
     }

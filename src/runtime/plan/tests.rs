@@ -151,6 +151,32 @@ fn bytes_are_reproducible_and_round_trip() {
     assert_eq!(loaded.to_bytes().unwrap(), bytes);
 }
 
+/// The types of a plan as they are written, which [`FORMAT`] is the version of: another hash needs another version, which
+/// plans of the last one are then refused by.
+#[test]
+fn the_format_has_one_schema() {
+    use serde_reflection::{Samples, Tracer, TracerConfig};
+    let mut tracer = Tracer::new(TracerConfig::default());
+    let samples = Samples::new();
+    // Enums take a turn for each of their variants.
+    tracer.trace_type::<Plan>(&samples).unwrap();
+    macro_rules! trace {
+        ($($ty:ty)*) => { $(tracer.trace_type::<$ty>(&samples).unwrap();)* };
+    }
+    trace!(DType Outcome Why Template Primitive Access BufRef TargetKind);
+    trace!(crate::ir::Kernel crate::ir::RopeStyle NormSource crate::codegen::spec::Epilogue);
+    let registry = tracer.registry().unwrap();
+    let mut text = String::new();
+    for (name, format) in &registry {
+        text += &format!("{name}: {format:?}\n");
+    }
+    for name in ["Plan", "PlannedLaunch", "MatmulSpec", "Decision", "Syms", "Why", "DType"] {
+        assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
+    }
+    let hash = blake3::hash(text.as_bytes()).to_hex();
+    assert_eq!((FORMAT, &hash[..16]), (2, "d9ebb707254dc8c5"), "the schema of plans:\n{text}");
+}
+
 fn refused(bytes: &[u8]) -> String {
     LoadedPlan::from_bytes(bytes).unwrap_err().to_string()
 }
@@ -262,17 +288,39 @@ fn every_rule_is_checked() {
 
 #[test]
 fn looked_up_values_must_come_from_an_input_that_nothing_writes() {
-    // A launch that writes the tokens before they are looked up.
-    let mut parts = parts(identity());
-    let program = &mut parts.programs[0].0;
-    let ids = program.buffers[0].ty.clone();
-    program.kernels.push(spec(Primitive::ArgMax, vec![arg(Access::Write, &ids)], vec![]));
-    program.launches.insert(0, Launch { kernel: 4, args: vec![0], label: "evil".into() });
-    let says = Plan::build(parts).unwrap_err().to_string();
-    assert_eq!(
-        says,
-        "program \"prefill\": launch \"node 0\" looks up rows by values that are not checked inputs"
-    );
+    // A launch that changes the tokens before they are looked up, whatever it says of them.
+    for access in [Access::Write, Access::Scratch] {
+        let mut parts = parts(identity());
+        let program = &mut parts.programs[0].0;
+        let ids = program.buffers[0].ty.clone();
+        program.kernels.push(spec(Primitive::ArgMax, vec![arg(access, &ids)], vec![]));
+        program.launches.insert(0, Launch { kernel: 4, args: vec![0], label: "evil".into() });
+        let says = Plan::build(parts).unwrap_err().to_string();
+        assert_eq!(
+            says,
+            "program \"prefill\": launch \"node 0\" looks up rows by values that are not checked inputs",
+            "{access:?}"
+        );
+    }
+}
+
+/// Two states and the arena, each a line too near to the next.
+#[test]
+fn a_line_of_a_state_is_not_overlooked() {
+    let mut plan = plan();
+    plan.states.push(State { name: "other".into(), ..plan.states[0].clone() });
+    plan.states[1].offset = 512;
+    plan.arena_offset = 1024;
+    plan.validate().unwrap();
+    for (a, b) in [(0, 1), (1, 0)] {
+        let mut near = plan.clone();
+        (near.states[a].offset, near.states[b].offset) = (0, 448);
+        let says = near.validate().unwrap_err().to_string();
+        assert!(says.contains("share bytes while both are in use"), "{says}");
+    }
+    plan.arena_offset = 960;
+    let says = plan.validate().unwrap_err().to_string();
+    assert!(says.contains("lies at 512 with 512 bytes, beyond the 960 bytes"), "{says}");
 }
 
 #[test]

@@ -229,6 +229,34 @@ fn a_broken_placement_is_found() {
     assert!(says(&slots[..1], 1, &[0, 64, 128], 192).contains("2 launches has 1 places"));
 }
 
+/// Neither a shared line nor a missing one passes.
+#[test]
+fn a_line_is_not_overlooked() {
+    let mut flow = Flow::new(buffers(&[32, 48, 32, 16]), BOUNDS);
+    launch(&mut flow, &[0], &[1], false);
+    launch(&mut flow, &[0, 1], &[2], false);
+    launch(&mut flow, &[0, 1, 2], &[3], false);
+    let flow = flow.finish().unwrap();
+    let (slots, _) = planned(&flow, 1);
+    // 128, 192, 128 and 64 bytes one after the other.
+    let offsets = [0u64, 128, 320, 448];
+    let check = |offsets: &[u64], room: u64| {
+        let offsets: Vec<_> = offsets.iter().map(|o| Some(*o)).collect();
+        check_placement(&flow, &slots, 1, &offsets, room).map_err(|e| e.to_string())
+    };
+    assert_eq!(check(&offsets, 512), Ok(()));
+    for b in 0..4 {
+        // Each nearer to its neighbour by a line, and the last beyond the arena by one.
+        let mut moved = offsets;
+        moved[b] = if b == 0 { offsets[0] + ALIGN } else { offsets[b] - ALIGN };
+        let (first, second) = if b == 0 { (0, 1) } else { (b - 1, b) };
+        let says = format!("b{first} and b{second} share bytes while both are in use");
+        assert_eq!(check(&moved, 512), Err(says), "b{b}");
+    }
+    assert!(check(&offsets, 512 - ALIGN).unwrap_err().contains("beyond the 448 bytes"));
+    assert!(check_region("r", 64, 128, 191).is_err() && check_region("r", 64, 128, 192).is_ok());
+}
+
 #[test]
 fn programs_that_make_no_sense_are_refused() {
     let mut all = buffers(&[16, 16]);

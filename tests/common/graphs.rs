@@ -1,0 +1,33 @@
+//! Random graphs as models: what they hold, as files and as steps.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
+use sinter::ir::arbitrary::random_bytes;
+use sinter::ir::{Graph, Op, Syms, TensorType};
+use sinter::runtime::interp::Tensor;
+use std::sync::Arc;
+
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(1, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)))
+}
+
+/// A tensor of random content that depends on its name alone.
+pub fn named(name: &str, ty: &TensorType, syms: &Syms) -> Tensor {
+    let dims = ty.dims(syms).into_iter().map(|d| d as usize).collect();
+    Tensor::new(ty.dtype, dims, random_bytes(ty, syms, hash(name))).unwrap()
+}
+
+/// The weights of a graph as a model file, each with the content of [`named`].
+pub fn weights(g: &Graph) -> Arc<GgufFile> {
+    let mut writer = GgufWriter::new();
+    for id in g.ids() {
+        let Op::Weight { name } = g.op(id) else { continue };
+        let ty = g.ty(id.into());
+        let shape: Vec<u64> = ty.shape.iter().map(|d| d.as_const().unwrap()).collect();
+        let content = named(name, ty, &g.bounds).bytes().to_vec();
+        writer.tensor(name, GgmlType::of(ty.dtype).unwrap(), &shape, content).unwrap();
+    }
+    let mut bytes = vec![];
+    writer.write_to(&mut bytes).unwrap();
+    Arc::new(GgufFile::from_bytes(bytes).unwrap())
+}

@@ -1,0 +1,503 @@
+//! Random graphs through passes, codegen, planner and the CPU's kernels at every instruction-set level, against the
+//! interpreter: each kernel beside its body on the same operands, and whole plans, step after step, beside the unfused graph.
+//! Plans of several streams run in every order that their events allow.
+
+mod common;
+
+use common::graphs::{named, weights};
+use sinter::check::{CheckError, Checked, check_kernels};
+use sinter::codegen;
+use sinter::codegen::spec::{Epilogue, KernelSpec, NormSource, Template};
+use sinter::gguf::GgufFile;
+use sinter::ir::arbitrary::{Rng, random_primitives};
+use sinter::ir::{DType, Graph, Op, Syms, TensorType, Verified, verify};
+use sinter::passes::Pipeline;
+use sinter::runtime::cpu::{Features, RawArg, bind};
+use sinter::runtime::interp::{Tensor, eval};
+use sinter::runtime::plan::{self, BufRef, LoadedPlan, Parts, Plan};
+use sinter::runtime::{DeviceOptions, Executor};
+use sinter::target::{Target, TargetKind};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::sync::Arc;
+
+/// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise.
+const GRAPHS: u64 = 100;
+
+/// What must have been launched this often, or the run says nothing.
+const LEAST: u64 = 10;
+
+/// Tokens of each step: a prompt of more tokens than a matmul takes at once, decoding, and parts of prompts that see what came
+/// before: few and many.
+const STEPS: [u64; 5] = [26, 1, 9, 1, 3];
+const BOUNDS: Syms = Syms { t: 26, p: 39, s: 43 };
+
+/// Results of plans whose activations are float32 throughout: what the kernels' own tolerances may grow to.
+const EXACT: f64 = 1e-4;
+/// Where activations are quantised, a rounding that falls the other way is passed on.
+const QUANTISED: f64 = 2e-2;
+
+/// A fused random graph, its plan, and what it is made of.
+struct Case {
+    what: String,
+    unfused: Graph,
+    fused: Verified,
+    target: Target,
+    file: Arc<GgufFile>,
+    plan: LoadedPlan,
+}
+
+impl Case {
+    fn new(seed: u64, target: Target, exact: bool) -> Case {
+        let graph = random_primitives(seed, 10 + (seed as usize % 5) * 12, BOUNDS);
+        let run = |pipeline: Pipeline| {
+            let mut graph = graph.clone();
+            pipeline.run(&mut graph, &target).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            verify(graph).unwrap()
+        };
+        let unfused = run(Pipeline::standard(exact).without_fusions()).into_graph();
+        let fused = run(Pipeline::standard(exact));
+        let file = weights(&graph);
+        let plan = planned(&fused, &file, &target);
+        Case { what: format!("seed {seed} on {}", target.name), unfused, fused, target, file, plan }
+    }
+}
+
+/// The plan of one program, by way of its bytes.
+fn planned(graph: &Verified, file: &GgufFile, target: &Target) -> LoadedPlan {
+    let parts = Parts {
+        model: plan::Model {
+            source: None,
+            identity: file.identity(),
+            full_hash: None,
+            architecture: "random".into(),
+            name: "random".into(),
+        },
+        target: target.clone(),
+        options: plan::Options {
+            exact: true,
+            kv: DType::F32,
+            context: BOUNDS.s,
+            chunk: BOUNDS.t,
+            greedy: false,
+        },
+        programs: vec![(
+            codegen::generate(graph, target).unwrap_or_else(|e| panic!("{e}:\n{}", **graph)),
+            vec![],
+        )],
+    };
+    LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap()
+}
+
+/// The inputs of a step by name.
+fn inputs(g: &Graph, at: &Syms) -> Vec<(String, Tensor)> {
+    let one = |&id: &_| {
+        let Op::Input { name } = g.op(id) else { unreachable!("inputs are inputs") };
+        let tensor = match name.as_str() {
+            "pos" => {
+                let positions: Vec<i32> = (at.p..at.p + at.t).map(|p| p as i32).collect();
+                Tensor::from_i32(&[positions.len()], &positions).unwrap()
+            }
+            // Other tokens at every step.
+            _ => named(&format!("{name} {}", at.p), g.ty(id.into()), at),
+        };
+        (name.clone(), tensor)
+    };
+    g.inputs().iter().map(one).collect()
+}
+
+/// The steps of a case: symbols one after the other until the context is full.
+fn steps() -> impl Iterator<Item = Syms> {
+    STEPS.iter().scan(0, |past, &t| {
+        let at = Syms { t, p: *past, s: BOUNDS.s };
+        *past += t;
+        Some(at)
+    })
+}
+
+type States = indexmap::IndexMap<String, Tensor>;
+
+/// Each kernel beside its body, for operands that follow from `states`.
+fn checked(case: &Case, features: Features, at: Syms, states: &States) -> Checked {
+    let given = inputs(&case.fused, &at);
+    let leaf = |op: &Op, ty: &TensorType| -> Result<Tensor, CheckError> {
+        Ok(match op {
+            Op::Input { name } => given.iter().find(|(n, _)| n == name).unwrap().1.clone(),
+            Op::State { name } => {
+                states.get(name).map_or_else(|| Tensor::zeros(ty, &at), |s| Ok(s.clone()))?
+            }
+            Op::Weight { name } => named(name, ty, &at),
+            _ => unreachable!("a leaf"),
+        })
+    };
+    check_kernels(&case.fused, &case.target, features, at, &leaf)
+        .unwrap_or_else(|e| panic!("{}: {e}", case.what))
+}
+
+/// What an unfused graph gives: its results that are no states, and the states after it.
+fn interpreted(g: &Graph, at: Syms, states: &States) -> (Vec<Tensor>, States) {
+    let given: Vec<Tensor> = inputs(g, &at).into_iter().map(|(_, tensor)| tensor).collect();
+    let mut types = BTreeMap::new();
+    let mut before = States::new();
+    for id in g.ids() {
+        match g.op(id) {
+            Op::State { name } => {
+                let state = states.get(name).cloned();
+                before.insert(
+                    name.clone(),
+                    state.unwrap_or_else(|| Tensor::zeros(g.ty(id.into()), &at).unwrap()),
+                );
+            }
+            Op::Weight { name } => _ = types.insert(name.clone(), g.ty(id.into()).clone()),
+            _ => {}
+        }
+    }
+    let weight = |name: &str| Ok(named(name, &types[name], &at));
+    let all = eval(g, &at, &given, &weight, before).unwrap_or_else(|e| panic!("{e}"));
+    let (mut results, mut after) = (vec![], States::new());
+    for (v, tensor) in g.results().into_iter().zip(all) {
+        match state_of(g, v) {
+            Some(name) => _ = after.insert(name, tensor),
+            None => results.push(tensor),
+        }
+    }
+    (results, after)
+}
+
+/// The state that a value of an unfused graph is a version of.
+fn state_of(g: &Graph, v: sinter::ir::Value) -> Option<String> {
+    match g.op(v.node) {
+        Op::State { name } => Some(name.clone()),
+        Op::KvAppend => state_of(g, g.operand(v.node, 0)?),
+        _ => None,
+    }
+}
+
+/// Whether any value of the graph is quantised on the way.
+fn quantises(g: &Graph) -> bool {
+    g.ids().into_iter().any(|id| match g.op(id) {
+        Op::QuantAct => true,
+        Op::Fused(fused) => quantises(&fused.body),
+        _ => false,
+    })
+}
+
+fn is_finite(x: &Tensor) -> bool {
+    x.dtype() == DType::I32 || x.to_f32().unwrap().iter().all(|x| x.is_finite())
+}
+
+/// How far a result of a plan is from the interpreter's; none for indices, which are right or wrong.
+fn far(found: &[u8], wanted: &Tensor) -> Option<f64> {
+    let found = Tensor::new(wanted.dtype(), wanted.dims().to_vec(), found.to_vec()).unwrap();
+    if wanted.dtype() == DType::I32 {
+        return None;
+    }
+    let (a, b) = (found.to_f32().unwrap(), wanted.to_f32().unwrap());
+    let square = |x: f64| x * x;
+    let difference: f64 = a.iter().zip(&b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = b.iter().map(|&b| square(f64::from(b))).sum();
+    Some(if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() })
+}
+
+/// The logits whose largest the graph's argmax takes, from the interpreter.
+fn logits(g: &Graph, at: Syms, states: &States) -> Vec<f32> {
+    let argmax = g.ids().into_iter().find(|&id| matches!(g.op(id), Op::ArgMax)).expect("what gave an index");
+    let mut graph = g.clone();
+    // Before all others, as what states become must be returned, and last.
+    let all: Vec<_> = g.operand(argmax, 0).into_iter().chain(g.results()).collect();
+    graph.set_return(&all);
+    interpreted(&graph, at, states).0[0].to_f32().unwrap()
+}
+
+/// Indices of the largest logits must be such, but for what rounding may change.
+fn assert_largest(what: &str, found: &[u8], logits: &[f32], tolerance: f64) {
+    let found: Vec<i32> = found.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
+    for (row, &i) in logits.chunks(logits.len() / found.len()).zip(&found) {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let size = row.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let short = f64::from(largest - row[usize::try_from(i).unwrap()]);
+        assert!(short <= tolerance * f64::from(size), "{what}: {i} is not the largest, by {short} of {size}");
+    }
+}
+
+/// What a launch of a kernel is made of, for counting.
+fn kinds(spec: &KernelSpec, t: u64) -> Vec<String> {
+    let name = spec.name();
+    let dtype = |arg: u16| spec.args[usize::from(arg)].ty.dtype;
+    let mut kinds = vec![format!("{name} of {}", if t == 1 { "one token" } else { "some tokens" })];
+    match &spec.template {
+        Template::Matmul(m) => {
+            let x = dtype(m.x);
+            for part in &m.parts {
+                kinds.push(format!("{} weights meet {x}", part.format));
+                let bias = if part.bias.is_some() { " bias" } else { "" };
+                let residual = if part.residual.is_some() { " residual" } else { "" };
+                let epilogue = match &m.epilogue {
+                    Epilogue::Store => "store".to_string(),
+                    Epilogue::Swiglu { out } => format!("swiglu to {}", dtype(*out)),
+                    Epilogue::ArgMax { .. } => "argmax".to_string(),
+                };
+                kinds.push(format!("epilogue{bias}{residual} {epilogue}"));
+            }
+        }
+        Template::Norm(n) => {
+            let source = match n.source {
+                NormSource::Embedding { table, .. } => {
+                    kinds.push(format!("{} rows", dtype(table)));
+                    "rows of a table"
+                }
+                NormSource::Sum { .. } => "a sum",
+                NormSource::Rows { .. } => "rows",
+            };
+            let to = |name: &str, out: Option<u16>| out.map(|_| format!(" {name}")).unwrap_or_default();
+            let outs =
+                [to("rows", n.rows_out), to("norm", n.norm_out), to("quantised", n.quant_out)].concat();
+            kinds.push(format!("norm of {source}, to{outs}"));
+        }
+        Template::RopeKv(r) => {
+            kinds.push(format!("rope_kv {:?} to {}", r.rope.style, dtype(r.k.rows.cache)));
+            kinds.push(format!("rope_kv {} norm", if r.k.norm.is_some() { "with" } else { "without" }));
+        }
+        Template::Attention(a) => {
+            let shared = if a.heads == a.cache_heads { "own" } else { "shared" };
+            kinds.push(format!("attention over {shared} {} to {}", dtype(a.k), dtype(a.out)));
+        }
+        Template::Swiglu(s) => kinds.push(format!("swiglu to {}", dtype(s.out))),
+        Template::Primitive(_) => {}
+    }
+    kinds
+}
+
+/// All that must occur: see [`kinds`].
+fn wanted() -> BTreeSet<String> {
+    let mut all: BTreeSet<String> = [
+        "epilogue store",
+        "epilogue bias store",
+        "epilogue residual store",
+        "epilogue bias residual store",
+        "epilogue argmax",
+        "epilogue swiglu to f32",
+        "norm of a sum, to rows norm",
+        "norm of rows of a table, to rows norm",
+        "norm of rows, to norm",
+        "rope_kv Interleaved to f16",
+        "rope_kv Halves to f16",
+        "rope_kv Interleaved to f32",
+        "rope_kv Halves to f32",
+        "rope_kv with norm",
+        "rope_kv without norm",
+        "attention over own f16 to f32",
+        "attention over shared f16 to f32",
+        "attention over shared f16 to q8_act",
+        "attention over shared f32 to f32",
+    ]
+    .map(String::from)
+    .into();
+    for format in DType::WEIGHTS {
+        all.insert(format!("{format} weights meet f32"));
+        if format.is_quantised() {
+            all.insert(format!("{format} weights meet q8_act"));
+        }
+    }
+    for kernel in
+        ["dequant_matmul", "merge", "matmul_swiglu", "attention", "rope_kv", "add_rmsnorm", "dequant_rmsnorm"]
+    {
+        for tokens in ["one token", "some tokens"] {
+            all.insert(format!("{kernel} of {tokens}"));
+        }
+    }
+    all
+}
+
+/// The pool of a plan, which nothing but these launches touches.
+struct Memory {
+    /// Aligned to 64 bytes, as a page is.
+    pool: memmap2::MmapMut,
+    arena: std::ops::Range<usize>,
+}
+
+impl Memory {
+    fn of(plan: &Plan) -> Memory {
+        let pool = memmap2::MmapMut::map_anon(plan.pool_bytes().max(1) as usize).unwrap();
+        let arena = plan.arena_offset as usize..plan.pool_bytes() as usize;
+        Memory { pool, arena }
+    }
+}
+
+/// Makes the launches of a step in an order that is random, but for what streams and events say; returns the results.
+fn in_any_order(
+    case: &Case,
+    features: &Features,
+    memory: &mut Memory,
+    at: &Syms,
+    rng: &mut Rng,
+) -> (Vec<Vec<u8>>, bool) {
+    let program = &case.plan.programs[0];
+    let arena = memory.arena.clone();
+    // NaN in every format: whatever a launch needs, this step must have written.
+    memory.pool[arena.clone()].fill(0xff);
+    let given = inputs(&case.fused, at);
+    for input in &program.inputs {
+        let (_, tensor) = given.iter().find(|(name, _)| *name == input.name).unwrap();
+        let offset = arena.start + program.buffers[input.buffer as usize].offset as usize;
+        memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
+    }
+    let base = memory.pool.as_mut_ptr();
+    let (n, mut done) = (program.launches.len(), vec![false; program.launches.len()]);
+    let mut sorted = true;
+    for step in 0..n {
+        let signalled =
+            |event: &u32| (0..n).any(|l| done[l] && program.launches[l].slot.signals == Some(*event));
+        let ready = |l: &usize| {
+            let slot = &program.launches[*l].slot;
+            let first = (0..*l).all(|k| done[k] || program.launches[k].slot.stream != slot.stream);
+            !done[*l] && first && slot.waits.iter().all(signalled)
+        };
+        let able: Vec<usize> = (0..n).filter(ready).collect();
+        let l = *rng.pick(&able);
+        sorted &= l == step;
+        let launch = &program.launches[l];
+        let spec = &case.plan.kernels[launch.kernel as usize];
+        let place = |arg: &BufRef| match *arg {
+            BufRef::Arena(b) => base.wrapping_add(arena.start + program.buffers[b as usize].offset as usize),
+            BufRef::State(s) => base.wrapping_add(case.plan.states[s as usize].offset as usize),
+            BufRef::Weight(w) => {
+                let tensor = case.file.gguf().tensor(&case.plan.weights[w as usize].name).unwrap();
+                case.file.tensor_bytes(tensor).as_ptr().cast_mut()
+            }
+        };
+        let args: Vec<RawArg> = (launch.args.iter().zip(&spec.args))
+            .map(|(arg, of)| RawArg { ptr: place(arg), len: of.ty.bytes(at) as usize })
+            .collect();
+        let kernel = bind(spec, features).unwrap();
+        // SAFETY: the plan is validated, so every argument lies within the pool or is a weight, which is only read; one
+        // launch runs at a time, on all of its items.
+        unsafe {
+            kernel.run(&args, at, &mut std::iter::once(0..spec.items(at) as usize));
+            kernel.finish(&args, at);
+        }
+        done[l] = true;
+    }
+    let result = |&b: &u32| {
+        let buffer = &program.buffers[b as usize];
+        let bytes = buffer.ty.bytes(at) as usize;
+        memory.pool[arena.start + buffer.offset as usize..][..bytes].to_vec()
+    };
+    (program.results.iter().map(result).collect(), sorted)
+}
+
+#[test]
+fn plans_of_random_graphs_compute_what_the_graphs_do() {
+    let graphs = std::env::var("SINTER_FUZZ_GRAPHS").map_or(GRAPHS, |n| n.parse().expect("a number"));
+    let cpu = |name: &str, target: Target, streams| Target {
+        name: name.into(),
+        kind: TargetKind::Cpu,
+        streams,
+        ..target
+    };
+    let mut launched = BTreeMap::<String, u64>::new();
+    let (mut runs, mut waits, mut shuffled, mut overflows, mut worst) = (0, 0, 0, 0, [0f64; 2]);
+    for seed in 0..graphs {
+        for (target, exact) in [
+            (cpu("cpu", Target::cpu(), 1), seed % 2 == 0),
+            // Other fusions win where launches cost more.
+            (cpu("three streams", Target::test_wave32(), 3), seed % 4 < 2),
+        ] {
+            let case = Case::new(seed, target, exact);
+            let quantised = quantises(&case.fused);
+            let tolerance = if quantised { QUANTISED } else { EXACT };
+            waits += case.plan.programs[0].launches.iter().map(|l| l.slot.waits.len()).sum::<usize>();
+            for features in Features::available() {
+                let what = format!("{}, {}", case.what, features.name());
+                let options =
+                    DeviceOptions { threads: Some(1 + seed as usize % 2), features: Some(features) };
+                let mut device = Executor::new(case.plan.clone(), case.file.clone(), &options).unwrap();
+                let (mut memory, mut rng) = (Memory::of(&case.plan), Rng::new(seed));
+                let (mut states, mut made) = (States::new(), 0);
+                runs += 1;
+                for at in steps() {
+                    let what = format!("{what}, {at:?}");
+                    let (wanted, after) = interpreted(&case.unfused, at, &states);
+                    // Where halves overflow, nothing can be said any more.
+                    if after.values().chain(&wanted).any(|x| !is_finite(x)) {
+                        overflows += 1;
+                        break;
+                    }
+                    let beside = checked(&case, features, at, &states);
+                    for node in &beside.nodes {
+                        assert!(node.passes(), "{what}: {node:?}\n{}", *case.fused);
+                    }
+                    let given = inputs(&case.fused, &at);
+                    let given: Vec<(&str, &[u8])> =
+                        given.iter().map(|(n, x)| (n.as_str(), x.bytes())).collect();
+                    device.step("random", at.t, at.p, &given).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let (shown, sorted) = in_any_order(&case, &features, &mut memory, &at, &mut rng);
+                    shuffled += u64::from(!sorted);
+                    assert_eq!(shown.len(), wanted.len(), "{what}");
+                    for (i, wanted) in wanted.iter().enumerate() {
+                        let found = device.result(i).unwrap();
+                        assert!(
+                            found == shown[i],
+                            "{what}: result {i} depends on the order of launches\n{}",
+                            *case.plan
+                        );
+                        match far(found, wanted) {
+                            Some(error) => {
+                                worst[usize::from(quantised)] = worst[usize::from(quantised)].max(error);
+                                assert!(
+                                    error <= tolerance,
+                                    "{what}: result {i} is off by {error:e}\n{}",
+                                    *case.fused
+                                );
+                            }
+                            None => {
+                                assert_largest(&what, found, &logits(&case.unfused, at, &states), tolerance)
+                            }
+                        }
+                    }
+                    (states, made) = (after, made + 1);
+                    for launch in &case.plan.programs[0].launches {
+                        for kind in kinds(&case.plan.kernels[launch.kernel as usize], at.t) {
+                            *launched.entry(kind).or_default() += 1;
+                        }
+                    }
+                }
+                let counts: u64 = device.launch_counts().values().sum();
+                assert_eq!(counts, made * case.plan.programs[0].launches.len() as u64, "{what}");
+            }
+        }
+    }
+    // Not println, which a test that passes keeps to itself.
+    writeln!(
+        std::io::stderr(),
+        "{graphs} random graphs; errors up to {:.1e} exactly, {:.1e} quantised; {overflows} of {runs} runs overflow; {waits} waits, {shuffled} steps \
+         in another order; launches: {launched:#?}",
+        worst[0], worst[1]
+    )
+    .unwrap();
+    assert!(waits > 100 && shuffled > 100, "{waits} waits, {shuffled} steps in another order");
+    assert!(overflows * 20 < runs, "{overflows} of {runs} runs overflow");
+    for kind in wanted() {
+        assert!(launched.get(&kind).is_some_and(|n| *n >= LEAST), "{kind} was launched too rarely");
+    }
+}
+
+/// Each wait of a plan is needed: without any of them, the plan is refused.
+#[test]
+fn a_plan_without_one_of_its_waits_is_refused() {
+    let mut dropped = 0;
+    for seed in 0..40 {
+        let target = Target { kind: TargetKind::Cpu, streams: 3, ..Target::test_wave32() };
+        let case = Case::new(seed, target, true);
+        for (l, launch) in case.plan.programs[0].launches.iter().enumerate() {
+            for w in 0..launch.slot.waits.len() {
+                let mut plan: Plan = (*case.plan).clone();
+                plan.programs[0].launches[l].slot.waits.remove(w);
+                let says = plan.validate().expect_err("a plan that races").to_string();
+                assert!(says.contains("nothing orders them") || says.contains("share bytes"), "{says}");
+                dropped += 1;
+            }
+        }
+    }
+    assert!(dropped > 50, "{dropped} waits in all");
+}
