@@ -353,7 +353,7 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codegen::spec::{Primitive, Template};
+    use crate::codegen::spec::{NormSource, Primitive, Template};
     use crate::{compile::fuse, model};
 
     #[test]
@@ -450,6 +450,29 @@ mod tests {
             }
         }
         assert_eq!(furthest(&[]).unwrap(), None);
+    }
+
+    /// The rows are right, and their norm, which comes second, is not.
+    #[test]
+    fn a_defect_of_a_later_result_is_found() {
+        let nodes = checked(&default_path(), false, |template| {
+            if let Template::Norm(norm) = template
+                && matches!(norm.source, NormSource::Embedding { .. })
+            {
+                assert!(norm.rows_out.is_some() && norm.rows_out < norm.quant_out, "the rows come first");
+                norm.eps = 1e6;
+            }
+        });
+        let (wrong, right): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|n| n.kernel == "dequant_rmsnorm");
+        assert!(right.iter().all(NodeCheck::passes), "{right:?}");
+        assert!(!wrong.is_empty() && wrong.iter().all(|n| !n.passes()), "{wrong:?}");
+    }
+
+    #[test]
+    fn the_whole_counts_too() {
+        let of = |whole| StepCheck { step: "score", nodes: vec![], whole }.passes();
+        assert!(of(0.0) && of(WHOLE_TOLERANCE));
+        assert!(!of(3.0 * WHOLE_TOLERANCE) && !of(1.0) && !of(f64::NAN));
     }
 
     /// Of kernels with results of one type alone, those with a defect of a few tolerances fail, and no others do.

@@ -20,7 +20,8 @@
 //!   never sees tensor data.
 //! - [`lower`] turns the description into a graph of primitives, for prefill and decode alike.
 //! - [`passes`] rewrite the graph. A rule proposes a patch or a reason why not; both are recorded. Fusing is decided by
-//!   the cost model ([`passes::cost`]). A fused node keeps the primitives it stands for as its body.
+//!   the cost model ([`passes::cost`]), on bytes that are those [`mod@bench`] counts. A fused node keeps the primitives it stands
+//!   for as its body.
 //! - [`codegen`] reads kernel parameters off those bodies and yields a [`codegen::spec::Program`].
 //! - [`runtime`] plans launches and memory ([`runtime::plan`], [`runtime::pool`]), and executes plans. What runs has always gone
 //!   through the plan's byte form, so a plan is data. The interpreter ([`runtime::interp`]) is the oracle of every kernel.

@@ -148,3 +148,40 @@ impl Target {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rate_must_make_sense() {
+        for name in NAMES {
+            let target = Target::named(name).unwrap();
+            assert_eq!((target.name.as_str(), target.validate()), (name, Ok(())));
+        }
+        type Set = fn(&mut Target, f64);
+        let positive: [(&str, Set); 6] = [
+            ("bandwidth_gbs", |t, x| t.bandwidth_gbs = x),
+            ("f32_gflops", |t, x| t.f32_gflops = x),
+            ("dot4_gops", |t, x| t.dot4_gops = Some(x)),
+            ("residual_epilogue", |t, x| t.residual_epilogue = x),
+            ("efficiency.swiglu", |t, x| _ = t.efficiency.insert(Kernel::Swiglu, x)),
+            ("launch_us", |t, x| t.launch_us = x),
+        ];
+        for (field, set) in positive {
+            for wrong in [-1.0, 0.0, f64::NAN, f64::INFINITY] {
+                let mut target = Target::test_cpu();
+                set(&mut target, wrong);
+                // A launch may cost nothing.
+                let fine = field == "launch_us" && wrong == 0.0;
+                assert_eq!(target.validate().is_ok(), fine, "{field} {wrong}");
+                assert!(fine || target.validate().unwrap_err().contains(field), "{field} {wrong}");
+            }
+        }
+        for (streams, wave) in [(0, 1), (65, 1), (1, 0), (1, 65)] {
+            assert!(Target { streams, wave, ..Target::test_cpu() }.validate().is_err(), "{streams} {wave}");
+        }
+        let none = Target { dot4_gops: None, ..Target::test_cpu() };
+        assert_eq!(none.validate(), Ok(()));
+    }
+}

@@ -240,6 +240,23 @@ fn keys_that_may_be_absent_have_defaults() {
     assert_eq!(score(&model.file(), &exact(), &TOKENS), expected);
 }
 
+#[test]
+fn the_context_is_what_was_asked_for_or_a_modest_default() {
+    for (trained, asked, context) in [
+        (8192, None, 4096),
+        (4096, None, 4096),
+        (512, None, 512),
+        (8192, Some(6000), 6000),
+        (512, Some(700), 700),
+    ] {
+        let mut model = Model::new(&shape("tiny-odd"), uniform(DType::F16));
+        model.metadata.insert("llama.context_length".into(), Value::U32(trained));
+        let config = Config::from_gguf(&model.description()).unwrap();
+        let options = Options { context: asked, ..Options::new(Target::cpu()) };
+        assert_eq!(options.context_of(&config), context, "{trained} {asked:?}");
+    }
+}
+
 /// What shows that the comparisons can fail.
 #[test]
 fn every_part_of_an_architecture_is_seen() {

@@ -3,8 +3,10 @@
 mod support;
 
 use serde_json::Value;
+use sinter::ir::DType;
 use sinter::runtime::cpu::Features;
 use std::process::{Command, Output, Stdio};
+use support::synthetic::{self, Model, Shape};
 
 fn bench(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
@@ -126,6 +128,26 @@ fn lists_make_a_test_each_and_zero_makes_none() {
     let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(names(&rows), ["pp4", "pp4"]);
     assert_eq!([0, 1].map(|i| rows[i]["n_threads"].as_u64().unwrap()), [2, 1]);
+}
+
+#[test]
+fn a_model_is_called_by_the_format_of_most_bytes() {
+    // More tensors are in halves, and more bytes in Q8_0.
+    let shape = Shape { vocab: 256, ..synthetic::shape("tiny-llama") };
+    let format = |name: &str| match name.contains("attn") {
+        true => synthetic::uniform(DType::F16)(name),
+        false => synthetic::uniform(DType::Q8_0)(name),
+    };
+    let model = Model::new(&shape, format);
+    let count = |dtype| model.tensors.values().filter(|(of, _)| *of == dtype).count();
+    assert!(count(DType::F16) > count(DType::Q8_0) - 1, "{} in halves", count(DType::F16));
+    let file = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
+    std::fs::write(file.path(), model.file().bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    let rows =
+        rows(&["-m", path, "-p", "2", "-n", "0", "-r", "1", "--no-bandwidth", "--no-warmup", "-o", "json"]);
+    assert_eq!(rows[0]["model_type"], "llama 2M Q8_0");
+    assert_eq!(rows[0]["model_filename"], path);
 }
 
 #[test]

@@ -326,6 +326,20 @@ fn inspect_tells_what_is_in_the_file() {
     for part in ["GGUF version 3", "general.architecture", "\"llama\"", "blk.3.ffn_down.weight", "Q8_0"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    // Norms, and all else: bytes and parameters by format.
+    let gguf = open("q8_0");
+    for (name, count) in [("F32", 9), ("Q8_0", 29)] {
+        let of = || gguf.gguf().tensors.values().filter(|t| t.ggml_type.name() == name);
+        let millions = |n: u64| n as f64 / 1e6;
+        let (parameters, bytes) = (of().map(|t| t.elements()).sum(), of().map(|t| t.bytes).sum());
+        assert_eq!(of().count(), count, "{name}");
+        let line = format!(
+            "  {name:8} {count:4} tensors  {:10.1} M parameters  {:10.1} MB\n",
+            millions(parameters),
+            millions(bytes)
+        );
+        assert!(said.contains(&line), "{line}{said}");
+    }
     let json: serde_json::Value = serde_json::from_str(&stdout(&["inspect", "--json"])).unwrap();
     assert_eq!(json["tensors"].as_array().unwrap().len(), open("q4_k_m").gguf().tensors.len());
 }
@@ -469,7 +483,16 @@ fn an_empty_prompt_is_the_start_token() {
 fn a_plan_is_run_as_it_is() {
     let dir = temp();
     let plan = compiled(&dir, &[]);
-    for flag in [&["--exact"][..], &["--no-fuse"], &["-c", "32"], &["--chunk", "7"], &["--kv", "f32"]] {
+    for flag in [
+        &["--exact"][..],
+        &["--no-fuse"],
+        &["-c", "32"],
+        &["--chunk", "7"],
+        &["--kv", "f32"],
+        &["--passes", "cleanup"],
+        &["--fuel", "3"],
+        &["--target", "test-cpu"],
+    ] {
         let said = report(&run(&[&["run", &plan, "-p", "x"], flag].concat()));
         assert!(said.contains("is compiled already: -"), "{said}");
     }
@@ -501,8 +524,28 @@ fn a_plan_names_where_its_weights_are() {
     std::fs::rename(&plan, moved.join("model.plan")).unwrap();
     let (model, plan) = (moved.join("model.gguf"), arg(&moved.join("model.plan")));
     stdout(&["run", "-m", &plan, "-p", "x", "-n", "1"]);
+    // A place that is given is that place, whatever lies beside the plan.
+    let elsewhere = arg(&dir.path().join("elsewhere").join("model.gguf"));
+    fails(&["run", &plan, "-m", &elsewhere, "-p", "x"], "give its place now with --model");
     std::fs::remove_file(&model).unwrap();
     fails(&["run", &plan, "-p", "x"], "give its place now with --model");
+}
+
+#[test]
+fn flags_reach_what_is_compiled() {
+    let options = |flags: &[&str]| {
+        let said = stdout(&[&["dump", "--stage", "plan"], flags].concat());
+        said.lines().find(|line| line.starts_with("options ")).unwrap().to_string()
+    };
+    assert_eq!(options(&[]), "options context 512, chunk 512, kv f16");
+    assert_eq!(options(&["--kv", "f32"]), "options context 512, chunk 512, kv f32");
+    assert_eq!(options(&["--exact"]), "options context 512, chunk 512, kv f32, exact");
+    assert_eq!(options(&["--exact", "--kv", "f16"]), "options context 512, chunk 512, kv f16");
+    assert_eq!(options(&["-c", "100", "--chunk", "7"]), "options context 100, chunk 7, kv f16");
+    assert_eq!(options(&["--greedy"]), "options context 512, chunk 512, kv f16, greedy");
+    let argmax =
+        |flags: &[&str]| stdout(&[&["dump", "--stage", "lowered"], flags].concat()).contains("argmax");
+    assert!(argmax(&["--greedy"]) && !argmax(&[]));
 }
 
 #[test]
@@ -559,6 +602,24 @@ fn a_failed_compile_leaves_what_was_there() {
         }
     }
     stdout(&["inspect", &arg(&model)]);
+}
+
+/// A file that grows to its limit while it is written, as on a disk that is full.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_written_whole_is_not_there() {
+    let dir = temp();
+    let plan = dir.path().join("model.plan");
+    std::fs::write(&plan, "old").unwrap();
+    let limited = "trap '' XFSZ; ulimit -f 8; exec \"$0\" compile -o \"$1\"";
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", limited, env!("CARGO_BIN_EXE_sinter"), &arg(&plan)])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let said = report(&shell.stdin(Stdio::null()).output().unwrap());
+    assert!(said.contains("model.plan: File too large"), "{said}");
+    assert_eq!(std::fs::read(&plan).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half-written is left");
 }
 
 #[cfg(target_os = "linux")]

@@ -52,13 +52,19 @@ impl Case {
         let graph = random_primitives(seed, 10 + (seed as usize % 5) * 12, BOUNDS);
         let run = |pipeline: Pipeline| {
             let mut graph = graph.clone();
-            pipeline.run(&mut graph, &target).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-            verify(graph).unwrap()
+            let report = pipeline.run(&mut graph, &target).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            (verify(graph).unwrap(), report)
         };
-        let unfused = run(Pipeline::standard(exact).without_fusions()).into_graph();
-        let fused = run(Pipeline::standard(exact));
+        let unfused = run(Pipeline::standard(exact).without_fusions()).0.into_graph();
+        let (fused, report) = run(Pipeline::standard(exact));
         let file = weights(&graph);
         let plan = planned(&fused, &file, &target);
+        let mut launches = BTreeMap::<String, u64>::new();
+        for launch in &plan.programs[0].launches {
+            *launches.entry(plan.kernels[launch.kernel as usize].name().to_string()).or_default() += 1;
+        }
+        let reported: BTreeMap<String, u64> = report.after.launches.into_iter().collect();
+        assert_eq!(launches, reported, "seed {seed}: planned, reported");
         Case { what: format!("seed {seed} on {}", target.name), unfused, fused, target, file, plan }
     }
 }

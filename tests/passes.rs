@@ -207,6 +207,23 @@ fn fuel_stops_after_as_many_rewrites() {
 }
 
 #[test]
+fn only_what_changes_nothing_is_folded() {
+    // 0 added to -0 is 0; -0 added to anything is that.
+    for (zero, folds) in [("0", false), ("-0", true)] {
+        let mut graph = parse(&format!(
+            "graph @g(%x: f32[T,64]) sym T<=1, P<=0, S<=4 {{
+              %z = const {zero} : f32[64]
+              %y = add %x, %z : f32[T,64]
+              %s = silu %y : f32[T,64]
+              return %s
+            }}"
+        ));
+        fuse(&mut graph, &["cleanup"], &wave32());
+        assert_eq!(!graph.to_string().contains("add"), folds, "{graph}");
+    }
+}
+
+#[test]
 fn what_is_no_anchor_stays_silent() {
     let text = "graph @g(%x: f32[T,64]) sym T<=1, P<=0, S<=4 {
       %s = silu %x : f32[T,64]
@@ -230,5 +247,8 @@ fn passes_are_selected_by_name() {
     assert!(enabled(&[""]).unwrap().is_empty());
     let error = enabled(&["marge"]).unwrap_err().to_string();
     assert!(error.contains("marge") && error.contains("merge"), "{error}");
-    assert!(!Pipeline::standard(true).enabled().contains(&"quantise_acts"));
+    let exact = Pipeline::standard(true);
+    assert!(!exact.enabled().contains(&"quantise_acts"));
+    let without = exact.select(&["-swiglu"]).unwrap().enabled();
+    assert!(!without.contains(&"quantise_acts") && !without.contains(&"swiglu"), "{without:?}");
 }

@@ -319,6 +319,10 @@ mod tests {
                 let samples: Vec<u64> = times.chunks(n as usize).map(|steps| steps.iter().sum()).collect();
                 assert_eq!(measured.samples_ns(), samples, "{test}");
 
+                // Each repetition begins at the depth.
+                let last = bench.executor().last().unwrap();
+                assert_eq!(last.p + last.t, test.context(), "{test}");
+
                 let repetitions = 2 + u64::from(warm_up);
                 let mut ran = vec![("chunk", fill)];
                 ran.extend(steps.iter().map(|(program, times)| (*program, times * repetitions)));

@@ -237,6 +237,21 @@ fn sample_file() -> Vec<u8> {
 }
 
 #[test]
+fn integers_of_any_width_are_what_they_are() {
+    let ints = |array: Array| array.as_ints();
+    assert_eq!(ints(Array::U8(vec![0, u8::MAX])), Some(vec![0, 255]));
+    assert_eq!(ints(Array::I8(vec![i8::MIN, -1])), Some(vec![-128, -1]));
+    assert_eq!(ints(Array::U16(vec![u16::MAX])), Some(vec![65535]));
+    assert_eq!(ints(Array::I16(vec![i16::MIN])), Some(vec![-32768]));
+    assert_eq!(ints(Array::U32(vec![7, u32::MAX])), Some(vec![7, 4_294_967_295]));
+    assert_eq!(ints(Array::I32(vec![i32::MIN, 5])), Some(vec![-2_147_483_648, 5]));
+    assert_eq!(ints(Array::I64(vec![i64::MIN])), Some(vec![i64::MIN]));
+    assert_eq!(ints(Array::U64(vec![i64::MAX as u64])), Some(vec![i64::MAX]));
+    assert_eq!(ints(Array::U64(vec![1, 1 << 63])), None);
+    assert_eq!((ints(Array::F32(vec![1.0])), ints(Array::Bool(vec![true]))), (None, None));
+}
+
+#[test]
 fn identity_sees_the_header_and_the_ends_of_tensors() {
     // Two tensors with a middle that is not looked at, and a small one between them.
     let mut w = GgufWriter::new();

@@ -100,3 +100,14 @@ impl Graph {
 fn is_detail(op: &Op) -> bool {
     matches!(op, Op::Weight { .. } | Op::State { .. } | Op::Const { .. } | Op::Return)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_told_by_their_symbols() {
+        let g = Graph::parse("graph @g(%x: f32[T,4]) sym T<=2, P<=5, S<=7 { return %x }").unwrap();
+        assert_eq!(g.to_json()["bounds"], json!({ "T": 2, "P": 5, "S": 7 }));
+    }
+}

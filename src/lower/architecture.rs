@@ -207,8 +207,13 @@ mod tests {
         let meta = text("Meta AI original pth");
         let says = check("qwen2", "qwen2.tensor_data_layout", meta).unwrap_err();
         assert!(says.contains("qwen2.tensor_data_layout") && says.contains("not supported"), "{says}");
-        let says = check("qwen3", "qwen3.attention.gate", Value::U32(1)).unwrap_err();
-        assert!(says.contains("qwen3.attention.gate") && says.contains("not known"), "{says}");
+        for group in ["", "attention.", "rope.", "rope.scaling.", "expert_", "ssm."] {
+            for value in [Value::U32(1), Value::U32(0), Value::Bool(false)] {
+                let key = format!("qwen3.{group}gate");
+                let says = check("qwen3", &key, value).unwrap_err();
+                assert!(says.contains(&key) && says.contains("not known"), "{says}");
+            }
+        }
         for (key, value) in
             [("split.count", Value::U16(3)), ("general.type", text("mmproj")), ("adapter.type", text("lora"))]
         {

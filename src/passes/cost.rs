@@ -1,7 +1,8 @@
 //! The cost model: what a launch takes on a target, from the bytes it moves and the arithmetic it does.
 //!
 //! `time = launch + max(bytes / bandwidth, operations / rate) / efficiency`, at the bounds of the graph. Views are
-//! free; a cache counts by the rows that are read or written, an embedding table by the rows that are fetched.
+//! free, leaves but for constants too; a cache counts by the rows that are read or written, an embedding table by the rows that
+//! are fetched.
 
 use crate::ir::{DType, Dim, Fused, Graph, NodeId, Op, Syms, TensorType, Value};
 use crate::target::Target;
@@ -46,7 +47,9 @@ pub fn of_graph(g: &Graph, target: &Target) -> Cost {
 
 /// The cost of an operation on operands of types `x` with results of types `y`.
 pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target: &Target) -> Cost {
-    if op.is_leaf() || op.is_view() || matches!(op, Op::Return) {
+    // A constant is filled in by a launch of its own.
+    let free = op.is_leaf() && !matches!(op, Op::Const { .. }) || op.is_view();
+    if free || matches!(op, Op::Return) {
         return Cost::default();
     }
     let (bytes, (float, integer), efficiency) = match op {

@@ -181,6 +181,12 @@ impl Executor {
         Ok(self.device.reset()?)
     }
 
+    /// The symbols of the last step.
+    #[cfg(test)]
+    pub(crate) fn last(&self) -> Option<Syms> {
+        self.last.map(|(_, at)| at)
+    }
+
     /// The instruction set that the device's kernels use, by name.
     pub fn isa(&self) -> &'static str {
         self.device.isa()

@@ -55,6 +55,18 @@ fn space_comments_and_names_are_free() {
 }
 
 #[test]
+fn zeros_keep_their_sign() {
+    for zero in ["0", "-0"] {
+        let text =
+            format!("graph @g() sym T<=1, P<=0, S<=1 {{\n  %c0 = const {zero} : f32[4]\n  return %c0\n}}");
+        let g = parsed(&text);
+        assert_eq!(g.to_string(), text);
+        let Op::Const { value } = *g.op(g.results()[0].node) else { panic!("{g}") };
+        assert_eq!(value.is_sign_negative(), zero == "-0");
+    }
+}
+
+#[test]
 fn symbols_have_default_bounds() {
     let bounds = |sym| parsed(&format!("graph @g() {sym} {{ return }}")).bounds;
     assert_eq!(bounds(""), Syms { t: 1, p: 0, s: 1 });
@@ -160,6 +172,8 @@ fn mistakes_are_named_with_their_place() {
     assert_eq!(message("graph @g() sym Q<=1 {"), "1:16: `Q` is no symbol: T, P or S");
     assert_eq!(message("graph @g() sym T<=1, T<=2 {"), "1:22: the symbol is bounded twice");
     assert_eq!(message("graph @g() { return } é"), "1:23: unexpected character 'é'");
+    // Columns are characters, however many bytes they take.
+    assert_eq!(message("graph @\"é→😀\"() { return } ;"), "1:27: unexpected character ';'");
     assert_eq!(message("graph @g() { return"), "1:20: expected `}`, found the end");
 }
 

@@ -108,6 +108,21 @@ fn rule_3_types_follow_from_operands() {
 }
 
 #[test]
+fn rule_3_positions_are_one_for_each_token() {
+    let says = |positions: &str| {
+        let text = format!(
+            "graph @g(%x: f32[T,1,64], %p: {positions}) sym T<=4, P<=4, S<=8 {{
+               %a = rope %x, %p {{base=1e4, dims=64, style=halves}} : f32[T,1,64] return %a }}"
+        );
+        Graph::parse(&text).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(says("i32[T]"), Ok(()));
+    for other in ["i32[1]", "i32[S]", "i32[P+T]", "i32[T,1]", "f32[T]"] {
+        assert!(says(other).is_err_and(|e| e.contains("rope")), "{other}: {:?}", says(other));
+    }
+}
+
+#[test]
 fn rule_4_names_are_unique() {
     statements_break("%j = state \"k\" : f16[S,1,64] return %k, %j", 4, "another state is called \"k\"");
     let twice = "%a = weight \"w\" : f32[64] %b = weight \"w\" : f32[64] return %a, %b, %k";

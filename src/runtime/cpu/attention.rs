@@ -465,6 +465,10 @@ mod tests {
             (33, 0, 13, 3, 3, DType::F16, DType::F32, 1e-6),
             (2, 70, 256, 2, 1, DType::F16, DType::F32, 1e-6),
             (1, 3, 1024, 1, 1, DType::F32, DType::F32, 1e-6),
+            // Many queries of wide heads, and a cache whose last block is not whole.
+            (33, 5, 192, 2, 1, DType::F16, DType::F32, 1e-6),
+            (10, 601, 160, 2, 2, DType::F32, DType::F32, 2e-6),
+            (1, 777, 128, 4, 1, DType::F16, DType::F32, 2e-6),
         ] {
             let mut spec = attention(heads, cache_heads, d, cache, out);
             let at = syms(t, past, past + t + 3);

@@ -107,7 +107,11 @@ pub(in crate::runtime) fn reserve(plan: &Plan) -> Result<MmapRaw, DeviceError> {
 
 /// What Linux could hand out without swapping, in bytes; none where nothing says so.
 fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    available_in(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// The same, as /proc/meminfo has it.
+fn available_in(info: &str) -> Option<u64> {
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
@@ -189,5 +193,21 @@ impl Device for CpuDevice {
 
     fn isa(&self) -> &'static str {
         self.features.name()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_told_in_kibibytes() {
+        let info = "MemTotal:       24683624 kB\nMemFree:        18123456 kB\nMemAvailable:   23101200 kB\nBuffers: 1 kB\n";
+        assert_eq!(available_in(info), Some(23_101_200 << 10));
+        for none in
+            ["", "MemFree: 5 kB\n", "MemAvailable: x kB\n", "MemAvailable: 5\n", "MemAvailable: -1 kB"]
+        {
+            assert_eq!(available_in(none), None, "{none:?}");
+        }
     }
 }

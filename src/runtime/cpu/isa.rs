@@ -306,6 +306,34 @@ mod tests {
         }
     }
 
+    /// Halves as every set makes them: rounded to nearest even, of any size.
+    #[test]
+    fn halves_are_rounded_alike() {
+        fn check<I: Isa>() {
+            // Every eighth float pattern of those around halves, a step beside each tie, and the ends of the range.
+            let bits = (0x3300_0000u32..0x4780_1000).step_by(4093).flat_map(|b| [b, b ^ 0x8000_0000]);
+            let ties = (0..2000u32).flat_map(|i| [0x3f80_0000 + (i << 12), 0x3f80_0000 + (i << 12) + 1]);
+            let ends = [0, 1, 0x3280_0000, 0x477f_efff, 0x477f_f000, 0x7f80_0000, 0xff80_0000];
+            let all: Vec<f32> = bits.chain(ties).chain(ends).map(f32::from_bits).collect();
+            for x in all.chunks(8) {
+                let mut eight = [0.0; 8];
+                eight[..x.len()].copy_from_slice(x);
+                let want: Vec<u8> =
+                    eight.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+                assert_eq!(I::to_halves(&eight)[..], want[..], "{eight:?}");
+            }
+        }
+        check::<Baseline>();
+        #[cfg(target_arch = "x86_64")]
+        for features in Features::available() {
+            match features.name() {
+                "avx2" => check::<Avx2>(),
+                "avx512" => check::<Avx512>(),
+                _ => {}
+            }
+        }
+    }
+
     /// The best set is the best that the processor says it has.
     #[cfg(target_arch = "x86_64")]
     #[test]

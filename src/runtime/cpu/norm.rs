@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn sums_and_their_norms() {
-        for (t, width) in [(1, 288), (2, 32), (7, 100), (33, 1), (3, 257)] {
+        for (t, width) in [(1, 288), (2, 32), (7, 100), (33, 1), (3, 257), (2, 4128), (1, 8192)] {
             let (spec, at, mut rng) = (sums(width), syms(t, 0, 64), rng(t));
             let mut fill = |k| Some(random(&mut rng, DType::F32, k as usize));
             let mut inputs = vec![fill(t * width), fill(t * width), fill(width), None, None];

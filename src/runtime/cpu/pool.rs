@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn every_item_is_done_once_and_stages_are_apart() {
-        for threads in [1, 2, 3, 8] {
+        for threads in [1, 2, 3, 8, 13] {
             let pool = pool(threads);
             assert_eq!(pool.threads(), threads);
             for items in [0, 1, 2, 7, 100, 1000] {

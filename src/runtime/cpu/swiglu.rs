@@ -87,6 +87,8 @@ mod tests {
             (1, 768, DType::F32, 1e-6),
             (7, 1500, DType::F32, 1e-6),
             (2, 2080, DType::Q8Act, 5e-3),
+            (3, 1024, DType::F32, 1e-6),
+            (2, 3072, DType::Q8Act, 5e-3),
             (33, 1, DType::F32, 1e-6),
         ] {
             let (mut spec, at, mut rng) = (swiglu(width, out), syms(t, 0, 64), rng(t));

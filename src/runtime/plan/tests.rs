@@ -77,7 +77,7 @@ pub(in crate::runtime) fn parts(identity: Identity) -> Parts {
             architecture: "toy".into(),
             name: "Toy".into(),
         },
-        target: Target::cpu(),
+        target: Target::test_cpu(),
         options: Options { exact: true, kv: DType::F32, context: 16, chunk: 4, greedy: false },
         programs: vec![(toy("prefill", 4), vec![decision]), (toy("decode", 1), vec![])],
     }
@@ -95,7 +95,7 @@ fn a_plan_is_readable() {
     insta::assert_snapshot!(plan, @r#"
     plan by sinter 0.1.0, kernels 0123456789ab
     model   "Toy" (toy), toy.gguf: 1000 bytes, header abababababab, samples cdcdcdcdcdcd
-    target  cpu (cpu)
+    target  test-cpu (cpu)
     options context 16, chunk 4, kv f32, exact
     pool    1024 bytes: states 512, arena 512
       @0          "cache" f32[S,1,8]
@@ -195,6 +195,9 @@ fn damaged_bytes_are_refused() {
     let found = FORMAT + 1;
     let says = format!("the plan has format {found}, this sinter reads format {FORMAT}; compile it again");
     assert_eq!(refused(&newer), says);
+    let mut older = bytes.clone();
+    older[8] -= 1;
+    assert_eq!(refused(&older), says.replace(&found.to_string(), &(FORMAT - 1).to_string()));
     let mut flipped = bytes.clone();
     flipped[100] ^= 4;
     assert_eq!(refused(&flipped), "the plan is damaged: its checksum does not match");
@@ -304,6 +307,34 @@ fn looked_up_values_must_come_from_an_input_that_nothing_writes() {
     }
 }
 
+/// What is looked up in two tables must exist in both.
+#[test]
+fn ids_of_two_tables_are_held_to_the_smaller() {
+    for (first, second) in [(5u64, 3u64), (3, 5)] {
+        let mut parts = parts(identity());
+        let (decode, _) = &mut parts.programs[1];
+        decode.kernels[0].args[0].ty.shape[0] = first.into();
+        decode.buffers[1].ty.shape[0] = first.into();
+        let mut lookup = decode.kernels[0].clone();
+        lookup.args[0].ty.shape[0] = second.into();
+        let table = lookup.args[0].ty.clone();
+        decode.buffers.push(Buffer { ty: table, place: Place::Weight("other".into()) });
+        decode.buffers.push(Buffer { ty: lookup.args[2].ty.clone(), place: Place::Arena });
+        decode.kernels.push(lookup);
+        let other = decode.buffers.len() as u32 - 2;
+        decode.launches.push(Launch { kernel: 4, args: vec![other, 0, other + 1], label: "other".into() });
+        parts.programs.remove(0);
+        let mut plan = Plan::build(parts).unwrap();
+        assert_eq!(plan.programs["decode"].inputs[0].below, Some(3));
+        decode_input(&mut plan).below = Some(4);
+        assert!(plan.validate().unwrap_err().to_string().contains("allows values that launch"));
+    }
+}
+
+fn decode_input(plan: &mut Plan) -> &mut Input {
+    &mut decode(plan).inputs[0]
+}
+
 /// Two states and the arena, each a line too near to the next.
 #[test]
 fn a_line_of_a_state_is_not_overlooked() {
@@ -355,7 +386,7 @@ fn a_plan_refuses_what_it_was_not_compiled_for() {
     assert!(says.starts_with("the plan was compiled for another model file: it needs 1000 bytes"), "{says}");
     assert_eq!(
         plan.check_device(TargetKind::HipAmd).unwrap_err().to_string(),
-        "the plan was compiled for cpu (cpu), which cannot run on the device hip-amd"
+        "the plan was compiled for test-cpu (cpu), which cannot run on the device hip-amd"
     );
     plan.kernels_hash = "00".into();
     plan.engine = "0.0.9".into();

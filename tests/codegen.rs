@@ -1,0 +1,65 @@
+//! Codegen takes only bodies that its kernels compute: whatever a pass, or whoever wrote a graph, calls them.
+
+mod common;
+
+use common::{fuse, input, parse};
+use sinter::codegen;
+use sinter::ir::verify;
+use sinter::target::Target;
+
+/// What codegen says of a fused graph after a change to its text.
+fn generated(name: &str, passes: &[&str], from: &str, to: &str) -> Result<(), String> {
+    let target = Target::test_cpu();
+    let mut graph = input(name);
+    fuse(&mut graph, passes, &target);
+    let text = graph.to_string();
+    assert!(text.contains(from), "{from} is not in\n{text}");
+    let graph = verify(parse(&text.replace(from, to))).unwrap();
+    codegen::generate(&graph, &target).map(|_| ()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_body_must_be_what_its_kernel_computes() {
+    const ROPE: &str = "%4 = rope %3, %x1 {base=10000, dims=32, style=interleaved}";
+    for (name, passes, from, to) in [
+        // Keys that turn otherwise than queries: by base, by dimensions, by pairs.
+        ("rope_kv", &["rope_kv"][..], ROPE, "%4 = rope %3, %x1 {base=20000, dims=32, style=interleaved}"),
+        ("rope_kv", &["rope_kv"], ROPE, "%4 = rope %3, %x1 {base=10000, dims=16, style=interleaved}"),
+        ("rope_kv", &["rope_kv"], ROPE, "%4 = rope %3, %x1 {base=10000, dims=32, style=halves}"),
+        // Values that turn.
+        ("rope_kv", &["rope_kv"], "%7 = kv_append %x5, %6", "%7 = kv_append %x5, %4"),
+        // A gate that goes through no SiLU, and one that is its own.
+        ("swiglu", &["swiglu"], "%0 = silu %x0", "%0 = add %x0, %x0"),
+        ("attention_f32", &["attention"], "softmax", "silu"),
+        ("attention_f32", &["attention"], "causal_mask", "silu"),
+        ("add_rmsnorm", &["add_rmsnorm"], "%0 = add %x0, %x1", "%0 = mul %x0, %x1"),
+    ] {
+        generated(name, passes, from, from).unwrap();
+        let says = generated(name, passes, from, to).expect_err(&format!("{name}: {to}"));
+        assert!(
+            says.starts_with("the body of ") && says.contains(" is not what the kernel computes: "),
+            "{says}"
+        );
+    }
+}
+
+#[test]
+fn another_kernels_body_is_refused() {
+    for (name, passes, kernel) in [
+        ("swiglu", &["swiglu"][..], "swiglu"),
+        ("add_rmsnorm", &["add_rmsnorm"], "add_rmsnorm"),
+        ("attention_f32", &["attention"], "attention"),
+        ("rope_kv", &["rope_kv"], "rope_kv"),
+        ("dequant_matmul", &["dequant_matmul"], "dequant_matmul"),
+    ] {
+        for other in
+            ["swiglu", "add_rmsnorm", "attention", "rope_kv", "dequant_matmul", "sample_head", "merge"]
+        {
+            let (from, to) = (format!("fused {kernel}("), format!("fused {other}("));
+            let found = generated(name, passes, &from, &to);
+            // A merge of one part is a plain matmul.
+            let alike = kernel == other || (kernel, other) == ("dequant_matmul", "merge");
+            assert_eq!(found.is_ok(), alike, "{kernel} as {other}: {found:?}");
+        }
+    }
+}
