@@ -82,6 +82,9 @@ pub fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .log_internal_errors(false)
         .init();
+    if let Err(e) = sinter::gguf::exit_when_a_file_shrinks() {
+        return fail(&e);
+    }
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Compile(args) => compile::run(args),

@@ -2,6 +2,7 @@
 
 use super::description::{Gguf, TensorInfo};
 use super::error::GgufError;
+use super::shrink::{self, Listed};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -25,8 +26,15 @@ pub struct GgufFile {
 
 #[derive(Debug)]
 enum Storage {
-    Mapped(Mmap),
+    Mapped(Map),
     Memory(Cow<'static, [u8]>),
+}
+
+/// A mapped file; fields are dropped in this order.
+#[derive(Debug)]
+struct Map {
+    _listed: Listed,
+    bytes: Mmap,
 }
 
 impl Deref for Storage {
@@ -34,7 +42,7 @@ impl Deref for Storage {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Storage::Mapped(map) => map,
+            Storage::Mapped(map) => &map.bytes,
             Storage::Memory(bytes) => bytes,
         }
     }
@@ -123,14 +131,14 @@ impl Storage {
         #[cfg(unix)]
         if let Storage::Mapped(map) = self {
             let advice = if random { memmap2::Advice::Random } else { memmap2::Advice::Normal };
-            let _ = map.advise(advice);
+            let _ = map.bytes.advise(advice);
         }
         #[cfg(not(unix))]
         let _ = random;
     }
 }
 
-fn map_file(path: &Path) -> io::Result<Mmap> {
+fn map_file(path: &Path) -> io::Result<Map> {
     // Opening a pipe would block, and mapping a directory fails with an error that nobody understands.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -138,8 +146,10 @@ fn map_file(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
     // SAFETY: the map is read-only and only ever seen as bytes, any value of which is valid. That nobody
     // truncates or rewrites the file while it is mapped cannot be enforced here; like every engine that
-    // maps models, we rely on the user not to edit a model that is running.
-    unsafe { Mmap::map(&file) }
+    // maps models, we rely on the user not to edit a model that is running. One that shrinks is never read
+    // beyond its end: that is a SIGBUS, which `shrink` turns into a sentence.
+    let bytes = unsafe { Mmap::map(&file) }?;
+    Ok(Map { _listed: shrink::list(path, bytes.as_ptr_range()), bytes })
 }
 
 /// Names a model file without reading all of it.

@@ -15,6 +15,7 @@ mod description;
 mod error;
 mod file;
 mod reader;
+mod shrink;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -24,6 +25,7 @@ mod writer;
 pub use description::{Gguf, TensorInfo};
 pub use error::{GgufError, KeyProblem, TensorProblem};
 pub use file::{Digest, GgufFile, Identity};
+pub use shrink::exit_when_a_file_shrinks;
 pub use types::GgmlType;
 pub use value::{Array, Value, ValueType};
 pub use writer::GgufWriter;
