@@ -21,6 +21,23 @@ const FEW: usize = 8;
 /// Cache rows between two updates of the running maximum.
 const KEYS: usize = 32;
 
+/// Queries, results and cache rows, [`WIDE`] numbers at a time: at the widest heads 384 KiB, too much for a stack.
+#[derive(Default)]
+pub(super) struct Work(Vec<[f32; WIDE]>);
+
+impl Work {
+    /// Room for three buffers of these lengths. Items leave in it what they like.
+    #[inline(always)]
+    fn split(&mut self, a: usize, b: usize, c: usize) -> [&mut [[f32; WIDE]]; 3] {
+        if self.0.len() < a + b + c {
+            self.0.resize(a + b + c, [0.0; WIDE]);
+        }
+        let (first, rest) = self.0.split_at_mut(a);
+        let (second, rest) = rest.split_at_mut(b);
+        [first, second, &mut rest[..c]]
+    }
+}
+
 pub(super) struct Attention {
     q: ArgId,
     k: ArgId,
@@ -116,17 +133,22 @@ impl Attention {
 
     /// At most [`FEW`] queries of at most `C` times [`WIDE`] elements. Each row of the cache is decoded once for all of them.
     #[inline(always)]
-    fn few<I: Isa, const C: usize>(&self, args: Args<'_>, item: &Item<'_>) {
+    fn few<I: Isa, const C: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
         let Item { n, first, last, k, v, .. } = *item;
-        let mut queries = [[[0.0; WIDE]; C]; FEW];
-        for (i, to) in queries.iter_mut().enumerate().take(n) {
-            let (token, head) = item.query(i);
-            args.load(self.q, self.place(token, head), &mut to.as_flattened_mut()[..d]);
-        }
-        // Columns of values, [`WIDE`] at a time; and of results, by query.
-        let (mut values, mut out) = ([[[0.0; WIDE]; KEYS]; C], [[[0.0; WIDE]; FEW]; C]);
         let chunks = d.div_ceil(WIDE);
+        let [queries, out, values] = work.split(FEW * C, FEW * C, KEYS * C);
+        let queries = &mut queries.as_chunks_mut::<C>().0[..n];
+        for (i, to) in queries.iter_mut().enumerate() {
+            let (token, head) = item.query(i);
+            let (to, beyond) = to.as_flattened_mut().split_at_mut(d);
+            args.load(self.q, self.place(token, head), to);
+            beyond.fill(0.0);
+        }
+        // Columns of results, [`WIDE`] at a time, by query; and of values.
+        let out = &mut out.as_chunks_mut::<FEW>().0[..chunks];
+        out.iter_mut().for_each(|out| out[..n].fill([0.0; WIDE]));
+        let values = &mut values.as_chunks_mut::<KEYS>().0[..chunks];
         let mut row = [[0.0; WIDE]; C];
         let (mut max, mut total) = ([f32::NEG_INFINITY; FEW], [0.0; FEW]);
         for start in (0..last).step_by(KEYS) {
@@ -136,7 +158,7 @@ impl Attention {
             for (j, key) in keys.clone().enumerate() {
                 v.ask(key);
                 k.decode_wide::<I, C>(key, d, &mut row);
-                for (i, query) in queries[..n].iter().enumerate() {
+                for (i, query) in queries.iter().enumerate() {
                     if key <= item.seen(i) {
                         weights[i][j] = wide_dot::<I, C>(query, &row) * self.scale;
                     }
@@ -148,7 +170,7 @@ impl Attention {
                 max[i] = new;
                 weights.iter_mut().for_each(|s| *s = exp::<I>(*s - new));
                 total[i] = total[i] * shrink + I::sum(&folded(weights));
-                for out in &mut out[..chunks] {
+                for out in out.iter_mut() {
                     out[i].iter_mut().for_each(|y| *y *= shrink);
                 }
             }
@@ -156,7 +178,7 @@ impl Attention {
                 k.ask(key + KEYS);
                 v.decode_wide::<I, C>(key, d, &mut row);
                 let masked = key > first && !row.as_flattened().iter().all(|v| v.is_finite());
-                for ((values, row), out) in values.iter_mut().zip(&mut row).zip(&mut out).take(chunks) {
+                for ((values, row), out) in values.iter_mut().zip(&mut row).zip(out.iter_mut()) {
                     if masked {
                         for (out, weights) in out.iter_mut().zip(&weights).filter(|(_, w)| w[j] != 0.0) {
                             out.iter_mut().zip(row.iter()).for_each(|(y, v)| *y += weights[j] * v);
@@ -167,12 +189,12 @@ impl Attention {
                 }
             }
             let weights = bytemuck::cast_slice(weights.as_flattened());
-            for (values, out) in values.iter().zip(&mut out).take(chunks) {
+            for (values, out) in values.iter().zip(out.iter_mut()) {
                 I::lane_products(&values[..keys.len()], weights, KEYS, 1, &mut out[..n]);
             }
         }
         for i in 0..n {
-            for (row, out) in row.iter_mut().zip(&out) {
+            for (row, out) in row.iter_mut().zip(out.iter()) {
                 row.iter_mut().zip(&out[i]).for_each(|(to, y)| *to = y / total[i]);
             }
             let (token, head) = item.query(i);
@@ -182,13 +204,17 @@ impl Attention {
 
     /// All queries of an item, of at most `D` elements: query `i` is lane `i`.
     #[inline(always)]
-    fn many<I: Isa, const D: usize>(&self, args: Args<'_>, item: &Item<'_>) {
+    fn many<I: Isa, const D: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
         let Item { n, first, last, k, v, .. } = *item;
+        let [queries, out, rows] = work.split(d, d, KEYS * D / WIDE);
+        let rows = rows.as_flattened_mut().as_chunks_mut::<D>().0;
+        out.fill([0.0; WIDE]);
         let mut row = [0.0; D];
-        let (mut queries, mut out) = ([[0.0; WIDE]; D], [[0.0; WIDE]; D]);
-        let (queries, out) = (&mut queries[..d], &mut out[..d]);
-        // Lanes without a query see all; nobody looks at their results.
+        // Lanes without a query see all, of nothing; nobody looks at their results.
+        if n < WIDE {
+            queries.fill([0.0; WIDE]);
+        }
         let mut seen = [last as i32; WIDE];
         for i in 0..n {
             let (token, head) = item.query(i);
@@ -198,11 +224,10 @@ impl Attention {
             }
             seen[i] = (item.seen(i) + 1) as i32;
         }
-        let mut rows = [[0.0; D]; KEYS];
         let (mut max, mut total) = ([f32::NEG_INFINITY; WIDE], [0.0; WIDE]);
         for start in (0..last).step_by(KEYS) {
             let keys = start..last.min(start + KEYS);
-            for (key, row) in keys.clone().zip(&mut rows) {
+            for (key, row) in keys.clone().zip(rows.iter_mut()) {
                 k.decode::<I>(key, &mut row[..d]);
             }
             let mut weights = [[0.0; WIDE]; KEYS];
@@ -232,7 +257,7 @@ impl Attention {
                     out[l] *= shrink[l];
                 }
             }
-            for ((key, row), weights) in keys.zip(&mut rows).zip(weights.iter()) {
+            for ((key, row), weights) in keys.zip(rows.iter_mut()).zip(weights.iter()) {
                 let row = &mut row[..d];
                 v.decode::<I>(key, row);
                 if key > first && !row.iter().all(|v| v.is_finite()) {
@@ -372,24 +397,24 @@ impl Stored<'_> {
 }
 
 impl Kernel for Attention {
-    type Work = ();
+    type Work = Work;
 
     #[inline(always)]
-    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, work: &mut Work, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let (n, past) = (syms.t as usize, syms.p as usize);
         let tiles = n.div_ceil(self.tile.1);
         for item in items {
             let (head, t) = (item / tiles * self.tile.0, item % tiles * self.tile.1);
             let tokens = t..(t + self.tile.1).min(n);
             let item = self.item(args, head..head + self.tile.0, tokens, past);
-            // Small heads get small buffers, as clearing large ones would take longer than the work.
+            // Small heads get loops of small constant length.
             match (item.n <= FEW, self.head_dim) {
-                (true, ..=64) => self.few::<I, 2>(args, &item),
-                (true, ..=128) => self.few::<I, 4>(args, &item),
-                (true, ..=256) => self.few::<I, 8>(args, &item),
-                (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(args, &item),
-                (false, ..=128) => self.many::<I, 128>(args, &item),
-                (false, _) => self.many::<I, MAX_HEAD>(args, &item),
+                (true, ..=64) => self.few::<I, 2>(work, args, &item),
+                (true, ..=128) => self.few::<I, 4>(work, args, &item),
+                (true, ..=256) => self.few::<I, 8>(work, args, &item),
+                (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(work, args, &item),
+                (false, ..=128) => self.many::<I, 128>(work, args, &item),
+                (false, _) => self.many::<I, MAX_HEAD>(work, args, &item),
             }
         }
     }
@@ -469,6 +494,7 @@ mod tests {
             (33, 5, 192, 2, 1, DType::F16, DType::F32, 1e-6),
             (10, 601, 160, 2, 2, DType::F32, DType::F32, 2e-6),
             (1, 777, 128, 4, 1, DType::F16, DType::F32, 2e-6),
+            (9, 31, 1024, 2, 1, DType::F16, DType::Q8Act, 5e-3),
         ] {
             let mut spec = attention(heads, cache_heads, d, cache, out);
             let at = syms(t, past, past + t + 3);

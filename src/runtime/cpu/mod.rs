@@ -18,6 +18,9 @@
 //! | last_row | one |
 //! | other primitives | the rows of the result: every dimension but the last |
 //!
+//! A kernel uses less than [`STACK`] bytes of stack, whatever its spec says, so that any thread can call it. What needs more is
+//! in its `Work`, on the heap.
+//!
 //! Token ids are clamped into the table, so none can read beside it; the executor refuses such ids before a step.
 
 mod args;
@@ -53,6 +56,10 @@ use std::ops::Range;
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are read in place, which needs a little-endian machine");
+
+/// The most stack that a kernel uses, in bytes. Where nothing is optimised, buffers that are never needed at the same time lie
+/// side by side.
+pub const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 64 << 10 };
 
 /// A kernel that is ready to run.
 pub trait CpuKernel: Send + Sync {
@@ -98,7 +105,7 @@ fn boxed<K: Kernel + 'static>(kernel: K, spec: &KernelSpec, level: Level) -> Box
 /// A kernel in safe Rust over checked arguments. `run` and all it calls must be `#[inline(always)]`, so that they
 /// are compiled with the instructions of `I`.
 trait Kernel: Send + Sync {
-    /// What a thread keeps from one range of items of a launch to the next.
+    /// What a thread keeps from one range of items of a launch to the next, and what is too large for the stack.
     type Work: Default;
 
     fn run<I: Isa>(&self, work: &mut Self::Work, args: Args<'_>, syms: &Syms, items: Range<usize>);
@@ -152,6 +159,28 @@ impl<K: Kernel> Job for Launch<'_, K> {
         for items in self.items {
             assert!(items.end as u64 <= self.all, "items {items:?} of a launch of {}", self.all);
             self.kernel.run::<I>(&mut work, self.args, self.syms, items);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Does the tests of the kernels again, in another process, as one that overflows its stack is aborted.
+    #[test]
+    fn no_kernel_uses_more_stack_than_is_said() {
+        let rooms = ["attention", "matmul::tests", "norm", "primitive", "rope_kv", "swiglu"];
+        let mut tests = Command::new(std::env::current_exe().unwrap());
+        tests.args(rooms.map(|room| format!("runtime::cpu::{room}")));
+        // To say where a panic came from takes more stack than any kernel.
+        tests.env(testing::STACK_VAR, STACK.to_string()).env("RUST_BACKTRACE", "0");
+        let out = tests.output().unwrap();
+        let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "{said}\n{why}");
+        for room in rooms {
+            assert!(said.contains(&format!("test runtime::cpu::{room}::")), "{room} has no tests:\n{said}");
         }
     }
 }

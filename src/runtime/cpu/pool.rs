@@ -16,6 +16,9 @@ use thiserror::Error;
 
 /// More threads than any machine has use for.
 const MAX_THREADS: usize = 1024;
+/// Bytes of stack of a thread: far more than a kernel uses, as a panic takes much to say where it came from.
+const STACK: usize = 2 << 20;
+const _: () = assert!(STACK >= 4 * super::STACK);
 /// How long an idle thread spins for the next job before it sleeps.
 const LINGER: Duration = Duration::from_micros(50);
 /// Turns of a barrier's spin before each further one gives up the core: some 10 µs.
@@ -120,7 +123,7 @@ impl Pool {
         let mut pool = Pool { shared, handles: vec![], turn: Mutex::new(()) };
         for index in 1..threads {
             let shared = pool.shared.clone();
-            let thread = std::thread::Builder::new().name(format!("sinter-{index}"));
+            let thread = std::thread::Builder::new().name(format!("sinter-{index}")).stack_size(STACK);
             pool.handles.push(thread.spawn(move || shared.serve(index))?);
         }
         Ok(pool)

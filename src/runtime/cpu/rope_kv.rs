@@ -276,6 +276,7 @@ mod tests {
             (RopeStyle::Halves, DType::F16, 64, 64, 1, (6, 2), 1e-3),
             (RopeStyle::Halves, DType::F32, 10, 13, 2, (71, 34), 1e-6),
             (RopeStyle::Interleaved, DType::F16, 6, 13, 33, (6, 2), 1e-3),
+            (RopeStyle::Halves, DType::F16, 1024, 1024, 2, (6, 2), 1e-3),
         ] {
             let rope = Rope { base: 10_000.0, dims, style };
             let (d, past, rows) = (d as u64, 5u64, 40u64);

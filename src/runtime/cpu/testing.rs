@@ -5,6 +5,7 @@ use crate::codegen::spec::{Access, Arg, ArgId, Extent, KernelSpec, Template};
 use crate::ir::{DType, Dim, Syms, TensorType};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::ops::Range;
 
 /// Bytes around each argument that must stay as they are. Odd, so that arguments are misaligned.
 const GUARD: usize = 67;
@@ -99,8 +100,8 @@ pub fn n(c: u64) -> Dim {
 
 /// Runs a launch on memory of its own, with each argument as given, or where `on` says on top of another. Returns the arguments afterwards.
 ///
-/// The items are done one by one from the last to the first, as nothing may depend on their order. Checks that only what is
-/// written has changed.
+/// The items are done one by one from the last to the first, as nothing may depend on their order, and then again all together, as
+/// nothing may depend on what a thread keeps from one to the next. Checks that only what is written has changed.
 pub fn launch(
     spec: &KernelSpec,
     features: &Features,
@@ -125,21 +126,44 @@ pub fn launch(
     if let Some((write, read)) = on {
         places[usize::from(write)] = places[usize::from(read)].clone();
     }
-    let before = memory.clone();
-    let base = memory.as_mut_ptr();
-    let args: Vec<RawArg> =
-        places.iter().map(|p| RawArg { ptr: base.wrapping_add(p.start), len: p.len() }).collect();
-    for item in (0..spec.items(syms) as usize).rev() {
-        // SAFETY: `args` lie in `memory`, apart but for the pair that the spec allows, and nobody else uses it.
-        unsafe { kernel.run(&args, syms, &mut std::iter::once(item..item + 1)) };
-    }
-    // SAFETY: as above.
-    unsafe { kernel.finish(&args, syms) };
+    let before = memory;
+    let done = |ranges: &mut (dyn Iterator<Item = Range<usize>> + Send)| {
+        let mut memory = before.clone();
+        let base = memory.as_mut_ptr();
+        let args: Vec<RawArg> =
+            places.iter().map(|p| RawArg { ptr: base.wrapping_add(p.start), len: p.len() }).collect();
+        on_stack(&spec.template, || {
+            for range in ranges {
+                // SAFETY: `args` lie in `memory`, apart but for the pair that the spec allows, and nobody else uses it.
+                unsafe { kernel.run(&args, syms, &mut std::iter::once(range)) };
+            }
+            // SAFETY: as above.
+            unsafe { kernel.finish(&args, syms) };
+        });
+        memory
+    };
+    let items = spec.items(syms) as usize;
+    let memory = done(&mut (0..items).rev().map(|item| item..item + 1));
+    assert!(done(&mut std::iter::once(0..items)) == memory, "items that are done together differ");
     for (i, (new, old)) in memory.iter().zip(&before).enumerate() {
         let may = spec.args.iter().zip(&places).any(|(a, p)| a.access != Access::Read && p.contains(&i));
         assert!(may || new == old, "byte {i} of {len} was written; the arguments are {places:?}");
     }
     places.into_iter().map(|p| memory[p].to_vec()).collect()
+}
+
+/// In the environment, the bytes of stack on which [`launch`] runs kernels.
+pub const STACK_VAR: &str = "SINTER_TEST_STACK";
+
+/// Calls `run`, if the environment says so on a thread with so much stack and the kernel's name.
+fn on_stack(template: &Template, run: impl FnOnce() + Send) {
+    let Ok(bytes) = std::env::var(STACK_VAR) else { return run() };
+    let name: String = format!("{template:?}").chars().take(60).collect();
+    let thread = std::thread::Builder::new().name(name).stack_size(bytes.parse().unwrap());
+    std::thread::scope(|s| {
+        let end = thread.spawn_scoped(s, run).unwrap().join();
+        end.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }
 
 /// Asserts that `have` is within `tolerance` of `want`, relative to the largest of `want`.
