@@ -461,17 +461,59 @@ mod tests {
         assert_eq!(text, "top-p is 1.5; it must be 0 to 1");
     }
 
+    /// Every token that many draws yield.
+    fn drawn(sampling: Sampling, probabilities: &[f32]) -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling).unwrap();
+        let logits: Vec<f32> = probabilities.iter().map(|p| p.ln()).collect();
+        let mut ids: Vec<u32> = (0..500).map(|_| sampler.sample(&mut logits.clone(), &[]).unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    #[test]
+    fn every_stage_takes_part_in_a_choice() {
+        let p = [0.1, 0.4, 0.2, 0.3];
+        assert_eq!(drawn(plain(1), &p), [0, 1, 2, 3]);
+        assert_eq!(drawn(Sampling { top_k: 3, ..plain(1) }, &p), [1, 2, 3]);
+        assert_eq!(drawn(Sampling { top_p: 0.6, ..plain(1) }, &p), [1, 3]);
+        assert_eq!(drawn(Sampling { min_p: 0.4, ..plain(1) }, &p), [1, 2, 3]);
+        // The odds of the best are then at least (4/3)^100 to 1.
+        assert_eq!(drawn(Sampling { temperature: 0.01, ..plain(1) }, &p), [1]);
+    }
+
+    #[test]
+    fn the_stages_take_their_turns() {
+        // What the best two leave to top-p is 4/7 and 3/7; of all, 0.4 were too little.
+        let k_p = Sampling { top_k: 2, top_p: 0.5, ..plain(1) };
+        assert_eq!(drawn(k_p, &[0.1, 0.4, 0.2, 0.3]), [1]);
+        // Of all, two are 0.7, too little for top-p; of those that min-p leaves, they were 0.78.
+        let p_min = Sampling { top_p: 0.75, min_p: 0.3, ..plain(1) };
+        assert_eq!(drawn(p_min, &[0.5, 0.2, 0.2, 0.06, 0.04]), [0, 1, 2]);
+        // A temperature that makes all tokens equal comes after both.
+        let hot = Sampling { temperature: 1e6, ..plain(1) };
+        assert_eq!(drawn(Sampling { top_p: 0.6, ..hot.clone() }, &[0.1, 0.4, 0.2, 0.3]), [1, 3]);
+        assert_eq!(drawn(Sampling { min_p: 0.6, ..hot }, &[0.1, 0.4, 0.2, 0.3]), [1, 3]);
+        // And the penalty before all: it makes the best of three the worst.
+        let mut penalised = Sampler::new(Sampling { repeat_penalty: 9.0, top_k: 2, ..plain(1) }).unwrap();
+        for _ in 0..50 {
+            assert_ne!(penalised.sample(&mut [3.0, 2.0, 1.0], &[0]), Ok(0));
+        }
+    }
+
     proptest! {
+        /// Of logits so close that any token may come.
         #[test]
         fn a_choice_is_always_among_the_top_k(
-            mut logits in prop::collection::vec(-50f32..50.0, 1..300), k in 1usize..20, seed: u64,
+            logits in prop::collection::vec(-1f32..1.0, 30..300), k in 1usize..20, seed: u64,
         ) {
             let mut sorted = logits.clone();
             sorted.sort_by(|a, b| b.total_cmp(a));
-            let least = sorted[k.min(sorted.len()) - 1];
             let mut sampler = Sampler::new(Sampling { top_k: k, ..plain(seed) }).unwrap();
-            let id = sampler.sample(&mut logits, &[]).unwrap();
-            prop_assert!(logits[id as usize] >= least);
+            for _ in 0..20 {
+                let id = sampler.sample(&mut logits.clone(), &[]).unwrap();
+                prop_assert!(logits[id as usize] >= sorted[k - 1]);
+            }
         }
     }
 }

@@ -40,17 +40,39 @@ pub enum Stop {
     Caller,
 }
 
-/// An executor and how much of its cache is filled.
+/// An executor and the text that it has read.
+///
+/// A text grows from call to call, until [`Session::reset`]. The last token that [`Session::generate`] handed over is not in the
+/// cache yet, for a step is wasted on it if nothing follows; whatever is read next, it is read first. So a text in turns is the
+/// same as the text at once:
+///
+/// ```
+/// # use sinter::compile::{Options, Purpose};
+/// # use sinter::generate::{Sampler, Sampling};
+/// # use sinter::{model, target::Target};
+/// # use std::ops::ControlFlow;
+/// # let file = std::sync::Arc::new(model::embedded()?);
+/// # let options = Options::new(Target::cpu());
+/// # let mut session = model::session(&file, None, &options, Purpose::Generate, None)?;
+/// # let mut sampler = Sampler::new(Sampling::greedy())?;
+/// session.generate(&[0, 33], 3, &mut sampler, |_| false, |_| ControlFlow::Continue(()))?;
+/// assert_eq!((session.text().len(), session.filled()), (5, 4));
+/// session.generate(&[280], 2, &mut sampler, |_| false, |_| ControlFlow::Continue(()))?;
+/// assert_eq!((session.text().len(), session.filled()), (8, 7));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Session {
     executor: Executor,
-    filled: u64,
+    /// What is in the cache, then the token that is not yet, if there is one.
+    text: Vec<u32>,
+    filled: usize,
     /// The sampler changes its logits; kept between tokens for its allocation.
     logits: Vec<f32>,
 }
 
 impl Session {
     pub fn new(executor: Executor) -> Session {
-        Session { executor, filled: 0, logits: vec![] }
+        Session { executor, text: vec![], filled: 0, logits: vec![] }
     }
 
     /// The executor underneath.
@@ -58,9 +80,14 @@ impl Session {
         &self.executor
     }
 
-    /// Tokens in the cache.
+    /// All tokens that were read or handed over, in order. A token that ended the text is not among them.
+    pub fn text(&self) -> &[u32] {
+        &self.text
+    }
+
+    /// Tokens in the cache: those of [`Session::text`], but for a last one that was handed over and not read yet.
     pub fn filled(&self) -> u64 {
-        self.filled
+        self.filled as u64
     }
 
     /// Tokens that fit the cache.
@@ -73,21 +100,26 @@ impl Session {
     /// # Errors
     /// If the device fails.
     pub fn reset(&mut self) -> Result<(), SessionError> {
+        self.text.clear();
         self.filled = 0;
         Ok(self.executor.reset()?)
     }
 
+    /// Reads tokens that follow those in the cache.
     fn step(&mut self, program: &str, tokens: &[u32]) -> Result<(), SessionError> {
         let ids: Vec<i32> = tokens.iter().map(|&id| i32::try_from(id).unwrap_or(i32::MAX)).collect();
-        self.executor.forward(program, &ids, self.filled)?;
-        self.filled += tokens.len() as u64;
+        self.executor.forward(program, &ids, self.filled())?;
+        self.text.truncate(self.filled);
+        self.text.extend_from_slice(tokens);
+        self.filled = self.text.len();
         Ok(())
     }
 
-    fn fits(&self, tokens: usize) -> Result<(), SessionError> {
-        let tokens = self.filled.saturating_add(tokens as u64);
-        let context = self.context();
-        if tokens > context { Err(SessionError::TooLong { tokens, context }) } else { Ok(()) }
+    /// What is to be read when `tokens` follow the text, if it fits.
+    fn unread(&self, tokens: &[u32]) -> Result<Vec<u32>, SessionError> {
+        let unread = [&self.text[self.filled..], tokens].concat();
+        let (tokens, context) = ((self.filled + unread.len()) as u64, self.context());
+        if tokens > context { Err(SessionError::TooLong { tokens, context }) } else { Ok(unread) }
     }
 
     fn chunk(&self) -> usize {
@@ -97,10 +129,10 @@ impl Session {
     /// Reads a prompt in chunks; the head is computed for its last token only.
     ///
     /// # Errors
-    /// An empty prompt, or one that does not fit the context.
+    /// Nothing to read, or more than fits the context, of which nothing is read then.
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<(), SessionError> {
-        self.fits(tokens.len())?;
-        let mut chunks = tokens.chunks(self.chunk()).peekable();
+        let unread = self.unread(tokens)?;
+        let mut chunks = unread.chunks(self.chunk()).peekable();
         if chunks.peek().is_none() {
             return Err(SessionError::Empty);
         }
@@ -111,7 +143,7 @@ impl Session {
     }
 
     /// The token after those read so far: the plan's own choice, or the sampler's from the logits.
-    fn choose(&mut self, sampler: &mut Sampler, history: &[u32]) -> Result<u32, SessionError> {
+    fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, SessionError> {
         if self.executor.plan().options.greedy {
             if !sampler.is_greedy() {
                 return Err(SessionError::GreedyPlan);
@@ -121,10 +153,11 @@ impl Session {
         }
         self.logits.clear();
         self.logits.extend_from_slice(self.executor.result_f32(0)?);
-        Ok(sampler.sample(&mut self.logits, history)?)
+        Ok(sampler.sample(&mut self.logits, &self.text)?)
     }
 
-    /// Reads `prompt`, then generates up to `count` tokens and hands each to `on_token`.
+    /// Reads `prompt`, then generates up to `count` tokens and hands each to `on_token`. When the context is full, one token
+    /// more is handed over, since what follows the last token that fits needs no room.
     ///
     /// `is_end` tells which tokens end a text; they are not handed over.
     ///
@@ -139,20 +172,19 @@ impl Session {
         mut on_token: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Stop, SessionError> {
         self.prompt(prompt)?;
-        let mut history = prompt.to_vec();
         for n in 0..count {
             if n > 0 {
-                if self.filled >= self.context() {
+                if self.filled() >= self.context() {
                     return Ok(Stop::Context);
                 }
-                let last = [history[history.len() - 1]];
+                let last = self.unread(&[])?;
                 self.step("decode", &last)?;
             }
-            let token = self.choose(sampler, &history)?;
+            let token = self.choose(sampler)?;
             if is_end(token) {
                 return Ok(Stop::End);
             }
-            history.push(token);
+            self.text.push(token);
             if on_token(token).is_break() {
                 return Ok(Stop::Caller);
             }
@@ -163,20 +195,23 @@ impl Session {
     /// Reads `tokens` and hands over the logits of each, `[vocabulary]`, in order.
     ///
     /// # Errors
-    /// More tokens than fit the context.
+    /// More tokens than fit the context, of which none is read then.
     pub fn score(
         &mut self,
         tokens: &[u32],
         mut on_row: impl FnMut(usize, &[f32]),
     ) -> Result<(), SessionError> {
-        self.fits(tokens.len())?;
-        let mut row = 0;
-        for chunk in tokens.chunks(self.chunk()) {
+        let unread = self.unread(tokens)?;
+        let before = unread.len() - tokens.len();
+        let mut read = 0;
+        for chunk in unread.chunks(self.chunk()) {
             self.step("score", chunk)?;
             let logits = self.executor.result_f32(0)?;
             for logits in logits.chunks_exact(logits.len() / chunk.len()) {
-                on_row(row, logits);
-                row += 1;
+                if read >= before {
+                    on_row(read - before, logits);
+                }
+                read += 1;
             }
         }
         Ok(())

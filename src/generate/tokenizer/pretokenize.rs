@@ -293,6 +293,56 @@ mod tests {
         assert_eq!(words.iter().map(|w| w.len()).collect::<Vec<_>>(), [1_999_999, 2]);
     }
 
+    /// `tests/data/tokenizer/splits.json`: what another engine makes of llama.cpp's expressions.
+    #[derive(serde::Deserialize)]
+    struct Splits {
+        rules: Vec<SplitRule>,
+        /// A text, and by expression how many bytes its words have.
+        texts: Vec<(String, Vec<Vec<usize>>)>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct SplitRule {
+        names: Vec<String>,
+        whole_words: bool,
+        add_bos: bool,
+        /// Its expression, of those of a text.
+        splits: usize,
+    }
+
+    #[test]
+    fn every_rule_is_that_of_llama_cpp() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tokenizer/splits.json");
+        let Splits { rules, texts } = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(texts.len() > 100, "{} texts", texts.len());
+        let mut names = vec![];
+        for SplitRule { names: of_rule, whole_words, add_bos, splits } in &rules {
+            for name in of_rule {
+                let pre = PreTokenizer::new(name).expect(name);
+                assert_eq!((pre.whole_words, pre.add_bos), (*whole_words, *add_bos), "{name}");
+                for (text, expected) in &texts {
+                    let mut rest = text.as_str();
+                    let expected: Vec<&str> = expected[*splits]
+                        .iter()
+                        .map(|&bytes| {
+                            let (word, behind) = rest.split_at(bytes);
+                            rest = behind;
+                            word
+                        })
+                        .collect();
+                    let found = pre.split(text);
+                    // An empty text is one empty word or none.
+                    assert!(found == expected || text.is_empty(), "{name}: {found:?}, not {expected:?}");
+                }
+                names.push(name.as_str());
+            }
+        }
+        let mut known = known();
+        known.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(names, known);
+    }
+
     proptest! {
         #[test]
         fn words_join_to_the_text_under_every_rule(text in r"(\PC|[ \t\r\n'0-9a-zA-Z])*") {
