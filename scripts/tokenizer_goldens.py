@@ -35,6 +35,8 @@ TEXTS = [
     "'Re 're 'rE 'Ve 'vE 'Ll 'lL 'S 'T 'M 'D 's 't 'm 'd",
     "'rain 'very 'later 'x 'r 'v 'l 'R 'L",
     "rock'n'roll O'Reilly's 'tis dogs' '' 's''t",
+    # With letters behind, which only some rules leave to the next word.
+    "a'sb a'Sb a'tb a'Tb a'reb a'Reb a'rEb a'REb a'veb a'Veb a'vEb a'VEb a'mb a'Mb a'llb a'Llb a'lLb a'LLb a'db a'Db",
     "it’s ‘quoted’ 1's 2'nd 'S'",
     # Numbers: runs of every length, of every kind, behind and before other things.
     "1 12 123 1234 12345 123456 1234567",
@@ -42,7 +44,8 @@ TEXTS = [
     "a1b22c333d4444e55555",
     "3.14159 1,000,000 -42 +7 1e10 0x1F 2024-01-15 v1.2.3-rc4 10%",
     "½ ⅔ Ⅷ ⅷⅸⅹ x²³ ①②③④ ١٢٣٤ १२३४५ ４５６７ 一二三四",
-    "1a 12b1 ½a4½½½½ 123½456",
+    "1a 12b1 ½a4½½½½ 123½456 ½AB Ⅷx !½ $Ⅷ",
+    "000 099 909 990 999 090 900 009 0001112229",
     "  1  12   123 \t1\n1",
     "$100 €20 20€ №5 #1 1# (1) 1) 1/2 1'2",
     # Letters and marks of many scripts.
@@ -51,17 +54,18 @@ TEXTS = [
     "नमस्ते दुनिया สวัสดีชาวโลก កាន់តែពិសេស",
     "שָׁלוֹם مَرْحَبًا Привет, мир! Ελληνικά Հայերեն ქართული ᎣᏏᏲ",
     "HelloWorld helloWORLD XMLHttpRequest iPhone aB Ab AB ABc aBC AbC aBcD",
-    "ПриветМир приветМИР ΑΒΓαβγ ÉtéÀÉé ǅungla ǈ aǅ ʰa aʰB ªBº ßẞ İi",
+    "ПриветМир приветМИР ΑΒΓαβγ ÉtéÀÉé ǅungla ǈ aǅ ʰa aʰB AʰBa A\u0301Ba ªBº AªBa ßẞ İi",
     "中Ab A中b a中B ab中AB 中中a A中 a中",
-    "!Ab !aB .HTTPServer -foo -Foo -FOO _Bar'Baz",
+    "!Ab !aB x!Zz .HTTPServer -foo -Foo -FOO _Bar'Baz",
     # Chinese, Japanese, Korean; the ends of the ranges that rules name.
     "你好世界 我们ok吗 中文English混合 日本語のテスト カタカナー ひらがなゟ ゠ヿ 한국어 텍스트",
     "「引用」。 ，，！？、 〜〝 ｈａｌｆ　ｗｉｄｔｈ Ａ１！～ ・ 々〆",
     "\u4dff\u4e00\u4e01 \u9fa5\u9fa6 \u303f\u3040\u3041\u3042 \u30fe\u30ff\u3105 \u3400\u4dbf \U00020000\U0002a6d6",
-    "\u07b1\u0800\u0801\u0901 \uabff\uac00\ud7a3\ud7cb \u9fff\ua000 a\u0800 1\uac00!",
+    "\u07ff\u0800\u0801\u0901 \ud7fe\ud7ff\ue000 \uabff\uac00\ud7a3\ud7cb \u9fff\ua000 a\u0800 1\uac00!",
     # Ends of lines, with white space around them.
     "a\nb a\n\nb a \nb a\n b a \n b a  \n  b a\n\n\n",
     "\n a", "\na", " \n", "\n", "\n\n  \n", "  \n\n  a", "a \n\n \n b\n", "\n\n\n\na\n",
+    "a\rb\r\rc \rd\rE\nF !\r ;\r\r\n.\n\r?", "A\nB\rC\nD",
     "a\r\nb\r\n\r\nc\r d\r\n", "a \r\n\t b \r \n c", "\r", "\r\n", " \r\n \r\n",
     ";\n );\n\n} {\n\n  x !?\r\n! .\n. ,\r\r, -\n\n- ok.\n", "=\n/ ///\n\n/ a/\n//\n /\r\n/ ~/\n",
     "line\u2028separator\u2029paragraph\u0085next\u000bvertical\u000cform", "a\u0085\u0085b \u2028 c\u2029\n",
@@ -204,20 +208,21 @@ def split(patterns, text):
     return words
 
 
-def boundaries(pattern):
+def boundaries(pattern, between):
     """The characters at the ends of each range of a class, and those just outside, in texts that tell them apart."""
-    ends = set()
+    singles = re.sub(r"([^\x00-\x7f])-([^\x00-\x7f])", "", pattern)
+    ends = {ord(c) + near for c in singles if c > "\x7f" for near in [-1, 0, 1]}
     for low, high in re.findall(r"([^\x00-\x7f])-([^\x00-\x7f])", pattern):
         ends |= {ord(low) - 1, ord(low), ord(high), ord(high) + 1}
-    for single in re.sub(r"[^\x00-\x7f]-[^\x00-\x7f]", "", pattern):
-        ends |= {ord(single) - 1, ord(single), ord(single) + 1} if ord(single) > 0x7F else set()
-    known = [c for c in sorted(ends) if unicodedata.category(chr(c)) not in ["Cn", "Cs"]]
-    return ["".join(f" {chr(c)}" for c in known[at:at + 40]) for at in range(0, len(known), 40)]
+    known = [chr(c) for c in sorted(ends) if unicodedata.category(chr(c)) not in ["Cn", "Cs"]]
+    return [between + between.join(known[at:at + 60]) + between for at in range(0, len(known), 60)]
 
 
 def splits(source):
     known = expressions(source)
-    texts = TEXTS + boundaries(known["DEEPSEEK_LLM"][1]) + boundaries(known["DEEPSEEK_LLM"][2])
+    # Classes that list characters; most of these are also in the class of Chinese.
+    _, cased, marks, *_ = known["DEEPSEEK_LLM"]
+    texts = TEXTS + boundaries(cased, "é") + boundaries(cased, "你") + boundaries(marks, "!") + boundaries(marks, "你")
     groups = {}
     for names, kind, whole_words, add_bos in rules(source):
         groups.setdefault((tuple(known[kind]), whole_words, add_bos), []).extend(names)
@@ -255,6 +260,7 @@ def main():
     llama_cpp = Path(sys.argv[1])
     source = (llama_cpp / "src/llama-vocab.cpp").read_text()
     OUT.mkdir(parents=True, exist_ok=True)
+    assert len(set(TEXTS)) == len(TEXTS)
     write("vocabularies.json", vocabularies(llama_cpp / "models"))
     write("splits.json", splits(source))
 
