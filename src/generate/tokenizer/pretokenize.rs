@@ -314,7 +314,7 @@ mod tests {
     fn every_rule_is_that_of_llama_cpp() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tokenizer/splits.json");
         let Splits { rules, texts } = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        assert!(texts.len() > 100, "{} texts", texts.len());
+        assert_eq!((rules.len(), texts.len()), (13, 98));
         let mut names = vec![];
         for SplitRule { names: of_rule, whole_words, add_bos, splits } in &rules {
             for name in of_rule {
