@@ -8,6 +8,7 @@
 //! whose matches [`Stage::split`] shortens by one character.
 
 use regex_automata::{Input, PatternID, meta::Regex};
+use std::sync::OnceLock;
 
 /// English contractions, letters, digits and the rest, each with one space in front: GPT-2.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+";
@@ -172,7 +173,7 @@ pub(super) fn known() -> Vec<&'static str> {
 
 /// Splits text into words by one named rule.
 pub(super) struct PreTokenizer {
-    stages: Vec<Stage>,
+    stages: &'static [Stage],
     /// Whether a word that is a token is that token, whatever the merges make of it.
     pub whole_words: bool,
     /// Whether a text starts with the start token when the file does not say.
@@ -182,15 +183,18 @@ pub(super) struct PreTokenizer {
 impl PreTokenizer {
     /// The rule of that name, or `None` if there is none.
     pub fn new(name: &str) -> Option<PreTokenizer> {
-        let rule = RULES.iter().find(|r| r.names.contains(&name))?;
-        let stages = rule.stages.iter().map(|&(pattern, spaces)| Stage::new(pattern, spaces)).collect();
+        // Patterns take long to compile, so each rule's are compiled once.
+        static STAGES: [OnceLock<Vec<Stage>>; RULES.len()] = [const { OnceLock::new() }; RULES.len()];
+        let (rule, stages) = RULES.iter().zip(&STAGES).find(|(rule, _)| rule.names.contains(&name))?;
+        let stage = |&(pattern, spaces): &(&str, bool)| Stage::new(pattern, spaces);
+        let stages = stages.get_or_init(|| rule.stages.iter().map(stage).collect());
         Some(PreTokenizer { stages, whole_words: rule.whole_words, add_bos: rule.add_bos })
     }
 
     /// The words of `text`, in order; joined they give `text` again.
     pub fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut pieces = vec![text];
-        for stage in &self.stages {
+        for stage in self.stages {
             let mut finer = Vec::with_capacity(pieces.len());
             for piece in pieces {
                 stage.split(piece, &mut finer);

@@ -1,0 +1,222 @@
+//! Small valid inputs, from which all others come. They are made anew each time, so they fit the formats of today.
+
+use crate::synthetic::{Model, Shape, shape, uniform};
+use sinter::compile::{Options, Purpose};
+use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
+use sinter::ir::DType;
+use sinter::model;
+use sinter::runtime::plan::LoadedPlan;
+use sinter::target::Target;
+use std::sync::Arc;
+
+/// Inputs by the names of their files.
+pub type Seeds = Vec<(String, Vec<u8>)>;
+
+/// One layer of the family of a tiny model, as small as its format allows.
+fn small(family: &str) -> Shape {
+    Shape {
+        layers: 1,
+        width: 32,
+        ffn: 32,
+        heads: 2,
+        cache_heads: 1,
+        head_dim: 16,
+        rotated: 8,
+        vocab: 5,
+        ..shape(family)
+    }
+}
+
+fn file(family: &str, dtype: DType) -> Arc<GgufFile> {
+    Model::new(&small(family), uniform(dtype)).file()
+}
+
+/// Models of each family, and tensors of each type.
+pub fn gguf() -> Seeds {
+    let models = [
+        ("tiny-llama", DType::Q4_0),
+        ("tiny-llama3", DType::BF16),
+        ("tiny-qwen2", DType::Q8_0),
+        ("tiny-qwen3", DType::MXFP4),
+    ];
+    let models = models.map(|(family, dtype)| (family.into(), file(family, dtype).bytes().to_vec()));
+    let mut writer = GgufWriter::new();
+    for dtype in DType::WEIGHTS {
+        let bytes = (0..dtype.block_bytes()).map(|i| (i * 37) as u8).collect::<Vec<_>>();
+        let ty = GgmlType::of(dtype).unwrap();
+        writer.tensor(dtype.name(), ty, &[dtype.block_len() as u64], bytes).unwrap();
+    }
+    let values = [
+        Value::U8(1),
+        Value::I8(-1),
+        Value::U16(2),
+        Value::I16(-2),
+        Value::F32(0.5),
+        Value::Bool(true),
+        Value::String("text".into()),
+        Value::U64(1 << 40),
+        Value::I64(-3),
+        Value::F64(f64::NAN),
+        Value::Array(Array::Bool(vec![true, false])),
+        Value::Array(Array::String(vec!["a".into(), String::new()])),
+        Value::Array(Array::U16(vec![])),
+        Value::Array(Array::F64(vec![1.0])),
+    ];
+    for (i, value) in values.into_iter().enumerate() {
+        writer.metadata(format!("key.{i}"), value);
+    }
+    writer.metadata("general.alignment", Value::U32(64));
+    let mut types = vec![];
+    writer.write_to(&mut types).unwrap();
+    models.into_iter().chain([("types".into(), types)]).collect()
+}
+
+/// The inputs of the passes' goldens.
+pub fn ir_text() -> Seeds {
+    let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/inputs")).unwrap();
+    let mut seeds: Seeds = folder
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            (path.file_stem().unwrap().to_str().unwrap().into(), std::fs::read(&path).unwrap())
+        })
+        .collect();
+    seeds.sort();
+    // Those are as large as layers are; this one is small enough to be run.
+    let small = r#"graph @small(%ids: i32[T], %pos: i32[T]) sym T<=2, P<=5, S<=7 {
+  %w0 = weight "e" : q8_0[5,32]
+  %0 = get_rows %w0, %ids : q8_0[T,32]
+  %1 = dequant %0 : f32[T,32]
+  %c0 = const 0.5 : f32[32]
+  %2 = rms_norm %1, %c0 {eps=0.00001} : f32[T,32]
+  %w1 = weight "k" : f32[16,32]
+  %3 = matmul %2, %w1 : f32[T,16]
+  %4 = reshape %3 : f32[T,2,8]
+  %5 = rope %4, %pos {base=10000, dims=8, style=halves} : f32[T,2,8]
+  %s0 = state "k" : f16[S,2,8]
+  %6 = kv_append %s0, %5 : f16[S,2,8]
+  %7 = kv_read %6 : f16[P+T,2,8]
+  %8 = dequant %7 : f32[P+T,2,8]
+  %9 = scores %5, %8 {scale=0.25} : f32[2,T,P+T]
+  %10 = causal_mask %9 : f32[2,T,P+T]
+  %11 = softmax %10 : f32[2,T,P+T]
+  %12 = weighted_sum %11, %8 : f32[T,2,8]
+  %13 = silu %3 : f32[T,16]
+  %14 = mul %13, %3 : f32[T,16]
+  %15 = argmax %14 : i32[T]
+  %16 = last_row %12 : f32[1,2,8]
+  return %14, %15, %16, %6
+}"#;
+    seeds.push(("small".into(), small.into()));
+    seeds
+}
+
+/// Payloads of plans: fused and not, of one program and of four.
+pub fn plan() -> Seeds {
+    let options = Options { context: Some(8), chunk: 4, ..Options::new(Target::cpu()) };
+    let unfused = Options { pipeline: options.pipeline.clone().without_fusions(), ..options.clone() };
+    let plans = [
+        ("fused", "tiny-llama3", DType::Q4_0, options.clone(), Purpose::Score),
+        ("exact", "tiny-qwen3", DType::F32, options.clone().exact(), Purpose::Score),
+        ("unfused", "tiny-qwen2", DType::Q8_0, unfused.clone(), Purpose::Score),
+        ("unfused-exact", "tiny-llama", DType::F16, unfused.exact(), Purpose::Score),
+        ("steps", "tiny-llama", DType::MXFP4, options, Purpose::Bench),
+    ];
+    let seed = |(name, family, dtype, options, purpose): (&str, _, _, Options, _)| {
+        let mut plan = model::plan(&file(family, dtype), None, &options, purpose).unwrap();
+        // Words about fusions, which nothing depends on, are most of a plan.
+        plan.programs.values_mut().for_each(|program| program.decisions.truncate(2));
+        let bytes = plan.to_bytes().unwrap();
+        assert!(LoadedPlan::from_bytes(&bytes).is_ok());
+        (name.to_string(), bytes[52..].to_vec())
+    };
+    plans.into_iter().map(seed).collect()
+}
+
+/// Vocabularies of both kinds, in lines and as files.
+pub fn tokenizer() -> Seeds {
+    let lines = |name: &str, lines: &[&str]| (name.to_string(), lines.join("\n").into_bytes());
+    let text = "text\na ab  abc <s>x\n 12345 I'll, don’t\té中\u{1f600}";
+    let mut seeds = vec![
+        lines(
+            "llama",
+            &[
+                "model llama",
+                "token 2 0 <unk>",
+                "token 3 0 <s>",
+                "token 3 0 </s>",
+                "bytes",
+                "token 1 -1 ▁",
+                "token 1 -2 a",
+                "token 1 -3 b",
+                "token 1 -4 ab",
+                "token 1 -5 ▁ab",
+                "token 1 -0.5 c",
+                text,
+            ],
+        ),
+        lines(
+            "llama-user",
+            &[
+                "model llama",
+                "add_space_prefix false",
+                "add_bos_token true",
+                "bos_token_id 1",
+                "token 2 0 <unk>",
+                "token 4 0 <s>",
+                "token 4 0 ab",
+                "token 1 -1 ▁",
+                "token 5 1 a",
+                text,
+            ],
+        ),
+        lines(
+            "user",
+            &[
+                "model gpt2",
+                "pre llama-bpe",
+                "token 4 0 Ġ",
+                "token 3 0 <s>",
+                "token 1 0 a",
+                "token 6 0 <0x0A>",
+                text,
+            ],
+        ),
+    ];
+    for pre in ["default", "gpt-2", "llama-bpe", "dbrx", "qwen2", "qwen35", "smollm", "falcon"] {
+        seeds.push(lines(
+            pre,
+            &[
+                "model gpt2",
+                &format!("pre {pre}"),
+                "bytes",
+                "token 1 0 ab",
+                "token 1 0 Ġa",
+                "token 1 0 Ġab",
+                "merge a b",
+                "merge Ġ a",
+                "merge Ġa b",
+                "token 3 0 <s>",
+                "eos_token_id 259",
+                text,
+            ],
+        ));
+    }
+    for pre in ["deepseek-llm", "deepseek-coder", "deepseek-v3", "tekken"] {
+        seeds.push(lines(
+            pre,
+            &["model gpt2", &format!("pre {pre}"), "bytes", "token 1 0 ab", "merge a b", text],
+        ));
+    }
+    let mut writer = GgufWriter::new();
+    let list = |list: &[&str]| Value::Array(Array::String(list.iter().map(|s| s.to_string()).collect()));
+    writer.metadata("tokenizer.ggml.model", Value::String("llama".into()));
+    writer.metadata("tokenizer.ggml.tokens", list(&["<unk>", "<s>", "</s>", "▁", "a", "<0x0A>"]));
+    writer.metadata("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.0, 0.0, 0.0, -1.0, -2.0, 0.0])));
+    writer.metadata("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![2, 3, 3, 1, 1, 6])));
+    writer.metadata("tokenizer.ggml.eot_token_id", Value::U32(2));
+    let mut file = vec![];
+    writer.write_to(&mut file).unwrap();
+    file.extend(b"a aa \n<s>");
+    seeds.push(("file".into(), file));
+    seeds
+}
