@@ -159,7 +159,8 @@ fn what_is_slow_or_senseless_is_warned_of() {
     };
     warned(&["-c", "512"], "");
     warned(&["-c", "513"], "more than the 512 tokens that the model was trained for");
-    warned(&["-t", "1000"], "1000 threads share");
+    let many = std::thread::available_parallelism().unwrap().get() + 1;
+    warned(&["-t", &many.to_string()], &format!("{many} threads share"));
     let output = sinter().args(["run", "-p", "a", "-n", "1"]).env("SINTER_CPU", "foo").output().unwrap();
     assert!(text(&output.stderr).contains("SINTER_CPU=foo is none of baseline"), "{}", report(&output));
 }
