@@ -142,7 +142,8 @@ fn weights_are_mapped_and_never_expanded() {
     };
     let cache = Config::from_gguf(model.gguf()).unwrap().cache_bytes(64, 2);
     let most = file * 11 / 10 + cache + (64 << 20);
-    let found = run(&["-p", "64", "-n", "64", "-r", "2"]);
+    // Every weight is read by either step; more of them take no more memory.
+    let found = run(&["-p", "16", "-n", "4", "-r", "1", "--no-warmup"]);
     println!("{found} bytes at most for a file of {file}, of {most} allowed");
     assert!(found > file / 2, "the peak was missed: {found}");
     assert!(found <= most, "{found} bytes, but {most} are allowed");
