@@ -285,7 +285,10 @@ impl Graph {
             if let Some(name) = named {
                 return format!("{op} {name}");
             }
-            level = level.iter().flat_map(|&n| self.operands(n)).map(|v| v.node).collect();
+            // Each node once: a node may have many operands, and each of those again.
+            let mut seen = HashSet::new();
+            let above = level.iter().flat_map(|&n| self.operands(n)).map(|v| v.node);
+            level = above.filter(|n| seen.insert(*n)).collect();
         }
         op.to_string()
     }

@@ -117,6 +117,22 @@ fn a_long_chain_overflows_no_stack() {
 }
 
 #[test]
+fn a_node_of_many_operands_is_described() {
+    const MANY: usize = 1000;
+    let mut text = String::from("graph @g(%x: f32[4]) {\n%0 = silu %x : f32[4]\n");
+    for i in 0..4 {
+        let operands: Vec<String> = (0..MANY).map(|n| format!("%p{n} = %{i}")).collect();
+        let operands = operands.join(", ");
+        let next = i + 1;
+        text +=
+            &format!("%{next} = fused merge({operands}) : f32[4] {{ %y = silu %p0 : f32[4] return %y }}\n");
+    }
+    let g = parsed(&(text + "return %4 }"));
+    // Four levels of so many, each counted as often as there are ways to it, would be 10^12 nodes.
+    assert_eq!(g.describe(g.results()[0].node), "merge");
+}
+
+#[test]
 fn mistakes_are_named_with_their_place() {
     for (statement, expected) in [
         ("%0 = matmull %x, %x : f32[T,4]", r#"2:6: unknown operation "matmull""#),
