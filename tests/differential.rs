@@ -22,7 +22,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise.
-const GRAPHS: u64 = 100;
+const GRAPHS: u64 = 110;
 
 /// What must have been launched this often, or the run says nothing.
 const LEAST: u64 = 10;
@@ -283,9 +283,15 @@ fn wanted() -> BTreeSet<String> {
         "epilogue bias residual store",
         "epilogue argmax",
         "epilogue swiglu to f32",
+        "epilogue swiglu to q8_act",
+        "swiglu to f32",
+        "swiglu to q8_act",
         "norm of a sum, to rows norm",
+        "norm of a sum, to norm quantised",
         "norm of rows of a table, to rows norm",
+        "norm of rows of a table, to rows quantised",
         "norm of rows, to norm",
+        "norm of rows, to quantised",
         "rope_kv Interleaved to f16",
         "rope_kv Halves to f16",
         "rope_kv Interleaved to f32",
@@ -296,18 +302,29 @@ fn wanted() -> BTreeSet<String> {
         "attention over shared f16 to f32",
         "attention over shared f16 to q8_act",
         "attention over shared f32 to f32",
+        "attention over shared f32 to q8_act",
     ]
     .map(String::from)
     .into();
     for format in DType::WEIGHTS {
+        all.insert(format!("{format} rows"));
         all.insert(format!("{format} weights meet f32"));
         if format.is_quantised() {
             all.insert(format!("{format} weights meet q8_act"));
         }
     }
-    for kernel in
-        ["dequant_matmul", "merge", "matmul_swiglu", "attention", "rope_kv", "add_rmsnorm", "dequant_rmsnorm"]
-    {
+    for kernel in [
+        "dequant_matmul",
+        "merge",
+        "matmul_swiglu",
+        "sample_head",
+        "attention",
+        "rope_kv",
+        "add_rmsnorm",
+        "dequant_rmsnorm",
+        "swiglu",
+        "quant_act",
+    ] {
         for tokens in ["one token", "some tokens"] {
             all.insert(format!("{kernel} of {tokens}"));
         }

@@ -95,7 +95,9 @@ fn decisions_qwen3() {
 /// How fast is what `cargo bench --bench bounds` looks at.
 #[test]
 fn real_sizes_compile() {
-    let options = Options::new(Target::cpu());
+    let mut options = Options::new(Target::cpu());
+    // To verify all of a graph after each rewrite of 80 layers takes a minute, and the end is verified anyhow.
+    options.pipeline.verify_each = false;
     for name in ["llama-3.1-8b", "llama-3.3-70b", "qwen2.5-7b"] {
         let gguf = description(name);
         let plan = plan_of_description(&gguf, &options, Purpose::Generate);

@@ -188,7 +188,8 @@ fn perplexity_is_that_of_the_oracle() {
     assert_eq!(json["window_tokens"], WINDOW);
     let windows = json["windows"].as_u64().unwrap() as usize;
     let text = std::fs::read_to_string(path("tests/data/oracle/held_out.txt")).unwrap();
-    for name in MODELS {
+    // Where arithmetic is checked, each takes most of a minute.
+    for name in MODELS.into_iter().take(if cfg!(debug_assertions) { 1 } else { 2 }) {
         let file = open(name);
         let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
         let tokens = tokenizer.encode(&text, EncodeOptions::default());

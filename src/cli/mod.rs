@@ -31,7 +31,7 @@ macro_rules! say {
 }
 use say;
 
-/// Runs GGUF language models through fused kernels, and says why every kernel exists.
+/// Runs GGUF language models through fused kernels, and says what was fused, what was not, and why.
 #[derive(Parser)]
 #[command(name = "sinter", version, max_term_width = 110)]
 struct Cli {

@@ -256,7 +256,7 @@ fn identity_sees_the_header_and_the_ends_of_tensors() {
     // Two tensors with a middle that is not looked at, and a small one between them.
     let mut w = GgufWriter::new();
     w.metadata("general.architecture", Value::String("llama".into()));
-    for (name, n) in [("a", 20_000u64), ("b", 8), ("c", 10_000)] {
+    for (name, n) in [("a", 20_000u64), ("b", 8), ("last", 10_000)] {
         let bytes: Vec<u8> = (0..4 * n).map(|i| (i * 7) as u8).collect();
         w.tensor(name, GgmlType::of(DType::F32).unwrap(), &[n], bytes).unwrap();
     }
@@ -271,8 +271,13 @@ fn identity_sees_the_header_and_the_ends_of_tensors() {
         (file.identity(), file.full_hash())
     };
     assert_eq!(GgufFile::from_bytes(bytes.clone()).unwrap().identity(), identity);
-    let (other, other_hash) = changed(24 + 8); // a letter of the first key
-    assert_ne!((other.header, other_hash), (identity.header, hash));
+    // Letters of the first key and of its value, and of the name of the last tensor.
+    let at = |text: &[u8]| bytes.windows(text.len()).rposition(|w| w == text).unwrap();
+    for place in [at(b"general"), at(b"llama") + 4, at(b"last")] {
+        let (other, other_hash) = changed(place);
+        assert!(other.header != identity.header && other_hash != hash, "{place}");
+        assert_eq!(other.samples, identity.samples);
+    }
     for info in file.gguf().tensors.values() {
         let (start, len) = (info.offset as usize, info.bytes as usize);
         let near = SAMPLE_BYTES.min(len);

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the models, their oracles, and ways to run them.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod command;
 pub mod reference;
 pub mod synthetic;
 

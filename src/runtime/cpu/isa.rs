@@ -105,8 +105,8 @@ pub fn prefetch(at: *const u8) {
 ///
 /// Called only from code that runs on a processor that has the set, inside a function compiled for it.
 pub(super) trait Isa: Sized + 'static {
-    /// Tokens from which a [`Tile`] of weights pays.
-    const TILE_TOKENS: usize = usize::MAX;
+    /// Tokens from which a [`Tile`] of weights pays, if it ever does.
+    const TILE_TOKENS: Option<usize> = None;
 
     /// Runs `job` in a function of its own that is compiled for this set, so that it is compiled once.
     fn outline<J: Job>(job: J);

@@ -154,7 +154,7 @@ impl Matmul {
     ) {
         let weights = self.weights(args, part, rows);
         work.shared[slot] = if self.is_integer(part) {
-            I::TILE_TOKENS < usize::MAX && n >= I::TILE_TOKENS
+            I::TILE_TOKENS.is_some_and(|least| n >= least)
         } else {
             self.x_type == DType::F32 && n >= LANE_TOKENS
         };
@@ -162,13 +162,16 @@ impl Matmul {
             return;
         }
         if self.is_integer(part) {
-            let tile = &mut work.tiles[slot];
-            macro_rules! fill {
-                ($format:ty) => {
-                    I::outline(Fill::<$format>::new(tile, weights, rows.len(), self.k))
-                };
+            // What no set of instructions calls is not compiled for it.
+            if const { I::TILE_TOKENS.is_some() } {
+                let tile = &mut work.tiles[slot];
+                macro_rules! fill {
+                    ($format:ty) => {
+                        I::outline(Fill::<$format>::new(tile, weights, rows.len(), self.k))
+                    };
+                }
+                with_format!(part.format, fill, ());
             }
-            with_format!(part.format, fill, ());
         } else {
             let lanes = &mut work.lanes[slot];
             I::outline(FillLanes { lanes, weights, format: part.format, k: self.k });
@@ -197,7 +200,7 @@ impl Matmul {
         let out = &mut work.results[slot];
         if self.is_integer(part) {
             let units = self.k / 32;
-            if work.shared[slot] {
+            if const { I::TILE_TOKENS.is_some() } && work.shared[slot] {
                 let mut xs = [Rows::default(); TOKENS];
                 for (x, t) in xs.iter_mut().zip(tokens.clone()) {
                     x.blocks = args.slice(self.x, t * units, units);
@@ -318,7 +321,10 @@ impl Kernel for Matmul {
     fn run<I: Isa>(&self, work: &mut Work, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let n = self.tokens.eval(syms) as usize;
         let splits = |p: &Part| self.is_integer(p) && blocks::is_split(p.format);
-        if n >= I::TILE_TOKENS && work.halves.is_empty() && self.parts.iter().any(splits) {
+        if I::TILE_TOKENS.is_some_and(|least| n >= least)
+            && work.halves.is_empty()
+            && self.parts.iter().any(splits)
+        {
             work.halves = halves(args.slice(self.x, 0, n * (self.k / 32)));
         }
         for item in items {

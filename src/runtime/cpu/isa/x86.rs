@@ -209,7 +209,7 @@ impl Isa for Avx2 {
 pub(in super::super) struct Avx512;
 
 impl Isa for Avx512 {
-    const TILE_TOKENS: usize = 4;
+    const TILE_TOKENS: Option<usize> = Some(4);
 
     #[inline(always)]
     fn outline<J: Job>(job: J) {

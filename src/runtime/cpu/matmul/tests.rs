@@ -3,6 +3,7 @@ use super::super::isa::Features;
 use super::super::testing::*;
 use super::*;
 use crate::codegen::spec::{Alias, Arg, MatmulPart, Template};
+use crate::runtime::cpu::math::LANES;
 
 const T: Dim = Dim::T;
 
@@ -80,6 +81,40 @@ fn every_format_meets_every_activation() {
                 assert_close(&have, &reference(&spec, &m, &m.parts[0], &inputs), 1e-6);
             }
         }
+    }
+}
+
+/// Many groups, and part of one where the format allows it.
+#[test]
+fn long_rows_are_whole() {
+    for format in WEIGHTS.iter().copied() {
+        let k = if format.block_len() == 256 { 2304 } else { 2336 };
+        for t in [1, 7] {
+            let spec = stored(DType::Q8Act, k, 32, &[(format, 5)], false);
+            let (at, m) = (syms(t, 0, 64), template(&spec));
+            let inputs = inputs(&spec, &at, t);
+            let have = to_f32s(&launch_all(&spec, &at, &inputs, 2));
+            assert_close(&have, &reference(&spec, &m, &m.parts[0], &inputs), 1e-6);
+        }
+    }
+}
+
+/// Where products are added without being rounded first, they come out otherwise: so is seen which instructions run.
+#[test]
+fn a_kernel_runs_with_the_instructions_it_was_bound_for() {
+    let spec = stored(DType::F32, 32, 32, &[(DType::F32, 1)], false);
+    let row = |first: f32, second: f32| {
+        let mut row = [0.0; 32];
+        (row[0], row[LANES]) = (first, second);
+        Some(f32_bytes(&row))
+    };
+    // a² is 1 + 2⁻¹² + 2⁻²⁶, whose last bit rounding takes.
+    let a = 1.0 + 2f32.powi(-13);
+    let inputs = [row(-1.0, a), row(1.0 + 2f32.powi(-12), a), None];
+    for features in Features::available() {
+        let y = to_f32s(&launch(&spec, &features, &syms(1, 0, 64), &inputs, None)[2]);
+        let want = if features == Features::baseline() { 0.0 } else { 2f32.powi(-26) };
+        assert_eq!(y, [want], "{}", features.name());
     }
 }
 
