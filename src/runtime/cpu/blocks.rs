@@ -1,7 +1,7 @@
 //! Block formats: from bytes to integers and scales, or to floats, a group of up to 256 elements at a time.
 
 use super::formats::*;
-use super::isa::{Isa, Job};
+use super::isa::Isa;
 use crate::ir::DType;
 
 /// Elements that are decoded at once; the largest block.
@@ -126,30 +126,12 @@ pub(super) fn bytes_of(dtype: DType, n: usize) -> usize {
 /// The values of `out.len()` elements of `dtype`: whole blocks, and of a quantised type at most [`GROUP`].
 #[inline(always)]
 pub(super) fn decode<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    if dtype.is_quantised() {
-        I::outline(Dequantise { dtype, bytes, out });
-    } else {
-        decode_simple::<I>(dtype, bytes, out);
+    macro_rules! go {
+        ($format:ty) => {
+            dequantise::<I, $format>(bytes, out)
+        };
     }
-}
-
-/// [`decode`] of blocks: all formats are in one function, not in each that decodes.
-struct Dequantise<'a> {
-    dtype: DType,
-    bytes: &'a [u8],
-    out: &'a mut [f32],
-}
-
-impl Job for Dequantise<'_> {
-    #[inline(always)]
-    fn run<I: Isa>(self) {
-        macro_rules! go {
-            ($format:ty) => {
-                dequantise::<I, $format>(self.bytes, self.out)
-            };
-        }
-        with_format!(self.dtype, go, decode_simple::<I>(self.dtype, self.bytes, self.out));
-    }
+    with_format!(dtype, go, decode_simple::<I>(dtype, bytes, out));
 }
 
 /// As [`decode`], of a type that is no weight's or has no blocks.
