@@ -46,7 +46,8 @@ fn compilation() -> bool {
                 let mut graph = graph.clone();
                 black_box(options.pipeline.run(&mut graph, &options.target)).expect("sound rules");
             });
-            all &= keeps(&format!("{name} {}: all passes", step.name), passes.as_secs_f64() * 1e3, ms, "ms");
+            all &=
+                keeps(&format!("{name} {}: all passes", step.name()), passes.as_secs_f64() * 1e3, ms, "ms");
         }
         let compiled = shortest(5, || {
             black_box(compile::compile(&gguf, &options, Purpose::Generate)).expect("a known model");

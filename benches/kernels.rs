@@ -56,7 +56,7 @@ fn norm() -> KernelSpec {
 
 /// One layer's attention of a model with 32 heads on 8.
 fn attention() -> KernelSpec {
-    let m = AttentionSpec { q: 0, k: 1, v: 2, out: 3, heads: 32, cache_heads: 8, head_dim: 64, scale: 0.125 };
+    let m = AttentionSpec { q: 0, k: 1, v: 2, out: 3, heads: 32, kv_heads: 8, head_dim: 64, scale: 0.125 };
     let cache = || arg(Access::Read, DType::F16, &[Dim::S, Dim::n(8), Dim::n(64)]);
     let args = vec![
         arg(Access::Read, DType::F32, &[Dim::T, Dim::n(2048)]),

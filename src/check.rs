@@ -5,8 +5,9 @@ use crate::codegen::spec::{Access, KernelSpec};
 use crate::codegen::{self, Trace};
 use crate::compile::{CompileError, Options};
 use crate::gguf::{GgufError, GgufFile};
-use crate::ir::{DType, Dim, Graph, NodeId, Op, Syms, TensorType, Value, Verified, verify};
+use crate::ir::{DType, Graph, NodeId, Op, StepInput, Syms, TensorType, Value, Verified, verify};
 use crate::lower::{self, Config, Step};
+use crate::runtime::StepRows;
 use crate::runtime::cpu::{BindError, Features, RawArg, bind};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
 use crate::target::Target;
@@ -51,7 +52,7 @@ impl NodeCheck {
 /// The outcome for one step.
 #[derive(Clone, Debug)]
 pub struct StepCheck {
-    pub step: &'static str,
+    pub step: String,
     pub nodes: Vec<NodeCheck>,
     /// The largest relative error between the results of the fused and of the unfused graph, both interpreted.
     pub whole: f64,
@@ -90,13 +91,14 @@ pub fn check_step(
 ) -> Result<StepCheck, CheckError> {
     let config = Config::from_gguf(file.gguf()).map_err(CompileError::from)?;
     let lowered = lower::lower(file.gguf(), &config, step).map_err(CompileError::from)?;
-    let syms = Syms { t: tokens.len() as u64, p: cached, s: step.context };
+    let rows = step_rows(step, tokens, cached);
+    let syms = rows.syms();
     let run = |graph: &mut Graph, pipeline: &crate::passes::Pipeline| {
         pipeline.run(graph, &options.target).map_err(CompileError::from)
     };
 
     let before = std::mem::take(caches);
-    let leaf = |op: &Op, ty: &TensorType| leaf_of_model(file, &before, tokens, &syms, op, ty);
+    let leaf = |op: &Op, ty: &TensorType| leaf_of_model(file, &before, &rows, op, ty);
 
     let mut unfused = lowered.clone();
     run(&mut unfused, &options.pipeline.clone().without_fusions())?;
@@ -111,33 +113,52 @@ pub fn check_step(
 
     let whole = largest_distance(&found.results, &expected.results)?;
     *caches = found.states;
-    Ok(StepCheck { step: step.name, nodes: found.nodes, whole })
+    Ok(StepCheck { step: step.name(), nodes: found.nodes, whole })
+}
+
+/// The inputs of a step on tokens of one sequence, whose pages lie in order.
+fn step_rows(step: &Step, tokens: &[i32], cached: u64) -> StepRows {
+    let first = i32::try_from(cached).unwrap_or(i32::MAX);
+    let n = i32::try_from(tokens.len()).unwrap_or(i32::MAX);
+    let positions: Vec<i32> = (0..n).map(|t| first.saturating_add(t)).collect();
+    let count = |n: u64| i32::try_from(n).unwrap_or(i32::MAX);
+    let (sequences, pages) = (count(step.sequences), count(step.table_pages()));
+    let mut lengths = vec![0; sequences as usize];
+    lengths[..1].fill(first.saturating_add(n));
+    StepRows {
+        tokens: tokens.to_vec(),
+        sequences: vec![0; tokens.len()],
+        rows: positions.clone(),
+        positions,
+        // Of the other sequences, which are empty, any pages will do.
+        tables: (0..sequences).flat_map(|_| 0..pages).collect(),
+        lengths,
+        wanted: (n - count(step.wanted).min(n)..n).collect(),
+    }
 }
 
 /// What an input, a weight or a state of a model holds.
 fn leaf_of_model(
     file: &GgufFile,
     caches: &Caches,
-    tokens: &[i32],
-    syms: &Syms,
+    rows: &StepRows,
     op: &Op,
     ty: &TensorType,
 ) -> Result<Tensor, CheckError> {
+    let syms = rows.syms();
+    let dims = || ty.dims(&syms).into_iter().map(|d| d as usize).collect::<Vec<_>>();
     Ok(match op {
-        Op::Input { name } => {
-            let start = i32::try_from(syms.p).unwrap_or(i32::MAX);
-            let positions: Vec<i32> = (start..).take(tokens.len()).collect();
-            let ids = if name == "pos" { &positions } else { tokens };
-            Tensor::from_i32(&[ids.len()], ids)?
+        Op::Input { name, .. } => {
+            let input = StepInput::from_name(name);
+            Tensor::from_i32(&dims(), input.map_or(&[], |input| rows.of(input)))?
         }
         Op::Weight { name } => {
             let bytes = file.tensor_bytes(file.gguf().tensor(name)?);
-            let dims = ty.dims(syms).into_iter().map(|d| d as usize).collect();
-            Tensor::new(ty.dtype, dims, bytes.to_vec())?
+            Tensor::new(ty.dtype, dims(), bytes.to_vec())?
         }
-        Op::State { name } => match caches.get(name) {
+        Op::State { name, .. } => match caches.get(name) {
             Some(cache) => cache.clone(),
-            None => Tensor::zeros(ty, syms)?,
+            None => Tensor::zeros(ty, &syms)?,
         },
         other => return Err(InterpError::NotANode { op: other.name() }.into()),
     })
@@ -205,7 +226,7 @@ impl<'a> Walk<'a> {
             }
             if let op @ (Op::Input { .. } | Op::Weight { .. } | Op::State { .. }) = g.op(id) {
                 values.insert(id.into(), (self.leaf)(op, g.ty(id.into()))?);
-                if let Op::State { name } = op {
+                if let Op::State { name, .. } = op {
                     state_of.insert(id.into(), name.clone());
                 }
                 continue;
@@ -216,10 +237,7 @@ impl<'a> Walk<'a> {
             self.compare(id, &tensors, &outs)?;
             for (out, tensor) in (0u32..).zip(outs) {
                 let v = Value { node: id, out };
-                // A result with the rows of a cache is the next version of the one operand it may have come from.
-                if g.ty(v).shape.first() == Some(&Dim::S)
-                    && let Some(name) = self.version_of(id, v, &state_of)
-                {
+                if let Some(name) = g.previous_version(v).and_then(|before| state_of.get(&before)).cloned() {
                     state_of.insert(v, name);
                 }
                 values.insert(v, tensor);
@@ -241,17 +259,6 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(checked)
-    }
-
-    /// The state that result `v` of `id` is a version of.
-    fn version_of(&self, id: NodeId, v: Value, state_of: &HashMap<Value, String>) -> Option<String> {
-        let caches: Vec<Value> =
-            self.graph.operands(id).into_iter().filter(|o| state_of.contains_key(o)).collect();
-        let Op::Fused(fused) = self.graph.op(id) else { return state_of.get(caches.first()?).cloned() };
-        let append = fused.body.results()[v.out as usize];
-        let input = fused.body.operand(append.node, 0)?;
-        let slot = fused.body.inputs().iter().position(|&i| i == input.node)?;
-        state_of.get(&self.graph.operand(id, slot as u32)?).cloned()
     }
 
     /// Runs the node's kernel on the same operands, and notes how far it is off.
@@ -373,15 +380,8 @@ mod tests {
     /// The kernels of a step of the embedded model after `change`, each beside its body.
     fn checked(options: &Options, change: impl Fn(&mut Template)) -> Vec<NodeCheck> {
         let file = model::embedded().unwrap();
-        let tokens = &[0, 33];
-        let step = Step {
-            name: "score",
-            tokens: 2,
-            head: lower::Head::AllRows,
-            greedy: false,
-            kv: options.kv,
-            context: 8,
-        };
+        let step = Step { tokens: 2, wanted: 2, greedy: false, kv: options.kv, context: 8, sequences: 1 };
+        let rows = step_rows(&step, &[0, 33], 0);
         let (graph, _) = fuse(file.gguf(), options, &step).unwrap();
         let graph = verify(graph).unwrap();
         let (program, trace) = codegen::generate_traced(&graph, &options.target).unwrap();
@@ -389,8 +389,8 @@ mod tests {
         specs.iter_mut().for_each(|spec| change(&mut spec.template));
         let features = Features::detect();
         let kernels = Some(Kernels { features, specs, launches: program.launches, trace });
-        let (syms, before) = (Syms { t: 2, p: 0, s: 8 }, Caches::new());
-        let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, tokens, &syms, op, ty);
+        let (syms, before) = (rows.syms(), Caches::new());
+        let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, &rows, op, ty);
         Walk { kernels, ..Walk::new(&graph, syms, &leaf) }.run().unwrap().nodes
     }
 
@@ -405,7 +405,7 @@ mod tests {
                 rope_kv.rope.base *= 2.0;
             }
         });
-        let outcome = StepCheck { step: "score", nodes, whole: 0.0 };
+        let outcome = StepCheck { step: "t2".into(), nodes, whole: 0.0 };
         assert!(!outcome.passes());
         assert_eq!(outcome.first_divergence().unwrap().kernel, "rope_kv");
         assert!(outcome.nodes.iter().all(|n| n.passes() == (n.kernel != "rope_kv")), "{:?}", outcome.nodes);
@@ -478,7 +478,7 @@ mod tests {
 
     #[test]
     fn the_whole_counts_too() {
-        let of = |whole| StepCheck { step: "score", nodes: vec![], whole }.passes();
+        let of = |whole| StepCheck { step: "t2".into(), nodes: vec![], whole }.passes();
         assert!(of(0.0) && of(9e-6));
         assert!(!of(3e-5) && !of(1.0) && !of(f64::NAN));
 

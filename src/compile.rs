@@ -2,8 +2,8 @@
 
 use crate::codegen::{self, CodegenError, spec::Program};
 use crate::gguf::Gguf;
-use crate::ir::{DType, Graph, verify};
-use crate::lower::{self, Config, Head, LowerError, Step};
+use crate::ir::{DType, Graph, KvTypes, verify};
+use crate::lower::{self, Config, LowerError, Step};
 use crate::passes::{PassError, Pipeline, Report};
 use crate::target::Target;
 
@@ -12,11 +12,13 @@ use crate::target::Target;
 pub struct Options {
     pub target: Target,
     pub pipeline: Pipeline,
-    /// Element type of the caches, f32 or f16.
-    pub kv: DType,
-    /// Rows of the caches; what the model was trained for, but at most [`DEFAULT_CONTEXT`], unless told.
+    /// Element types of the caches, f32 or f16.
+    pub kv: KvTypes,
+    /// The most tokens of a sequence; what the model was trained for, but at most [`DEFAULT_CONTEXT`], unless told.
     pub context: Option<u64>,
-    /// The most tokens of one step of a prompt.
+    /// Sequences at once; the caches have room for all.
+    pub sequences: u64,
+    /// The most tokens of one step.
     pub chunk: u64,
     /// Decode returns the best token instead of the logits.
     pub greedy: bool,
@@ -31,57 +33,77 @@ impl Options {
     /// The defaults for a target: all passes, f16 caches.
     pub fn new(target: Target) -> Options {
         let pipeline = Pipeline::standard(false);
-        Options { target, pipeline, kv: DType::F16, context: None, chunk: DEFAULT_CHUNK, greedy: false }
+        Options {
+            target,
+            pipeline,
+            kv: KvTypes::both(DType::F16),
+            context: None,
+            sequences: 1,
+            chunk: DEFAULT_CHUNK,
+            greedy: false,
+        }
     }
 
     /// Float32 activations and caches.
     #[must_use]
     pub fn exact(self) -> Options {
-        Options { pipeline: Pipeline::standard(true), kv: DType::F32, ..self }
+        Options { pipeline: Pipeline::standard(true), kv: KvTypes::both(DType::F32), ..self }
     }
 
     /// Whether activations stay float32 and the caches too.
     pub fn is_exact(&self) -> bool {
-        self.kv == DType::F32 && !self.pipeline.enabled().contains(&"quantise_acts")
+        self.kv == KvTypes::both(DType::F32) && !self.pipeline.enabled().contains(&"quantise_acts")
     }
 
     /// The context for a model.
     pub fn context_of(&self, config: &Config) -> u64 {
         self.context.unwrap_or(config.trained_context.min(DEFAULT_CONTEXT))
     }
+
+    /// The most tokens of one step for a model: no more than all sequences have.
+    pub fn chunk_of(&self, config: &Config) -> u64 {
+        self.chunk.clamp(1, self.context_of(config).saturating_mul(self.sequences).max(1))
+    }
 }
 
 /// What the programs are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Generating text: `chunk` and `prefill` for the prompt, then `decode`.
+    /// Generating text: of each step, the logits of a few rows are wanted.
     Generate,
-    /// Scoring text: `score` computes the logits of every token.
+    /// Scoring text: the logits of every token may be wanted.
     Score,
-    /// Measuring: what [`Purpose::Generate`] has, and `decode_greedy`, which returns the best token alone. All share
-    /// their caches.
+    /// Measuring: what [`Purpose::Generate`] has, and a program that returns the best tokens alone. All share their
+    /// caches.
     Bench,
 }
 
+/// Rows whose logits are wanted of one step at most where text is generated, for one sequence: a token and the drafts
+/// after it.
+pub const DRAFTS: u64 = 8;
+
 impl Purpose {
-    /// The steps of which the programs are compiled.
+    /// The steps of which the programs are compiled: buckets of `T`, the smallest first.
     pub fn steps(self, config: &Config, options: &Options) -> Vec<Step> {
         let context = options.context_of(config);
-        let step =
-            |name, tokens, head| Step { name, tokens, head, greedy: options.greedy, kv: options.kv, context };
-        let generate = [
-            step("chunk", options.chunk, Head::None),
-            step("prefill", options.chunk, Head::LastRow),
-            step("decode", 1, Head::AllRows),
-        ];
-        match self {
-            Purpose::Generate => generate.into(),
-            Purpose::Bench => {
-                let greedy = Step { greedy: true, ..step("decode_greedy", 1, Head::AllRows) };
-                generate.map(|step| Step { greedy: false, ..step }).into_iter().chain([greedy]).collect()
-            }
-            Purpose::Score => vec![Step { greedy: false, ..step("score", options.chunk, Head::AllRows) }],
+        let sequences = options.sequences;
+        let few = sequences.max(DRAFTS);
+        let chunk = options.chunk_of(config);
+        let buckets = options.target.buckets.iter().copied().filter(|&t| t < chunk).chain([chunk]);
+        let step = |tokens: u64| {
+            let wanted = if self == Purpose::Score { tokens } else { few.min(tokens) };
+            let greedy = options.greedy && self == Purpose::Generate;
+            Step { tokens, wanted, greedy, kv: options.kv, context, sequences }
+        };
+        let mut steps: Vec<Step> = buckets.map(step).collect();
+        if self == Purpose::Bench {
+            // One token of every sequence at once.
+            let most = steps.iter().map(|step| step.tokens).find(|&t| t >= sequences).unwrap_or(chunk);
+            let greedy = steps.iter().filter(|step| step.tokens <= most);
+            let greedy: Vec<Step> = greedy.map(|step| Step { greedy: true, ..*step }).collect();
+            steps.extend(greedy);
         }
+        steps
     }
 }
 

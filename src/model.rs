@@ -1,7 +1,7 @@
 //! From a model file, or a plan, to a session that runs: what the commands share.
 
 use crate::compile::{self, CompileError, Options, Purpose};
-use crate::generate::Session;
+use crate::generate::{Session, SessionError};
 use crate::gguf::{GgufError, GgufFile};
 use crate::runtime::plan::{self, LoadedPlan, Parts, Plan, PlanError};
 use crate::runtime::{DeviceOptions, ExecError, Executor};
@@ -20,6 +20,8 @@ pub enum ModelError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Exec(#[from] ExecError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
     #[error("{0} is a compiled plan, and a model is wanted; only run takes plans")]
     IsPlan(PathBuf),
     #[error("{path}: {source}")]
@@ -86,7 +88,8 @@ pub fn plan(
             exact: options.is_exact(),
             kv: options.kv,
             context: options.context_of(&config),
-            chunk: options.chunk.min(options.context_of(&config)),
+            sequences: options.sequences,
+            chunk: options.chunk_of(&config),
             greedy: options.greedy,
         },
         programs: compiled.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
@@ -121,7 +124,7 @@ pub fn session(
     purpose: Purpose,
     threads: Option<usize>,
 ) -> Result<Session, ModelError> {
-    Ok(Session::new(executor(file, path, options, purpose, threads)?))
+    Ok(Session::new(executor(file, path, options, purpose, threads)?)?)
 }
 
 /// Whether the file at `path` begins as a plan does.
@@ -162,6 +165,6 @@ pub fn load_plan(
     }
     let file = Arc::new(file);
     let options = DeviceOptions { threads, features: None };
-    let session = Session::new(Executor::new(plan, Arc::clone(&file), &options)?);
+    let session = Session::new(Executor::new(plan, Arc::clone(&file), &options)?)?;
     Ok((file, session))
 }

@@ -26,6 +26,10 @@ pub struct Target {
     pub wave: u32,
     /// Memory shared by a block, in bytes; 0 if there is none.
     pub lds_bytes: u32,
+    /// Token rows for which a program of its own is compiled, ascending; the chunk is the last. A step runs in the smallest that
+    /// holds it.
+    #[serde(default = "default_buckets")]
+    pub buckets: Vec<u64>,
     /// Streams that launches may be spread over.
     pub streams: u32,
     /// Memory bandwidth in GB/s (1e9 bytes).
@@ -41,6 +45,11 @@ pub struct Target {
     pub efficiency: BTreeMap<Kernel, f64>,
     /// Share of its speed that a matmul keeps when its epilogue adds a residual.
     pub residual_epilogue: f64,
+}
+
+/// One token, and as many as a matvec takes without reading its weight again.
+fn default_buckets() -> Vec<u64> {
+    vec![1, 8]
 }
 
 /// The targets that `--target` knows by name.
@@ -66,6 +75,7 @@ impl Target {
             arch: String::new(),
             wave: 1,
             lds_bytes: 0,
+            buckets: default_buckets(),
             streams: 1,
             bandwidth_gbs: 27.0,
             launch_us: 1.0,
@@ -84,6 +94,7 @@ impl Target {
             arch: String::new(),
             wave: 1,
             lds_bytes: 0,
+            buckets: default_buckets(),
             streams: 1,
             bandwidth_gbs: 27.0,
             launch_us: 1.0,
@@ -105,6 +116,7 @@ impl Target {
             arch: "test".into(),
             wave: 32,
             lds_bytes: 64 << 10,
+            buckets: default_buckets(),
             streams: 1,
             bandwidth_gbs: 800.0,
             launch_us: 4.0,
@@ -141,6 +153,10 @@ impl Target {
         }
         if !(self.launch_us.is_finite() && self.launch_us >= 0.0) {
             return Err(format!("target {:?}: launch_us must not be negative", self.name));
+        }
+        let ascending = self.buckets.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascending || self.buckets.len() > 32 || self.buckets.first() == Some(&0) {
+            return Err(format!("target {:?}: buckets must ascend from 1 on, at most 32 of them", self.name));
         }
         if !(1..=64).contains(&self.streams) || !(1..=64).contains(&self.wave) {
             return Err(format!("target {:?}: streams and wave must lie in 1..=64", self.name));
@@ -180,6 +196,10 @@ mod tests {
         }
         for (streams, wave) in [(0, 1), (65, 1), (1, 0), (1, 65)] {
             assert!(Target { streams, wave, ..Target::test_cpu() }.validate().is_err(), "{streams} {wave}");
+        }
+        for buckets in [vec![0], vec![2, 2], vec![8, 1], (1..40).collect()] {
+            let target = Target { buckets, ..Target::test_cpu() };
+            assert!(target.validate().unwrap_err().contains("buckets"));
         }
         let none = Target { dot4_gops: None, ..Target::test_cpu() };
         assert_eq!(none.validate(), Ok(()));

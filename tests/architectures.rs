@@ -6,7 +6,7 @@ use sinter::compile::{self, Options, Purpose};
 use sinter::gguf::{Array, GgufFile, Value};
 use sinter::ir::{DType, Kernel};
 use sinter::lower::{Config, LowerError};
-use sinter::runtime::Executor;
+
 use sinter::target::Target;
 use std::sync::Arc;
 use support::synthetic::{Model, REAL, Shape, TINY, is_vector, shape, uniform};
@@ -47,14 +47,8 @@ fn assert_matches_reference(what: &str, model: &Model) {
 
 /// The logits of tokens that go through one by one.
 fn decoded(file: &Arc<GgufFile>, options: &Options, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let mut executor = executor(file, options, Purpose::Generate);
-    (0..).zip(tokens).map(|(cached, &id)| decode(&mut executor, cached, id)).collect()
-}
-
-/// The logits after one more token.
-fn decode(executor: &mut Executor, cached: u64, id: u32) -> Vec<f32> {
-    executor.forward("decode", &[id as i32], cached).unwrap();
-    executor.result_f32(0).unwrap().to_vec()
+    let mut reader = Reader::new(executor(file, options, Purpose::Generate));
+    tokens.iter().map(|&id| reader.last(&[id])).collect()
 }
 
 /// Long enough for a chunk of 512, a position of 1024, and blocks of cache rows beyond both; no multiple of anything.
@@ -80,19 +74,12 @@ fn positions_far_into_a_text_are_as_near_ones() {
                 assert_close(&what, &score_on(&file, &options, &tokens, &device), &expected, tolerance);
 
                 // Prompts up to far positions, and from there token by token.
-                let mut executor = executor_on(&file, &options, Purpose::Generate, &device);
+                let mut reader = Reader::new(executor_on(&file, &options, Purpose::Generate, &device));
                 for from in [500, 1010, LONG - 20] {
-                    let mut cached = 0;
-                    for chunk in tokens[..from].chunks(512) {
-                        let ids: Vec<i32> = chunk.iter().map(|&id| id as i32).collect();
-                        executor.forward("chunk", &ids, cached).unwrap();
-                        cached += chunk.len() as u64;
-                    }
+                    reader.truncate(0);
+                    tokens[..from].chunks(512).for_each(|chunk| reader.skip(chunk));
                     let range = from..from + 20;
-                    let found: Vec<_> = (from as u64..)
-                        .zip(&tokens[range.clone()])
-                        .map(|(cached, &id)| decode(&mut executor, cached, id))
-                        .collect();
+                    let found: Vec<_> = tokens[range.clone()].iter().map(|&id| reader.last(&[id])).collect();
                     assert_close(
                         &format!("{what}, decoded from {from}"),
                         &found,
@@ -184,15 +171,15 @@ fn token_by_token_equals_at_once() {
 fn heads_of_any_even_size_and_any_sharing() {
     for base in ["tiny-llama", "tiny-qwen2", "tiny-qwen3"].map(shape) {
         for head_dim in [2, 6, 80, 250] {
-            for cache_heads in [1, 2, 4] {
+            for kv_heads in [1, 2, 4] {
                 let small = Shape { width: 64, ffn: 96, vocab: 61, layers: 1, ..base };
-                let shape = Shape { head_dim, rotated: head_dim, cache_heads, ..small };
+                let shape = Shape { head_dim, rotated: head_dim, kv_heads, ..small };
                 // The rows of this one are as long as all heads together: no whole blocks.
                 let format = |name: &str| match name.contains("attn_output") {
                     true => DType::F16,
                     false => uniform(DType::Q8_0)(name),
                 };
-                let what = format!("{}, 4 heads of {head_dim}, {cache_heads} cached", shape.architecture);
+                let what = format!("{}, 4 heads of {head_dim}, {kv_heads} cached", shape.architecture);
                 assert_matches_reference(&what, &Model::new(&shape, format));
             }
         }
@@ -290,7 +277,7 @@ fn every_part_of_an_architecture_is_seen() {
 fn launches(shape: &Shape, format: DType, options: &Options) -> Vec<(String, u64)> {
     let gguf = Model::new(shape, uniform(format)).description();
     let config = Config::from_gguf(&gguf).unwrap();
-    let step = Purpose::Generate.steps(&config, options).pop().unwrap();
+    let step = Purpose::Generate.steps(&config, options).remove(0);
     let (_, report) = compile::fuse(&gguf, options, &step).unwrap();
     report.after.launches.iter().map(|(kernel, n)| (kernel.clone(), *n)).collect()
 }

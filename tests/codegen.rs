@@ -25,13 +25,19 @@ fn a_body_must_be_what_its_kernel_computes() {
         // Keys that turn otherwise than queries: by base, by dimensions, by pairs.
         ("rope_kv", &["rope_kv"][..], ROPE, "%4 = rope %3, %x1 {base=20000, dims=32, style=interleaved}"),
         ("rope_kv", &["rope_kv"], ROPE, "%4 = rope %3, %x1 {base=10000, dims=16, style=interleaved}"),
-        ("rope_kv", &["rope_kv"], ROPE, "%4 = rope %3, %x1 {base=10000, dims=32, style=halves}"),
-        // Values that turn.
-        ("rope_kv", &["rope_kv"], "%7 = kv_append %x5, %6", "%7 = kv_append %x5, %4"),
+        ("rope_kv", &["rope_kv"], ROPE, "%4 = rope %3, %x1 {base=10000, dims=32, style=neox}"),
+        // Values that turn, and some that go to other rows than the keys.
+        ("rope_kv", &["rope_kv"], "%7 = kv_append %x6, %6", "%7 = kv_append %x6, %4"),
+        ("rope_kv", &["rope_kv"], "%7 = kv_append %x6, %6, %x5", "%7 = kv_append %x6, %6, %x1"),
         // A gate that goes through no SiLU, and one that is its own.
         ("swiglu", &["swiglu"], "%0 = silu %x0", "%0 = add %x0, %x0"),
         ("attention_f32", &["attention"], "softmax", "silu"),
-        ("attention_f32", &["attention"], "causal_mask", "silu"),
+        ("attention_f32", &["attention"], "causal_mask %1, %x5", "silu %1"),
+        // Values of another sequence than the keys.
+        ("attention_f32", &["attention"], "weighted_sum %3, %4, %x4", "weighted_sum %3, %4, %x5"),
+        // A gate that goes through no SiLU, and one that is added.
+        ("gated_scan", &["gated_scan"], "%0 = silu %x2", "%0 = add %x2, %x2"),
+        ("gated_scan", &["gated_scan"], "%1 = mul %0, %x3", "%1 = add %0, %x3"),
         ("add_rmsnorm", &["add_rmsnorm"], "%0 = add %x0, %x1", "%0 = mul %x0, %x1"),
     ] {
         generated(name, passes, from, from).unwrap();
@@ -50,11 +56,19 @@ fn another_kernels_body_is_refused() {
         ("add_rmsnorm", &["add_rmsnorm"], "add_rmsnorm"),
         ("attention_f32", &["attention"], "attention"),
         ("rope_kv", &["rope_kv"], "rope_kv"),
+        ("gated_scan", &["gated_scan"], "gated_scan"),
         ("dequant_matmul", &["dequant_matmul"], "dequant_matmul"),
     ] {
-        for other in
-            ["swiglu", "add_rmsnorm", "attention", "rope_kv", "dequant_matmul", "sample_head", "merge"]
-        {
+        for other in [
+            "swiglu",
+            "add_rmsnorm",
+            "attention",
+            "rope_kv",
+            "gated_scan",
+            "dequant_matmul",
+            "sample_head",
+            "merge",
+        ] {
             let (from, to) = (format!("fused {kernel}("), format!("fused {other}("));
             let found = generated(name, passes, &from, &to);
             // A merge of one part is a plain matmul.

@@ -5,8 +5,8 @@ mod support;
 
 use common::{fuse, input};
 use sinter::compile::{self, Options, Purpose};
-use sinter::ir::{DType, Decision, Gain, Graph, Kernel, Op, Outcome, Syms, Value, Why};
-use sinter::lower::{Config, Head};
+use sinter::ir::{DType, Decision, Gain, Graph, Kernel, Op, Outcome, Value, Why};
+use sinter::lower::Config;
 use sinter::passes::{Report, cost};
 use sinter::target::Target;
 use support::synthetic::{self, Model, Shape};
@@ -23,7 +23,7 @@ struct Case {
     fused: u64,
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     // 4 rows of 256: silu 4+4 KiB, mul 8+4 KiB, quant_act 4 KiB + 4·8·40.
     Case {
         input: "swiglu",
@@ -69,23 +69,43 @@ const CASES: [Case; 8] = [
         unfused: &[840 + 840 + 16, 840 + 4096, 4096 + 1024 + 4096, 4096 + 1280],
         fused: 840 + 16 + 1024 + 4096 + 1280,
     },
-    // Queries, QK-norm, keys, two appends of 4 rows each; caches count by rows.
+    // Queries, QK-norm, keys, two appends of 4 rows each; caches count by rows, of which there are 16 bytes of numbers.
     Case {
         input: "rope_kv",
         passes: &["dequant_matmul", "rope_kv"],
         kernel: Kernel::RopeKv,
         launches: 5.0,
-        unfused: &[2048 + 16 + 2048, 1024 + 128 + 1024, 1024 + 16 + 1024, 1024 + 512, 1024 + 512],
-        fused: 2048 + 16 + 1024 + 128 + 1024 + 2048 + 512 + 512,
+        unfused: &[2048 + 16 + 2048, 1024 + 128 + 1024, 1024 + 16 + 1024, 1024 + 16 + 512, 1024 + 16 + 512],
+        fused: 2048 + 16 + 16 + 1024 + 128 + 1024 + 2048 + 512 + 512,
     },
-    // 16 filled rows of 64 in two caches; scores of 4 heads, 4 queries, 16 positions.
+    // 64 positions of two sequences, of 128 bytes each, in two caches, with 16 bytes of tables and 8 of lengths; scores of 4 heads,
+    // 4 queries, 64 positions.
     Case {
         input: "attention",
         passes: &["attention"],
         kernel: Kernel::Attention,
-        launches: 7.0,
-        unfused: &[6144, 6144, 2048 + 4096 + 1024, 2048, 2048, 1024 + 4096 + 2048, 2048 + 640],
-        fused: 2048 + 2048 + 2048 + 640,
+        launches: 9.0,
+        unfused: &[
+            2 * 16_384 + 24,
+            2 * 16_384 + 24,
+            16_384 + 32_768,
+            16_384 + 32_768,
+            2048 + 32_768 + 16 + 4096,
+            4096 + 16 + 4096,
+            4096 + 4096,
+            4096 + 32_768 + 16 + 2048,
+            2048 + 640,
+        ],
+        fused: 2048 + 2 * 16_384 + 24 + 16 + 16 + 640,
+    },
+    // 4 rows of 256 as in "swiglu"; the recurrence takes decay and input, gives as many rows, and goes through two rows of state.
+    Case {
+        input: "gated_scan",
+        passes: &["gated_scan"],
+        kernel: Kernel::GatedScan,
+        launches: 3.0,
+        unfused: &[8192, 12288, 8192 + 4096 + 32 + 2 * 2048],
+        fused: 12288 + 4096 + 32 + 2 * 2048,
     },
     // 1000·210 bytes of weight; 1000 logits, or one id.
     Case {
@@ -216,24 +236,31 @@ fn stored_bytes(g: &Graph, target: &Target) -> u64 {
         }
         let written = (0..g.node(id).outs.len() as u32).map(|out| Value { node: id, out });
         let written: Vec<Value> = written.filter(|v| !is_state(g, *v)).collect();
-        let read = match g.op(id) {
-            // As much as it writes.
-            Op::LastRow => written.clone(),
-            _ => g.operands(id).into_iter().filter(|v| !is_stored(*v)).collect(),
-        };
-        let activations = read.iter().chain(&written).map(|v| g.ty(*v).max_bytes(&g.bounds));
-        bytes += cost.bytes - activations.sum::<u64>();
+        let activations = written.iter().map(|v| g.ty(*v).bytes(&g.bounds));
+        let read = g.operands(id).into_iter().enumerate().filter(|(_, v)| !is_stored(*v));
+        let read = read.map(|(slot, v)| match g.op(id) {
+            Op::GetRows if slot == 0 => g.ty(id.into()).bytes(&g.bounds),
+            Op::Fused(fused) => rows_read(&fused.body, slot).unwrap_or(g.ty(v).bytes(&g.bounds)),
+            _ => g.ty(v).bytes(&g.bounds),
+        });
+        bytes += cost.bytes - activations.chain(read).sum::<u64>();
     }
     bytes
 }
 
+/// The bytes that a body looks up in one of its inputs; none if it reads all of it.
+fn rows_read(body: &Graph, input: usize) -> Option<u64> {
+    let uses = body.uses(body.inputs()[input].into());
+    let rows = uses.iter().map(|&(user, slot)| {
+        let looks_up = matches!(body.op(user), Op::GetRows) && slot == 0;
+        looks_up.then(|| body.ty(user.into()).bytes(&body.bounds))
+    });
+    rows.sum()
+}
+
 /// Whether a value is a version of a state.
 fn is_state(g: &Graph, v: Value) -> bool {
-    match g.op(v.node) {
-        Op::State { .. } | Op::KvAppend => true,
-        Op::Fused(fused) => matches!(fused.body.op(fused.body.results()[v.out as usize].node), Op::KvAppend),
-        _ => false,
-    }
+    g.state_role(v).is_some()
 }
 
 /// Fusing is decided by the bytes that running is measured by: those of weights and caches, of every family, fused or not.
@@ -256,21 +283,20 @@ fn bytes_are_those_that_bench_counts() {
                 ("exact --no-fuse", unfused(&exact)),
             ] {
                 let plan = support::plan_of_description(&gguf, &options, Purpose::Bench);
-                for step in Purpose::Bench.steps(&config, &options) {
-                    let what = format!("{} {format} {path} {}", shape.name, step.name);
+                for (program, step) in Purpose::Bench.steps(&config, &options).into_iter().enumerate() {
+                    let what = format!("{} {format} {path} {}", shape.name, step.name());
                     let (graph, _) = compile::fuse(&gguf, &options, &step).unwrap();
-                    // At its bounds a step fills the context.
+                    // At its bounds a step fills the caches.
                     let counted = stored_bytes(&graph, &options.target);
-                    let full = Syms { p: graph.bounds.s - graph.bounds.t, ..graph.bounds };
-                    let moved = plan.bytes_per_step(step.name, &full).unwrap();
+                    let moved = plan.bytes_per_step(program, &graph.bounds, step.rows()).unwrap();
                     // What several launches read counts once in the step: a table that the head reads whole beside the rows
                     // that are looked up in it, and the factors of RoPE in every layer.
                     let row = shape.width * format.block_bytes() as u64 / format.block_len() as u64;
-                    let mut again = if tied && step.head != Head::None { step.tokens * row } else { 0 };
+                    let mut again = if tied { step.tokens * row } else { 0 };
                     for id in graph.ids() {
                         if matches!(graph.op(id), Op::Weight { name } if name == "rope_freqs.weight") {
                             let others = graph.uses(id.into()).len() as u64 - 1;
-                            again += others * graph.ty(id.into()).max_bytes(&graph.bounds);
+                            again += others * graph.ty(id.into()).bytes(&graph.bounds);
                         }
                     }
                     assert_eq!(counted, moved + again, "{what}");
@@ -295,7 +321,7 @@ fn counts_on_the_real_model() {
     exact.pipeline.verify_each = true;
     let mut text = String::new();
     for (name, options) in [("default", &default), ("greedy", &greedy), ("exact", &exact)] {
-        for purpose in [Purpose::Generate, Purpose::Score] {
+        for (what, purpose) in [("generate", Purpose::Generate), ("score", Purpose::Score)] {
             for step in purpose.steps(&config, options) {
                 let (_, report) = compile::fuse(file.gguf(), options, &step).unwrap();
                 let counts = |map: Vec<(&str, u64)>| {
@@ -304,8 +330,8 @@ fn counts_on_the_real_model() {
                 let fired = report.fired().iter().map(|(k, n)| (k.name(), *n)).collect();
                 let launches = report.after.launches.iter().map(|(k, n)| (k.as_str(), *n)).collect();
                 text += &format!(
-                    "{name} {}: {} launches -> {}\n  fused    {}\n  launches {}\n",
-                    step.name,
+                    "{name} {what} {}: {} launches -> {}\n  fused    {}\n  launches {}\n",
+                    step.name(),
                     report.before.count(),
                     report.after.count(),
                     counts(fired),

@@ -1,16 +1,19 @@
 //! Random graphs through passes, codegen, planner and the CPU's kernels at every instruction-set level, against the
 //! interpreter: each kernel beside its body on the same operands, and whole plans, step after step, beside the unfused graph.
-//! Plans of several streams run in every order that their events allow.
+//! Steps mix prompts and single tokens of sequences whose pages lie in no order. Plans of several streams run in every order that
+//! their events allow.
 
 mod common;
 
-use common::graphs::{named, weights};
+use common::graphs::{inputs, named, weights};
 use sinter::check::{CheckError, Checked, check_kernels};
 use sinter::codegen;
-use sinter::codegen::spec::{Epilogue, KernelSpec, NormSource, Template};
+use sinter::codegen::spec::{Access, Epilogue, KernelSpec, NormSource, Template};
 use sinter::gguf::GgufFile;
-use sinter::ir::arbitrary::{Rng, random_primitives};
-use sinter::ir::{DType, Graph, Op, Syms, TensorType, Verified, verify};
+use sinter::ir::arbitrary::{
+    CONTEXT, PAGES, Paging, RandomStep, Rng, SEQUENCES, Sequences, random_primitives,
+};
+use sinter::ir::{DType, Graph, KvTypes, Op, Syms, TensorType, Value, Verified, verify};
 use sinter::passes::Pipeline;
 use sinter::runtime::cpu::{Features, RawArg, bind};
 use sinter::runtime::interp::{Tensor, eval};
@@ -22,15 +25,30 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise.
-const GRAPHS: u64 = 110;
+const GRAPHS: u64 = 130;
 
 /// What must have been launched this often, or the run says nothing.
 const LEAST: u64 = 10;
 
-/// Tokens of each step: a prompt of more tokens than a matmul takes at once, decoding, and parts of prompts that see what came
-/// before: few and many.
-const STEPS: [u64; 5] = [26, 1, 9, 1, 3];
-const BOUNDS: Syms = Syms { t: 26, p: 39, s: 43 };
+/// The most rows of a step, and of those the most that are wanted.
+const BOUNDS: Syms = Syms { t: 26, r: 8 };
+
+/// Tokens of each sequence in each step, and how many rows are wanted: two prompts, of more tokens than a matmul takes at once;
+/// one more token of both; a prompt beside a single token, of which nothing is wanted; the last sequence anew; one token alone; parts
+/// of prompts that see what came before, few and many; and each sequence's next token, when two are in their second page.
+const STEPS: [([u64; SEQUENCES], u64); 8] = [
+    ([17, 0, 9], 3),
+    ([1, 0, 1], 2),
+    ([1, 9, 0], 0),
+    ([1, 1, 7], 8),
+    ([0, 1, 0], 1),
+    ([14, 0, 1], 2),
+    ([0, 23, 3], 1),
+    ([1, 1, 1], 3),
+];
+
+/// Before which of them the last sequence begins anew.
+const ANEW: usize = 3;
 
 /// Results of plans whose activations are float32 throughout: what the kernels' own tolerances may grow to.
 const EXACT: f64 = 1e-4;
@@ -82,8 +100,9 @@ fn planned(graph: &Verified, file: &GgufFile, target: &Target) -> LoadedPlan {
         target: target.clone(),
         options: plan::Options {
             exact: true,
-            kv: DType::F32,
-            context: BOUNDS.s,
+            kv: KvTypes::both(DType::F32),
+            context: CONTEXT,
+            sequences: SEQUENCES as u64,
             chunk: BOUNDS.t,
             greedy: false,
         },
@@ -95,41 +114,26 @@ fn planned(graph: &Verified, file: &GgufFile, target: &Target) -> LoadedPlan {
     LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap()
 }
 
-/// The inputs of a step by name.
-fn inputs(g: &Graph, at: &Syms) -> Vec<(String, Tensor)> {
-    let one = |&id: &_| {
-        let Op::Input { name } = g.op(id) else { unreachable!("inputs are inputs") };
-        let tensor = match name.as_str() {
-            "pos" => {
-                let positions: Vec<i32> = (at.p..at.p + at.t).map(|p| p as i32).collect();
-                Tensor::from_i32(&[positions.len()], &positions).unwrap()
-            }
-            // Other tokens at every step.
-            _ => named(&format!("{name} {}", at.p), g.ty(id.into()), at),
-        };
-        (name.clone(), tensor)
-    };
-    g.inputs().iter().map(one).collect()
-}
-
-/// The steps of a case: symbols one after the other until the context is full.
-fn steps() -> impl Iterator<Item = Syms> {
-    STEPS.iter().scan(0, |past, &t| {
-        let at = Syms { t, p: *past, s: BOUNDS.s };
-        *past += t;
-        Some(at)
+/// The steps of a case.
+fn steps(seed: u64) -> impl Iterator<Item = RandomStep> {
+    let mut sequences = Sequences::new(Paging::of(seed), seed);
+    STEPS.iter().enumerate().map(move |(i, &(tokens, wanted))| {
+        if i == ANEW {
+            sequences.begin(SEQUENCES - 1);
+        }
+        sequences.step(tokens, wanted)
     })
 }
 
 type States = indexmap::IndexMap<String, Tensor>;
 
 /// Each kernel beside its body, for operands that follow from `states`.
-fn checked(case: &Case, features: Features, at: Syms, states: &States) -> Checked {
-    let given = inputs(&case.fused, &at);
+fn checked(case: &Case, features: Features, step: &RandomStep, states: &States) -> Checked {
+    let (at, given) = (step.syms, inputs(&case.fused, step));
     let leaf = |op: &Op, ty: &TensorType| -> Result<Tensor, CheckError> {
         Ok(match op {
-            Op::Input { name } => given.iter().find(|(n, _)| n == name).unwrap().1.clone(),
-            Op::State { name } => {
+            Op::Input { name, .. } => given.iter().find(|(n, _)| n == name).unwrap().1.clone(),
+            Op::State { name, .. } => {
                 states.get(name).map_or_else(|| Tensor::zeros(ty, &at), |s| Ok(s.clone()))?
             }
             Op::Weight { name } => named(name, ty, &at),
@@ -141,13 +145,14 @@ fn checked(case: &Case, features: Features, at: Syms, states: &States) -> Checke
 }
 
 /// What an unfused graph gives: its results that are no states, and the states after it.
-fn interpreted(g: &Graph, at: Syms, states: &States) -> (Vec<Tensor>, States) {
-    let given: Vec<Tensor> = inputs(g, &at).into_iter().map(|(_, tensor)| tensor).collect();
+fn interpreted(g: &Graph, step: &RandomStep, states: &States) -> (Vec<Tensor>, States) {
+    let at = step.syms;
+    let given: Vec<Tensor> = inputs(g, step).into_iter().map(|(_, tensor)| tensor).collect();
     let mut types = BTreeMap::new();
     let mut before = States::new();
     for id in g.ids() {
         match g.op(id) {
-            Op::State { name } => {
+            Op::State { name, .. } => {
                 let state = states.get(name).cloned();
                 before.insert(
                     name.clone(),
@@ -171,10 +176,12 @@ fn interpreted(g: &Graph, at: Syms, states: &States) -> (Vec<Tensor>, States) {
 }
 
 /// The state that a value of an unfused graph is a version of.
-fn state_of(g: &Graph, v: sinter::ir::Value) -> Option<String> {
+fn state_of(g: &Graph, mut v: Value) -> Option<String> {
+    while let Some(previous) = g.previous_version(v) {
+        v = previous;
+    }
     match g.op(v.node) {
-        Op::State { name } => Some(name.clone()),
-        Op::KvAppend => state_of(g, g.operand(v.node, 0)?),
+        Op::State { name, .. } => Some(name.clone()),
         _ => None,
     }
 }
@@ -206,19 +213,19 @@ fn far(found: &[u8], wanted: &Tensor) -> Option<f64> {
 }
 
 /// The logits whose largest the graph's argmax takes, from the interpreter.
-fn logits(g: &Graph, at: Syms, states: &States) -> Vec<f32> {
+fn logits(g: &Graph, step: &RandomStep, states: &States) -> Vec<f32> {
     let argmax = g.ids().into_iter().find(|&id| matches!(g.op(id), Op::ArgMax)).expect("what gave an index");
     let mut graph = g.clone();
     // Before all others, as what states become must be returned, and last.
     let all: Vec<_> = g.operand(argmax, 0).into_iter().chain(g.results()).collect();
     graph.set_return(&all);
-    interpreted(&graph, at, states).0[0].to_f32().unwrap()
+    interpreted(&graph, step, states).0[0].to_f32().unwrap()
 }
 
 /// Indices of the largest logits must be such, but for what rounding may change.
 fn assert_largest(what: &str, found: &[u8], logits: &[f32], tolerance: f64) {
     let found: Vec<i32> = found.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
-    for (row, &i) in logits.chunks(logits.len() / found.len()).zip(&found) {
+    for (row, &i) in logits.chunks((logits.len() / found.len().max(1)).max(1)).zip(&found) {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let size = row.iter().fold(0f32, |m, x| m.max(x.abs()));
         let short = f64::from(largest - row[usize::try_from(i).unwrap()]);
@@ -227,10 +234,13 @@ fn assert_largest(what: &str, found: &[u8], logits: &[f32], tolerance: f64) {
 }
 
 /// What a launch of a kernel is made of, for counting.
-fn kinds(spec: &KernelSpec, t: u64) -> Vec<String> {
+fn kinds(spec: &KernelSpec, step: &RandomStep) -> Vec<String> {
     let name = spec.name();
     let dtype = |arg: u16| spec.args[usize::from(arg)].ty.dtype;
-    let mut kinds = vec![format!("{name} of {}", if t == 1 { "one token" } else { "some tokens" })];
+    let tokens = if step.syms.t == 1 { "one token" } else { "some tokens" };
+    let mut kinds = vec![format!("{name} of {tokens}")];
+    let several =
+        || format!("{name} of {} sequence", if step.sequences == 1 { "one" } else { "more than one" });
     match &spec.template {
         Template::Matmul(m) => {
             let x = dtype(m.x);
@@ -265,10 +275,17 @@ fn kinds(spec: &KernelSpec, t: u64) -> Vec<String> {
             kinds.push(format!("rope_kv {} norm", if r.k.norm.is_some() { "with" } else { "without" }));
         }
         Template::Attention(a) => {
-            let shared = if a.heads == a.cache_heads { "own" } else { "shared" };
+            let shared = if a.heads == a.kv_heads { "own" } else { "shared" };
             kinds.push(format!("attention over {shared} {} to {}", dtype(a.k), dtype(a.out)));
+            kinds.push(format!("attention {} window", if a.window.is_some() { "with" } else { "without" }));
+            kinds.push(format!("attention over pages of {}", a.page));
+            kinds.push(several());
         }
         Template::Swiglu(s) => kinds.push(format!("swiglu to {}", dtype(s.out))),
+        Template::GatedScan(s) => {
+            kinds.push(format!("gated_scan {} gate", if s.gate.is_some() { "with" } else { "without" }));
+            kinds.push(several());
+        }
         Template::Primitive(_) => {}
     }
     kinds
@@ -293,9 +310,9 @@ fn wanted() -> BTreeSet<String> {
         "norm of rows, to norm",
         "norm of rows, to quantised",
         "rope_kv Interleaved to f16",
-        "rope_kv Halves to f16",
+        "rope_kv NeoX to f16",
         "rope_kv Interleaved to f32",
-        "rope_kv Halves to f32",
+        "rope_kv NeoX to f32",
         "rope_kv with norm",
         "rope_kv without norm",
         "attention over own f16 to f32",
@@ -303,9 +320,20 @@ fn wanted() -> BTreeSet<String> {
         "attention over shared f16 to q8_act",
         "attention over shared f32 to f32",
         "attention over shared f32 to q8_act",
+        "attention with window",
+        "attention without window",
+        "attention of one sequence",
+        "attention of more than one sequence",
+        "gated_scan with gate",
+        "gated_scan without gate",
+        "gated_scan of one sequence",
+        "gated_scan of more than one sequence",
     ]
     .map(String::from)
     .into();
+    for page in PAGES {
+        all.insert(format!("attention over pages of {page}"));
+    }
     for format in DType::WEIGHTS {
         all.insert(format!("{format} rows"));
         all.insert(format!("{format} weights meet f32"));
@@ -323,6 +351,7 @@ fn wanted() -> BTreeSet<String> {
         "add_rmsnorm",
         "dequant_rmsnorm",
         "swiglu",
+        "gated_scan",
         "quant_act",
     ] {
         for tokens in ["one token", "some tokens"] {
@@ -347,19 +376,24 @@ impl Memory {
     }
 }
 
+/// Whether a step launches a kernel: not if there is nothing to write, as where no rows are wanted.
+fn is_launched(spec: &KernelSpec, at: &Syms) -> bool {
+    spec.args.iter().any(|arg| arg.access != Access::Read && arg.ty.bytes(at) > 0)
+}
+
 /// Makes the launches of a step in an order that is random, but for what streams and events say; returns the results.
 fn in_any_order(
     case: &Case,
     features: &Features,
     memory: &mut Memory,
-    at: &Syms,
+    step: &RandomStep,
     rng: &mut Rng,
 ) -> (Vec<Vec<u8>>, bool) {
-    let program = &case.plan.programs[0];
+    let (program, at) = (&case.plan.programs[0], &step.syms);
     let arena = memory.arena.clone();
     // NaN in every format: whatever a launch needs, this step must have written.
     memory.pool[arena.clone()].fill(0xff);
-    let given = inputs(&case.fused, at);
+    let given = inputs(&case.fused, step);
     for input in &program.inputs {
         let (_, tensor) = given.iter().find(|(name, _)| *name == input.name).unwrap();
         let offset = arena.start + program.buffers[input.buffer as usize].offset as usize;
@@ -368,7 +402,7 @@ fn in_any_order(
     let base = memory.pool.as_mut_ptr();
     let (n, mut done) = (program.launches.len(), vec![false; program.launches.len()]);
     let mut sorted = true;
-    for step in 0..n {
+    for made in 0..n {
         let signalled =
             |event: &u32| (0..n).any(|l| done[l] && program.launches[l].slot.signals == Some(*event));
         let ready = |l: &usize| {
@@ -378,7 +412,7 @@ fn in_any_order(
         };
         let able: Vec<usize> = (0..n).filter(ready).collect();
         let l = *rng.pick(&able);
-        sorted &= l == step;
+        sorted &= l == made;
         let launch = &program.launches[l];
         let spec = &case.plan.kernels[launch.kernel as usize];
         let place = |arg: &BufRef| match *arg {
@@ -392,6 +426,10 @@ fn in_any_order(
         let args: Vec<RawArg> = (launch.args.iter().zip(&spec.args))
             .map(|(arg, of)| RawArg { ptr: place(arg), len: of.ty.bytes(at) as usize })
             .collect();
+        done[l] = true;
+        if !is_launched(spec, at) {
+            continue;
+        }
         let kernel = bind(spec, features).unwrap();
         // SAFETY: the plan is validated, so every argument lies within the pool or is a weight, which is only read; one
         // launch runs at a time, on all of its items.
@@ -399,7 +437,6 @@ fn in_any_order(
             kernel.run(&args, at, &mut std::iter::once(0..spec.items(at) as usize));
             kernel.finish(&args, at);
         }
-        done[l] = true;
     }
     let result = |&b: &u32| {
         let buffer = &program.buffers[b as usize];
@@ -438,23 +475,24 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                 let (mut memory, mut rng) = (Memory::of(&case.plan), Rng::new(seed));
                 let (mut states, mut made) = (States::new(), 0);
                 runs += 1;
-                for at in steps() {
-                    let what = format!("{what}, {at:?}");
-                    let (wanted, after) = interpreted(&case.unfused, at, &states);
+                for step in &steps(seed).collect::<Vec<_>>() {
+                    let at = step.syms;
+                    let what = format!("{what}, {at:?} of {} sequences", step.sequences);
+                    let (wanted, after) = interpreted(&case.unfused, step, &states);
                     // Where halves overflow, nothing can be said any more.
                     if after.values().chain(&wanted).any(|x| !is_finite(x)) {
                         overflows += 1;
                         break;
                     }
-                    let beside = checked(&case, features, at, &states);
+                    let beside = checked(&case, features, step, &states);
                     for node in &beside.nodes {
                         assert!(node.passes(), "{what}: {node:?}\n{}", *case.fused);
                     }
-                    let given = inputs(&case.fused, &at);
+                    let given = inputs(&case.fused, step);
                     let given: Vec<(&str, &[u8])> =
                         given.iter().map(|(n, x)| (n.as_str(), x.bytes())).collect();
-                    device.step("random", at.t, at.p, &given).unwrap_or_else(|e| panic!("{what}: {e}"));
-                    let (shown, sorted) = in_any_order(&case, &features, &mut memory, &at, &mut rng);
+                    device.step(0, &at, &given).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let (shown, sorted) = in_any_order(&case, &features, &mut memory, step, &mut rng);
                     shuffled += u64::from(!sorted);
                     assert_eq!(shown.len(), wanted.len(), "{what}");
                     for (i, wanted) in wanted.iter().enumerate() {
@@ -474,19 +512,24 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                                 );
                             }
                             None => {
-                                assert_largest(&what, found, &logits(&case.unfused, at, &states), tolerance)
+                                assert_largest(&what, found, &logits(&case.unfused, step, &states), tolerance)
                             }
                         }
                     }
-                    (states, made) = (after, made + 1);
+                    states = after;
                     for launch in &case.plan.programs[0].launches {
-                        for kind in kinds(&case.plan.kernels[launch.kernel as usize], at.t) {
+                        let spec = &case.plan.kernels[launch.kernel as usize];
+                        if !is_launched(spec, &at) {
+                            continue;
+                        }
+                        made += 1;
+                        for kind in kinds(spec, step) {
                             *launched.entry(kind).or_default() += 1;
                         }
                     }
                 }
                 let counts: u64 = device.launch_counts().values().sum();
-                assert_eq!(counts, made * case.plan.programs[0].launches.len() as u64, "{what}");
+                assert_eq!(counts, made, "{what}");
             }
         }
     }

@@ -2,37 +2,30 @@
 
 mod common;
 
-use common::graphs::named;
-use sinter::ir::arbitrary::{BOUNDS, random_graph};
-use sinter::ir::{DType, Graph, Op, Syms, verify};
+use common::graphs::{inputs, named};
+use sinter::ir::arbitrary::{Paging, RandomStep, Sequences, random_graph};
+use sinter::ir::{DType, Graph, Op, verify};
 use sinter::passes::{Pipeline, names};
 use sinter::runtime::interp::{Tensor, eval};
 use sinter::target::Target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-/// The results of a graph on inputs, weights and states that depend on their names alone.
-fn results(g: &Graph, syms: &Syms) -> Vec<Tensor> {
-    let of = |name: &str, ty: &sinter::ir::TensorType| named(name, ty, syms);
+/// The results of a graph in a step, on weights and states that depend on their names alone.
+fn results(g: &Graph, step: &RandomStep) -> Vec<Tensor> {
+    let of = |name: &str, ty: &sinter::ir::TensorType| named(name, ty, &step.syms);
     let mut states = indexmap::IndexMap::new();
     let mut weights = std::collections::HashMap::new();
     for id in g.ids() {
         let node = g.node(id);
         match &node.op {
-            Op::State { name } => drop(states.insert(name.clone(), of(name, &node.outs[0]))),
+            Op::State { name, .. } => drop(states.insert(name.clone(), of(name, &node.outs[0]))),
             Op::Weight { name } => drop(weights.insert(name.clone(), of(name, &node.outs[0]))),
             _ => {}
         }
     }
-    let inputs: Vec<Tensor> = g
-        .inputs()
-        .iter()
-        .map(|&id| match g.op(id) {
-            Op::Input { name } => of(name, &g.node(id).outs[0]),
-            _ => unreachable!("inputs are inputs"),
-        })
-        .collect();
-    eval(g, syms, &inputs, &|name| Ok(weights[name].clone()), states).unwrap()
+    let inputs: Vec<Tensor> = inputs(g, step).into_iter().map(|(_, tensor)| tensor).collect();
+    eval(g, &step.syms, &inputs, &|name| Ok(weights[name].clone()), states).unwrap()
 }
 
 /// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise.
@@ -42,12 +35,14 @@ const GRAPHS: u64 = 400;
 const LEAST: u64 = 20;
 
 /// Kernels and what their bodies hold beside what all of that kernel's do.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 15] = [
     "add_rmsnorm",
     "attention quant_act",
+    "attention window",
     "dequant_matmul add",
     "dequant_matmul add add",
     "dequant_rmsnorm",
+    "gated_scan",
     "matmul_swiglu",
     "merge of one format",
     "merge of several formats",
@@ -85,21 +80,32 @@ fn kinds(g: &Graph) -> Vec<String> {
             kind += if formats.len() > 1 { " of several formats" } else { " of one format" };
         }
         kinds.push(kind);
+        if body.ids().into_iter().any(|n| matches!(body.op(n), Op::CausalMask { window: Some(_) })) {
+            kinds.push(format!("{kernel} window"));
+        }
     }
     kinds
 }
 
 #[test]
 fn fused_random_graphs_compute_what_they_did() {
-    // The first token, decoding, and prompts of which some tokens see others.
-    let steps =
-        [(1, 0), (1, 5), (2, 1), (BOUNDS.t, 0), (3, BOUNDS.p)].map(|(t, p)| Syms { t, p, s: BOUNDS.s });
+    // The first token, decoding, and prompts of which some tokens see others; of one sequence and of several.
+    let steps = [
+        ([0, 0, 0], [1, 0, 0], 1),
+        ([5, 0, 0], [1, 0, 0], 1),
+        ([1, 7, 0], [1, 1, 0], 0),
+        ([0, 0, 0], [4, 0, 0], 2),
+        ([40, 3, 0], [1, 0, 3], 3),
+    ];
     let mut made = BTreeMap::<String, u64>::new();
     let graphs = std::env::var("SINTER_FUZZ_GRAPHS").map_or(GRAPHS, |n| n.parse().expect("a number"));
     let mut rewrites = BTreeMap::<String, u64>::new();
     for seed in 0..graphs {
         let graph = random_graph(seed, 10 + (seed as usize % 5) * 12);
-        let syms = steps[seed as usize / 5 % steps.len()];
+        let (before, tokens, wanted) = steps[seed as usize / 5 % steps.len()];
+        let mut sequences = Sequences::new(Paging::of(seed), seed);
+        sequences.step(before, 0);
+        let step = sequences.step(tokens, wanted);
         for (target, exact) in [(Target::cpu(), true), (Target::test_wave32(), true), (Target::cpu(), false)]
         {
             let run = |mut pipeline: Pipeline, mut graph: Graph| {
@@ -116,13 +122,13 @@ fn fused_random_graphs_compute_what_they_did() {
             for kind in kinds(&fused) {
                 *made.entry(kind).or_default() += 1;
             }
-            let expected = results(&unfused, &syms);
+            let expected = results(&unfused, &step);
             if exact {
-                assert_eq!(expected, results(&graph, &syms), "seed {seed}, without fusions:\n{unfused}");
+                assert_eq!(expected, results(&graph, &step), "seed {seed}, without fusions:\n{unfused}");
             }
             let printed = Graph::parse(&fused.to_string()).unwrap();
             for (what, graph) in [("fused", &fused), ("printed and parsed", &printed)] {
-                let found = results(graph, &syms);
+                let found = results(graph, &step);
                 assert_eq!(found, expected, "seed {seed}, {what}, on {}:\n{graph}", target.name);
             }
         }

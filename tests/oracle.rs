@@ -7,7 +7,7 @@ use sinter::compile::{Options, Purpose};
 use sinter::generate::{EncodeOptions, Perplexity, Sampler, Sampling, Stop, Tokenizer};
 use sinter::gguf::GgufFile;
 use sinter::ir::DType;
-use sinter::lower::{Config, Head, Step};
+use sinter::lower::{Config, Step};
 use sinter::model;
 use sinter::passes::{NOT_FUSIONS, names};
 use sinter::runtime::DeviceOptions;
@@ -70,7 +70,7 @@ fn another_epsilon_is_seen() {
     }
     let plan = sinter::runtime::plan::LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
     let executor = sinter::runtime::Executor::new(plan, file, &Default::default()).unwrap();
-    let found = rows(&mut sinter::generate::Session::new(executor), &oracle().tokens);
+    let found = rows(&mut sinter::generate::Session::new(executor).unwrap(), &oracle().tokens);
     let error = worst(&found, &oracle_logits("q4_k_m"));
     assert!(error > SAME, "{error:e}");
 }
@@ -115,15 +115,10 @@ fn chunks_of_a_prompt_compute_the_same() {
             assert_close(&what, &scored, &expected, SAME);
 
             // The way that generation takes: chunks without a head, then the last with the head of its last row.
-            let mut executor = executor(&file, &options, Purpose::Generate);
-            let mut cached = 0;
-            let mut chunks = tokens.chunks(chunk as usize).peekable();
-            while let Some(part) = chunks.next() {
-                let program = if chunks.peek().is_some() { "chunk" } else { "prefill" };
-                executor.forward(program, &ids(part), cached).unwrap();
-                cached += part.len() as u64;
-            }
-            let last = vec![executor.result_f32(0).unwrap().to_vec()];
+            let mut reader = Reader::new(executor(&file, &options, Purpose::Generate));
+            let (before, last) = tokens.split_at((tokens.len() - 1) / chunk as usize * chunk as usize);
+            before.chunks(chunk as usize).for_each(|part| reader.skip(part));
+            let last = vec![reader.last(last)];
             assert_close(&format!("{what}, last row"), &last, &scored[scored.len() - 1..], SAME);
         }
     }
@@ -134,14 +129,8 @@ fn token_by_token_equals_at_once() {
     let tokens = oracle().tokens;
     for name in MODELS {
         let file = open(name);
-        let mut executor = executor(&file, &exact(), Purpose::Generate);
-        let rows: Vec<Vec<f32>> = (0u64..)
-            .zip(ids(&tokens))
-            .map(|(cached, id)| {
-                executor.forward("decode", &[id], cached).unwrap();
-                executor.result_f32(0).unwrap().to_vec()
-            })
-            .collect();
+        let mut reader = Reader::new(executor(&file, &exact(), Purpose::Generate));
+        let rows: Vec<Vec<f32>> = tokens.iter().map(|&id| reader.last(&[id])).collect();
         assert_close(&format!("{name} token by token"), &rows, &score(&file, &exact(), &tokens), SAME);
     }
 }
@@ -236,9 +225,9 @@ fn a_reset_session_starts_afresh() {
     assert_eq!(rows(&mut session, tokens), first);
 }
 
-fn step(options: &Options, config: &Config, name: &'static str, tokens: u64) -> Step {
-    let context = options.context_of(config);
-    Step { name, tokens, head: Head::AllRows, greedy: options.greedy, kv: options.kv, context }
+fn step(options: &Options, config: &Config, tokens: u64) -> Step {
+    let Options { greedy, kv, sequences, .. } = *options;
+    Step { tokens, wanted: tokens, greedy, kv, context: options.context_of(config), sequences }
 }
 
 #[test]
@@ -253,12 +242,10 @@ fn every_kernel_computes_its_body() {
         {
             let options = Options { context: Some(8), ..options };
             let mut caches = Caches::new();
-            for (step_name, tokens, cached) in
-                [("score", first, 0), ("decode", std::slice::from_ref(last), first.len() as u64)]
-            {
-                let step = step(&options, &config, step_name, tokens.len() as u64);
+            for (tokens, cached) in [(first, 0), (std::slice::from_ref(last), first.len() as u64)] {
+                let step = step(&options, &config, tokens.len() as u64);
                 let outcome = check_step(&file, &options, &step, tokens, cached, &mut caches).unwrap();
-                let what = format!("{name} {path} {step_name}");
+                let what = format!("{name} {path} {}", step.name());
                 assert!(outcome.nodes.len() > 6 * config.layers as usize, "{what}: too few nodes compared");
                 assert!(
                     outcome.passes(),
@@ -276,8 +263,8 @@ fn a_cache_that_is_no_number_fails_the_check() {
     let file = open("q4_k_m");
     let config = Config::from_gguf(file.gguf()).unwrap();
     let options = Options { context: Some(8), ..exact() };
-    let step = step(&options, &config, "decode", 1);
-    let dims = vec![8, config.cache_heads as usize, config.head_dim as usize];
+    let step = step(&options, &config, 1);
+    let dims = vec![32, config.kv_heads as usize, config.head_dim as usize];
     let nan = vec![0xff; 4 * dims.iter().product::<usize>()];
     let broken = Tensor::new(DType::F32, dims, nan).unwrap();
     let mut caches = Caches::from_iter([("blk.0.v".to_string(), broken)]);

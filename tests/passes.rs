@@ -45,6 +45,8 @@ goldens! {
     swiglu_into_the_matmul: "matmul_swiglu", ["dequant_matmul", "merge", "swiglu"];
     attention: "attention", ["attention"];
     attention_of_float_caches: "attention_f32", ["attention"];
+    attention_with_a_window: "window", ["attention"];
+    gated_scan: "gated_scan", ["gated_scan"];
     sample_head: "sample_head", ["dequant_matmul", "sample_head"];
     pipeline: "layer", names();
 }
@@ -82,7 +84,7 @@ fn multi_use_probabilities_that_are_returned() {
 
 #[test]
 fn dtype_activations_in_half_precision() {
-    let text = "graph @g(%x: f16[T,64]) sym T<=1, P<=0, S<=4 {
+    let text = "graph @g(%x: f16[T,64]) sym T<=1, R<=1 {
       %f = dequant %x : f32[T,64]
       %w = weight \"w\" : f32[8,64]
       %y = matmul %f, %w : f32[T,8]
@@ -93,7 +95,7 @@ fn dtype_activations_in_half_precision() {
 
 #[test]
 fn shape_of_gate_and_up() {
-    let text = "graph @g(%gate: f32[T,64], %up: f32[64]) sym T<=1, P<=0, S<=4 {
+    let text = "graph @g(%gate: f32[T,64], %up: f32[64]) sym T<=1, R<=1 {
       %s = silu %gate : f32[T,64]
       %y = mul %s, %up : f32[T,64]
       return %y
@@ -103,7 +105,7 @@ fn shape_of_gate_and_up() {
 
 #[test]
 fn shape_of_activations_that_are_no_whole_blocks() {
-    let text = "graph @g(%x: f32[T,40]) sym T<=1, P<=0, S<=4 {
+    let text = "graph @g(%x: f32[T,40]) sym T<=1, R<=1 {
       %w = weight \"w\" : f16[8,40]
       %f = dequant %w : f32[8,40]
       %y = matmul %x, %f : f32[T,8]
@@ -111,7 +113,7 @@ fn shape_of_activations_that_are_no_whole_blocks() {
     }";
     // A float weight keeps float activations, so nothing is rejected; no quantised weight has such rows.
     assert!(whys(text, &["quantise_acts"], &wave32()).is_empty());
-    let text = edited("attention_f32", "%3 = softmax %2 : f32[4,T,P+T]", "%3 = silu %2 : f32[4,T,P+T]");
+    let text = edited("attention_f32", "%3 = softmax %2 : f32[4,T,64]", "%3 = silu %2 : f32[4,T,64]");
     assert!(
         matches!(&whys(&text, &["attention"], &wave32())[..], [Why::Shape { detail }] if detail.contains("softmax expected"))
     );
@@ -120,25 +122,23 @@ fn shape_of_activations_that_are_no_whole_blocks() {
 #[test]
 fn effect_between_values_that_need_the_new_cache() {
     // The values' bias is read from the keys' new cache: both appends cannot be one launch.
-    let text = "graph @g(%x: f32[T,64], %pos: i32[T]) sym T<=1, P<=3, S<=4 {
+    let text = "graph @g(%x: f32[1,64], %positions: i32[1], %sequences: i32[1], %rows: i32[1], %tables: i32[1,1], %lengths: i32[1]) {
       %wk = weight \"k\" : f32[64,64]
-      %yk = matmul %x, %wk : f32[T,64]
-      %hk = reshape %yk : f32[T,2,32]
-      %k = rope %hk, %pos {base=10000, dims=32, style=halves} : f32[T,2,32]
-      %k0 = state \"k\" : f32[S,2,32]
-      %k1 = kv_append %k0, %k : f32[S,2,32]
-      %kr = kv_read %k1 : f32[P+T,2,32]
-      %s = scores %hk, %kr {scale=1} : f32[2,T,P+T]
-      %m = weighted_sum %s, %kr : f32[T,2,32]
-      %g = reshape %m : f32[T,64]
-      %z = last_row %g : f32[1,64]
-      %bias = reshape %z : f32[64]
+      %yk = matmul %x, %wk : f32[1,64]
+      %hk = reshape %yk : f32[1,2,32]
+      %k = rope %hk, %positions {base=10000, dims=32, style=neox} : f32[1,2,32]
+      %k0 = state \"k\" : f32[32,2,32] appended
+      %k1 = kv_append %k0, %k, %rows : f32[32,2,32]
+      %kr = kv_read %k1, %tables, %lengths {page=32} : f32[1,32,2,32]
+      %s = scores %hk, %kr, %sequences {scale=1} : f32[2,1,32]
+      %m = weighted_sum %s, %kr, %sequences : f32[1,2,32]
+      %bias = reshape %m : f32[64]
       %wv = weight \"v\" : f32[64,64]
-      %yv = matmul %x, %wv : f32[T,64]
-      %bv = add %yv, %bias : f32[T,64]
-      %hv = reshape %bv : f32[T,2,32]
-      %v0 = state \"v\" : f32[S,2,32]
-      %v1 = kv_append %v0, %hv : f32[S,2,32]
+      %yv = matmul %x, %wv : f32[1,64]
+      %bv = add %yv, %bias : f32[1,64]
+      %hv = reshape %bv : f32[1,2,32]
+      %v0 = state \"v\" : f32[32,2,32] appended
+      %v1 = kv_append %v0, %hv, %rows : f32[32,2,32]
       return %k1, %v1
     }";
     let whys = whys(text, &["dequant_matmul", "rope_kv"], &wave32());
@@ -148,7 +148,7 @@ fn effect_between_values_that_need_the_new_cache() {
 #[test]
 fn dependent_matmuls_of_one_input() {
     // The second weight-matmul's bias is computed from the first one's result: they share an input, but not a time.
-    let text = "graph @g(%x: f32[1,64]) sym T<=1, P<=0, S<=4 {
+    let text = "graph @g(%x: f32[1,64]) sym T<=1, R<=1 {
       %a = weight \"a\" : f32[64,64]
       %ya = matmul %x, %a : f32[1,64]
       %s = silu %ya : f32[1,64]
@@ -211,7 +211,7 @@ fn only_what_changes_nothing_is_folded() {
     // 0 added to -0 is 0; -0 added to anything is that.
     for (zero, folds) in [("0", false), ("-0", true)] {
         let mut graph = parse(&format!(
-            "graph @g(%x: f32[T,64]) sym T<=1, P<=0, S<=4 {{
+            "graph @g(%x: f32[T,64]) sym T<=1, R<=1 {{
               %z = const {zero} : f32[64]
               %y = add %x, %z : f32[T,64]
               %s = silu %y : f32[T,64]
@@ -225,7 +225,7 @@ fn only_what_changes_nothing_is_folded() {
 
 #[test]
 fn what_is_no_anchor_stays_silent() {
-    let text = "graph @g(%x: f32[T,64]) sym T<=1, P<=0, S<=4 {
+    let text = "graph @g(%x: f32[T,64]) sym T<=1, R<=1 {
       %s = silu %x : f32[T,64]
       %y = mul %x, %x : f32[T,64]
       %z = add %s, %y : f32[T,64]

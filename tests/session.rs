@@ -25,7 +25,7 @@ fn session(file: &Arc<GgufFile>, options: &Options) -> Session {
         .collect();
     let parts = Parts { model: plan.model, target: plan.target, options: plan.options, programs };
     let plan = LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap();
-    Session::new(Executor::new(plan, Arc::clone(file), &DeviceOptions::default()).unwrap())
+    Session::new(Executor::new(plan, Arc::clone(file), &DeviceOptions::default()).unwrap()).unwrap()
 }
 
 fn sampler() -> Sampler {

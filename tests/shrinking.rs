@@ -45,7 +45,7 @@ fn truncated(model: &Path, args: &[&str]) -> (ExitStatus, String) {
     let mut child = sinter(args).env("SINTER_LOG", "sinter::runtime=trace").spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
-    while !(said.contains("step{") && said.contains("decode")) {
+    while !(said.contains("step{") && said.contains("t=1 r=1")) {
         said.clear();
         assert_ne!(lines.read_line(&mut said).unwrap(), 0, "it ended before it decoded");
     }

@@ -1,8 +1,8 @@
 //! Measuring speed with llama-bench's habits: prompts (`pp512`) and generation (`tg128`), at a depth, repeated.
 //!
 //! Only steps are timed. Tokens are random and drawn before; nothing is tokenised or sampled. A step ends when the host has
-//! what it asked for: a copy of the logits, or the chosen token. The cache is filled up to the depth before the first
-//! repetition; as a step reads no row beyond its own, every repetition then begins from the same cache.
+//! what it asked for: a copy of the logits, or the chosen token. Each sequence is filled up to the depth before the first
+//! repetition, and truncated to it after each.
 
 mod bandwidth;
 mod measurement;
@@ -10,12 +10,14 @@ mod measurement;
 pub use bandwidth::{BandwidthError, read_bandwidth};
 pub use measurement::Measurement;
 
-use crate::ir::Syms;
-use crate::runtime::{ExecError, Executor};
+use crate::ir::{StepInput, Syms};
+use crate::runtime::plan::Output;
+use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fmt;
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 #[cfg(doc)]
@@ -27,9 +29,12 @@ const SEED: u64 = 0x5147;
 /// Something to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Test {
+    /// What each sequence does.
     pub work: Work,
-    /// Tokens in the cache before.
+    /// Tokens that each sequence has before.
     pub depth: u64,
+    /// Sequences at once.
+    pub sequences: u64,
 }
 
 /// What is repeated.
@@ -42,16 +47,21 @@ pub enum Work {
 }
 
 impl Test {
-    /// Tokens of one repetition.
+    /// Tokens of one repetition, of all sequences together.
     pub fn tokens(&self) -> u64 {
+        self.length().saturating_mul(self.sequences)
+    }
+
+    /// Tokens of each sequence.
+    fn length(&self) -> u64 {
         match self.work {
             Work::Prompt(tokens) | Work::Generate { tokens, .. } => tokens,
         }
     }
 
-    /// Tokens that the cache must hold, saturating.
+    /// Tokens that each sequence must hold, saturating.
     pub fn context(&self) -> u64 {
-        self.depth.saturating_add(self.tokens())
+        self.depth.saturating_add(self.length())
     }
 
     /// Whether logits are copied to the host within the time.
@@ -60,7 +70,7 @@ impl Test {
     }
 }
 
-/// llama-bench's name, such as `tg128 @ d4096`.
+/// llama-bench's name, such as `tg128 @ d4096`, and how many sequences if not one: `tg128 b8`.
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.work {
@@ -70,6 +80,9 @@ impl fmt::Display for Test {
         if self.depth > 0 {
             write!(f, " @ d{}", self.depth)?;
         }
+        if self.sequences != 1 {
+            write!(f, " b{}", self.sequences)?;
+        }
         if !self.logits() {
             f.write_str(" (no logits)")?;
         }
@@ -77,16 +90,16 @@ impl fmt::Display for Test {
     }
 }
 
-/// The tests that llama-bench makes of these lists, in its order, generation also without logits: for each depth the
-/// prompts, then generation. A length of 0 stands for no test.
-pub fn tests(prompts: &[u64], generations: &[u64], depths: &[u64]) -> Vec<Test> {
+/// The tests that llama-bench makes of these lists, in its order, generation also without logits: for each depth and number
+/// of sequences the prompts, then generation. A length of 0 stands for no test.
+pub fn tests(prompts: &[u64], generations: &[u64], depths: &[u64], sequences: &[u64]) -> Vec<Test> {
     let mut tests = vec![];
-    for &depth in depths {
+    for (&depth, &sequences) in depths.iter().flat_map(|d| sequences.iter().map(move |b| (d, b))) {
         let prompts = prompts.iter().map(|&n| Work::Prompt(n));
         let generations = generations
             .iter()
             .flat_map(|&tokens| [true, false].map(|logits| Work::Generate { tokens, logits }));
-        tests.extend(prompts.chain(generations).map(|work| Test { work, depth }));
+        tests.extend(prompts.chain(generations).map(|work| Test { work, depth, sequences }));
     }
     tests.retain(|test| test.tokens() > 0);
     tests
@@ -96,7 +109,7 @@ pub fn tests(prompts: &[u64], generations: &[u64], depths: &[u64]) -> Vec<Test> 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     #[error(transparent)]
-    Exec(#[from] ExecError),
+    Batch(#[from] BatchError),
     #[error("{test} needs a context of {needs}, not {context}; give a larger one (-c), or none")]
     Context { test: Test, needs: u64, context: u64 },
 }
@@ -114,10 +127,10 @@ pub fn check_context(tests: &[Test], context: u64) -> Result<(), BenchError> {
 
 /// Runs tests on a plan.
 pub struct Bench {
-    executor: Executor,
+    sequences: Sequences,
     rng: ChaCha8Rng,
     /// Token ids lie below.
-    vocabulary: i32,
+    vocabulary: u32,
     logits: Vec<f32>,
     clock: Clock,
 }
@@ -127,18 +140,23 @@ type Clock = Box<dyn FnMut() -> Duration>;
 
 impl Bench {
     /// `executor` holds a plan of [`Purpose::Bench`].
-    pub fn new(executor: Executor) -> Bench {
-        let inputs = executor.plan().programs.values().flat_map(|program| &program.inputs);
-        let below = inputs.filter_map(|input| input.below).min().unwrap_or(1);
-        let vocabulary = i32::try_from(below).unwrap_or(i32::MAX).max(1);
+    ///
+    /// # Errors
+    /// If its kernels do not agree on the pages of the caches.
+    pub fn new(executor: Executor) -> Result<Bench, BenchError> {
+        let inputs = executor.plan().programs.iter().flat_map(|program| &program.inputs);
+        let tokens = inputs.filter(|input| input.name == StepInput::Tokens.name());
+        let below = tokens.filter_map(|input| input.below?.as_const()).min().unwrap_or(1);
+        let vocabulary = u32::try_from(below).unwrap_or(u32::MAX).max(1);
         let start = Instant::now();
         let clock = Box::new(move || start.elapsed());
-        Bench { executor, rng: ChaCha8Rng::seed_from_u64(SEED), vocabulary, logits: vec![], clock }
+        let sequences = Sequences::new(executor)?;
+        Ok(Bench { sequences, rng: ChaCha8Rng::seed_from_u64(SEED), vocabulary, logits: vec![], clock })
     }
 
     /// The executor underneath.
     pub fn executor(&self) -> &Executor {
-        &self.executor
+        self.sequences.executor()
     }
 
     /// Measures `test`, after one repetition that does not count if `warm_up`.
@@ -151,15 +169,18 @@ impl Bench {
         repetitions: u64,
         warm_up: bool,
     ) -> Result<Measurement, BenchError> {
-        check_context(&[*test], self.executor.plan().options.context)?;
-        self.fill(test.depth)?;
+        check_context(&[*test], self.sequences.context())?;
+        let ids: Vec<SequenceId> =
+            (0..test.sequences).map(|_| self.sequences.begin()).collect::<Result<_, _>>()?;
+        self.read(&ids, test.depth)?;
         if warm_up {
-            self.repetition(test)?;
+            self.repetition(test, &ids)?;
         }
         let mut measurement = Measurement::new(test.tokens());
         for _ in 0..repetitions {
-            measurement.add(&self.repetition(test)?);
+            measurement.add(&self.repetition(test, &ids)?);
         }
+        ids.into_iter().try_for_each(|id| self.sequences.end(id))?;
         Ok(measurement)
     }
 
@@ -167,75 +188,110 @@ impl Bench {
     /// speed is one of arithmetic. See [`crate::runtime::plan::Plan::bytes_per_step`].
     pub fn bytes_per_step(&self, test: &Test) -> Option<u64> {
         let Work::Generate { logits, .. } = test.work else { return None };
-        let plan = self.executor.plan();
-        let at = |p| plan.bytes_per_step(decode(logits), &Syms { t: 1, p, s: plan.options.context });
+        let (plan, b) = (self.executor().plan(), test.sequences);
+        let program = plan.program_for(b, b, output(logits))?;
+        let at = |length: u64| plan.bytes_per_step(program, &Syms { t: b, r: b }, b.saturating_mul(length));
         // The bytes grow by the same amount from step to step, so the average is that of the ends.
-        let (first, last) = (at(test.depth)?, at(test.context().saturating_sub(1))?);
+        let (first, last) = (at(test.depth.saturating_add(1))?, at(test.context())?);
         Some(first.midpoint(last))
     }
 
-    /// Empties the cache and reads `depth` tokens into it.
-    fn fill(&mut self, depth: u64) -> Result<(), ExecError> {
-        self.executor.reset()?;
-        let tokens = self.random(depth);
-        let mut cached = 0;
-        for chunk in tokens.chunks(self.chunk()) {
-            self.executor.forward("chunk", chunk, cached)?;
-            cached += chunk.len() as u64;
+    /// Reads `length` random tokens into each sequence.
+    fn read(&mut self, ids: &[SequenceId], length: u64) -> Result<(), BatchError> {
+        let (tokens, wanted) = (self.random(length), Wanted::None);
+        for &sequence in ids {
+            for tokens in tokens.chunks(self.chunk()) {
+                self.sequences.step(&[Part { sequence, tokens, wanted }], Output::Logits)?;
+            }
         }
         Ok(())
     }
 
-    /// The time of each step of one repetition in nanoseconds.
-    fn repetition(&mut self, test: &Test) -> Result<Vec<u64>, ExecError> {
-        let tokens = self.random(test.tokens());
-        let per_step = if matches!(test.work, Work::Prompt(_)) { self.chunk() } else { 1 };
-        let steps = tokens.len().div_ceil(per_step);
-        let mut times = Vec::with_capacity(steps);
-        let mut cached = test.depth;
+    /// The time of each step of one repetition in nanoseconds. It leaves the sequences as they were.
+    fn repetition(&mut self, test: &Test, ids: &[SequenceId]) -> Result<Vec<u64>, BatchError> {
+        let steps = match test.work {
+            Work::Prompt(tokens) => self.prompts(ids, tokens),
+            Work::Generate { tokens, .. } => generations(ids, tokens),
+        };
+        let tokens = self.random(test.length());
+        let output = output(test.logits());
+        let mut times = Vec::with_capacity(steps.len());
         let mut before = (self.clock)();
-        for (step, tokens) in tokens.chunks(per_step).enumerate() {
-            let (program, logits) = match test.work {
-                Work::Prompt(_) if step + 1 < steps => ("chunk", None),
-                Work::Prompt(_) => ("prefill", Some(true)),
-                Work::Generate { logits, .. } => (decode(logits), Some(logits)),
+        for step in &steps {
+            let part = |(sequence, range, wanted): &(SequenceId, Range<usize>, Wanted)| Part {
+                sequence: *sequence,
+                tokens: &tokens[range.clone()],
+                wanted: *wanted,
             };
-            self.executor.forward(program, tokens, cached)?;
-            match logits {
-                Some(true) => {
+            let parts: Vec<Part<'_>> = step.iter().map(part).collect();
+            self.sequences.step(&parts, output)?;
+            match (parts.iter().any(|part| part.wanted != Wanted::None), output) {
+                (true, Output::Logits) => {
                     self.logits.clear();
-                    self.logits.extend_from_slice(self.executor.result_f32(0)?);
+                    self.logits.extend_from_slice(self.sequences.logits()?);
                     black_box(&self.logits);
                 }
-                Some(false) => _ = black_box(self.executor.result_i32(0)?.first().copied()),
-                None => {}
+                (true, Output::Token) => _ = black_box(self.sequences.best_tokens()?.first().copied()),
+                (false, _) => {}
             }
-            cached += tokens.len() as u64;
             let now = (self.clock)();
             times.push(u64::try_from((now - before).as_nanos()).unwrap_or(u64::MAX));
             before = now;
         }
+        ids.iter().try_for_each(|&id| self.sequences.truncate(id, test.depth))?;
         Ok(times)
     }
 
-    fn chunk(&self) -> usize {
-        usize::try_from(self.executor.plan().options.chunk).unwrap_or(usize::MAX).max(1)
+    /// The steps in which each sequence reads a prompt: as many tokens in each as fit, one sequence after the other.
+    fn prompts(&self, ids: &[SequenceId], length: u64) -> Vec<Step> {
+        let (chunk, length) = (self.chunk(), length as usize);
+        let (mut steps, mut room) = (vec![], 0);
+        for &sequence in ids {
+            let mut read = 0;
+            while read < length {
+                if room == 0 {
+                    steps.push(vec![]);
+                    room = chunk;
+                }
+                let n = room.min(length - read);
+                let wanted = if read + n == length { Wanted::Last } else { Wanted::None };
+                if let Some(step) = steps.last_mut() {
+                    step.push((sequence, read..read + n, wanted));
+                }
+                (read, room) = (read + n, room - n);
+            }
+        }
+        steps
     }
 
-    fn random(&mut self, n: u64) -> Vec<i32> {
+    fn chunk(&self) -> usize {
+        self.executor().plan().largest(Output::Logits).t.max(1) as usize
+    }
+
+    fn random(&mut self, n: u64) -> Vec<u32> {
         (0..n).map(|_| self.rng.random_range(0..self.vocabulary)).collect()
     }
 }
 
-/// The program that generates with logits or without.
-fn decode(logits: bool) -> &'static str {
-    if logits { "decode" } else { "decode_greedy" }
+/// Of each sequence, which of its tokens it reads, and which rows are wanted.
+type Step = Vec<(SequenceId, Range<usize>, Wanted)>;
+
+/// The steps in which each sequence goes on by one token.
+fn generations(ids: &[SequenceId], tokens: u64) -> Vec<Step> {
+    let step = |i: usize| ids.iter().map(|&id| (id, i..i + 1, Wanted::Last)).collect();
+    (0..tokens as usize).map(step).collect()
+}
+
+fn output(logits: bool) -> Output {
+    if logits { Output::Logits } else { Output::Token }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codegen::spec::{Access, Arg};
     use crate::compile::{Options, Purpose};
+    use crate::ir::Dim;
     use crate::model;
     use crate::runtime::plan::Plan;
     use crate::target::Target;
@@ -243,30 +299,34 @@ mod tests {
     use std::sync::Arc;
 
     const fn prompt(n: u64, depth: u64) -> Test {
-        Test { work: Work::Prompt(n), depth }
+        Test { work: Work::Prompt(n), depth, sequences: 1 }
     }
 
     const fn generate(tokens: u64, depth: u64, logits: bool) -> Test {
-        Test { work: Work::Generate { tokens, logits }, depth }
+        Test { work: Work::Generate { tokens, logits }, depth, sequences: 1 }
     }
 
-    fn bench(context: u64, chunk: u64) -> Bench {
+    fn bench(context: u64, chunk: u64, sequences: u64) -> Bench {
         let file = Arc::new(model::embedded().unwrap());
-        let options = Options { context: Some(context), chunk, ..Options::new(Target::cpu()) };
-        Bench::new(model::executor(&file, None, &options, Purpose::Bench, Some(1)).unwrap())
+        let options = Options { context: Some(context), chunk, sequences, ..Options::new(Target::cpu()) };
+        Bench::new(model::executor(&file, None, &options, Purpose::Bench, Some(1)).unwrap()).unwrap()
     }
 
     #[test]
     fn tests_are_named_and_ordered_as_others_do() {
-        let names = |p: &[u64], n: &[u64], d: &[u64]| -> Vec<String> {
-            tests(p, n, d).iter().map(Test::to_string).collect()
+        let names = |p: &[u64], n: &[u64], d: &[u64], b: &[u64]| -> Vec<String> {
+            tests(p, n, d, b).iter().map(Test::to_string).collect()
         };
-        assert_eq!(names(&[512], &[128], &[0]), ["pp512", "tg128", "tg128 (no logits)"]);
+        assert_eq!(names(&[512], &[128], &[0], &[1]), ["pp512", "tg128", "tg128 (no logits)"]);
         assert_eq!(
-            names(&[0, 16], &[8], &[0, 4096]),
+            names(&[0, 16], &[8], &[0, 4096], &[1]),
             ["pp16", "tg8", "tg8 (no logits)", "pp16 @ d4096", "tg8 @ d4096", "tg8 @ d4096 (no logits)"]
         );
-        assert_eq!(tests(&[0], &[0], &[0, 1]), []);
+        assert_eq!(
+            names(&[16], &[8], &[2], &[1, 4])[3..],
+            ["pp16 @ d2 b4", "tg8 @ d2 b4", "tg8 @ d2 b4 (no logits)"]
+        );
+        assert_eq!(tests(&[0], &[0], &[0, 1], &[1]), []);
     }
 
     #[test]
@@ -276,15 +336,22 @@ mod tests {
         let error = check_context(&all, 23).unwrap_err().to_string();
         assert_eq!(error, "tg8 @ d16 needs a context of 24, not 23; give a larger one (-c), or none");
         assert!(check_context(&[prompt(u64::MAX, 1)], 1 << 40).is_err());
-        assert!(bench(8, 8).measure(&prompt(8, 1), 1, false).is_err());
+        assert!(bench(8, 8, 1).measure(&prompt(8, 1), 1, false).is_err());
     }
 
-    /// The launches of one step of each of these programs together, by kernel.
+    /// The launches of one step of each of these programs together, by kernel. Of a step without results, what only they need
+    /// is not launched.
     fn launches(plan: &Plan, programs: &[(&str, u64)]) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         for (program, times) in programs.iter().filter(|(_, times)| *times > 0) {
-            for launch in &plan.programs[*program].launches {
-                *counts.entry(plan.kernels[launch.kernel as usize].name()).or_default() += times;
+            let (name, wanted) = program.split_once(' ').map_or((*program, true), |(name, _)| (name, false));
+            let program = plan.programs.iter().find(|p| p.name == name).unwrap();
+            for launch in &program.launches {
+                let kernel = &plan.kernels[launch.kernel as usize];
+                let of_wanted = |arg: &Arg| arg.access == Access::Read || arg.ty.first() == Dim::R;
+                if wanted || !kernel.args.iter().all(of_wanted) {
+                    *counts.entry(kernel.name()).or_default() += times;
+                }
             }
         }
         counts
@@ -294,14 +361,17 @@ mod tests {
     fn every_step_of_every_repetition_is_timed_and_nothing_else() {
         // What the cache is filled by, then what a repetition runs: most chunks without a head, as a session does.
         for (test, fill, steps) in [
-            (prompt(20, 0), 0, &[("chunk", 2), ("prefill", 1)][..]),
-            (prompt(8, 24), 3, &[("prefill", 1)]),
-            (prompt(9, 7), 1, &[("chunk", 1), ("prefill", 1)]),
-            (generate(5, 0, true), 0, &[("decode", 5)]),
-            (generate(3, 29, false), 4, &[("decode_greedy", 3)]),
+            (prompt(20, 0), 0, &[("t8 none", 2), ("t8", 1)][..]),
+            (prompt(8, 24), 3, &[("t8", 1)]),
+            (prompt(9, 7), 1, &[("t8 none", 1), ("t1", 1)]),
+            (generate(5, 0, true), 0, &[("t1", 5)]),
+            (generate(3, 29, false), 4, &[("t1_greedy", 3)]),
+            (Test { sequences: 3, ..prompt(6, 2) }, 3, &[("t8", 3)]),
+            (Test { sequences: 3, ..generate(2, 8, true) }, 3, &[("t8", 2)]),
+            (Test { sequences: 2, ..generate(2, 8, false) }, 2, &[("t8_greedy", 2)]),
         ] {
             for warm_up in [false, true] {
-                let mut bench = bench(32, 8);
+                let mut bench = bench(32, 8, 3);
                 // Between two looks at this clock passes a nanosecond more each time, so that a time tells when it was.
                 let (mut looks, mut time) = (0, 0);
                 bench.clock = Box::new(move || {
@@ -320,11 +390,12 @@ mod tests {
                 assert_eq!(measured.samples_ns(), samples, "{test}");
 
                 // Each repetition begins at the depth.
-                let last = bench.executor().last().unwrap();
-                assert_eq!(last.p + last.t, test.context(), "{test}");
+                let last = bench.sequences.last_rows();
+                let positions = last.positions.iter().max().map(|p| *p as u64 + 1);
+                assert_eq!(positions, Some(test.context()), "{test}");
 
                 let repetitions = 2 + u64::from(warm_up);
-                let mut ran = vec![("chunk", fill)];
+                let mut ran = vec![("t8 none", fill)];
                 ran.extend(steps.iter().map(|(program, times)| (*program, times * repetitions)));
                 let counts: BTreeMap<_, _> = bench.executor().launch_counts().into_iter().collect();
                 assert_eq!(counts, launches(bench.executor().plan(), &ran), "{test}");
@@ -334,7 +405,7 @@ mod tests {
 
     #[test]
     fn the_clock_is_that_of_the_machine() {
-        let mut bench = bench(8, 8);
+        let mut bench = bench(8, 8, 1);
         let before = (bench.clock)();
         std::thread::sleep(Duration::from_millis(2));
         assert!((bench.clock)() - before >= Duration::from_millis(2));
@@ -342,7 +413,7 @@ mod tests {
 
     #[test]
     fn decode_reads_every_weight_once_and_the_filled_cache() {
-        let bench = bench(256, 64);
+        let bench = bench(256, 64, 4);
         let gguf = model::embedded().unwrap();
         let gguf = gguf.gguf();
         // The head is the embedding, so every tensor is read whole.
@@ -357,5 +428,8 @@ mod tests {
             assert_eq!(bench.bytes_per_step(&generate(3, 100, logits)), Some(weights + 103 * row));
         }
         assert_eq!(bench.bytes_per_step(&prompt(16, 0)), None);
+        // Four rows of the embedding are no more than all of it; each sequence has a cache of its own.
+        let four = Test { sequences: 4, ..generate(1, 100, true) };
+        assert_eq!(bench.bytes_per_step(&four), Some(weights + 4 * 102 * row));
     }
 }

@@ -3,8 +3,8 @@
 use clap::{Args, ValueEnum};
 use sinter::compile::{self, DEFAULT_CHUNK, Options};
 use sinter::gguf::GgufFile;
-use sinter::ir::DType;
-use sinter::lower::{Config, Head, Step};
+use sinter::ir::{DType, KvTypes};
+use sinter::lower::{Config, Step};
 use sinter::model;
 use sinter::passes::Pipeline;
 use sinter::target::{self, Target};
@@ -45,9 +45,9 @@ pub struct CompileArgs {
     /// Float32 activations and, unless --kv says otherwise, caches.
     #[arg(long)]
     pub exact: bool,
-    /// Element type of the KV cache [default: f16; f32 under --exact].
-    #[arg(long, value_enum)]
-    pub kv: Option<Kv>,
+    /// Element type of the KV cache, or one for keys and one for values [default: f16; f32 under --exact].
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "TYPE[,TYPE]")]
+    pub kv: Vec<Kv>,
     /// Keep every operation a launch of its own.
     #[arg(long, conflicts_with = "passes")]
     pub no_fuse: bool,
@@ -57,7 +57,7 @@ pub struct CompileArgs {
     /// Stop after this many rewrites.
     #[arg(long, value_name = "N")]
     pub fuel: Option<u64>,
-    /// Tokens that fit the cache [default, and for 0: what the model was trained for, at most 4096].
+    /// Tokens that a sequence may have [default, and for 0: what the model was trained for, at most 4096].
     #[arg(short = 'c', long = "ctx-size", value_name = "N")]
     pub context: Option<u64>,
     /// Most tokens of a prompt in one step.
@@ -72,13 +72,22 @@ pub enum Kv {
     F32,
 }
 
+impl Kv {
+    fn dtype(self) -> DType {
+        match self {
+            Kv::F16 => DType::F16,
+            Kv::F32 => DType::F32,
+        }
+    }
+}
+
 impl CompileArgs {
     /// The first of these options that was given a value other than its default.
     pub fn first_given(&self) -> Option<&'static str> {
         let given = [
             (self.target != "cpu", "--target"),
             (self.exact, "--exact"),
-            (self.kv.is_some(), "--kv"),
+            (!self.kv.is_empty(), "--kv"),
             (self.no_fuse, "--no-fuse"),
             (self.passes.is_some(), "--passes"),
             (self.fuel.is_some(), "--fuel"),
@@ -98,9 +107,12 @@ impl CompileArgs {
             options = options.exact();
         }
         options.pipeline = select(options.pipeline, self.no_fuse, self.passes.as_deref(), self.fuel)?;
-        options.kv = match (self.kv, self.exact) {
-            (Some(Kv::F16), _) | (None, false) => DType::F16,
-            (Some(Kv::F32), _) | (None, true) => DType::F32,
+        options.kv = match self.kv[..] {
+            [] if self.exact => KvTypes::both(DType::F32),
+            [] => KvTypes::both(DType::F16),
+            [both] => KvTypes::both(both.dtype()),
+            [k, v] => KvTypes { k: k.dtype(), v: v.dtype() },
+            _ => return Err("--kv takes one type, or one for keys and one for values".into()),
         };
         Ok(Options { context: self.context.filter(|&n| n > 0), chunk: self.chunk, greedy, ..options })
     }
@@ -154,45 +166,36 @@ pub fn read_target(name: &str) -> Result<Target, Error> {
 pub enum StepName {
     /// One token.
     Decode,
-    /// The last chunk of a prompt: logits of its last token.
+    /// A chunk of a prompt: logits of a few tokens.
     Prefill,
-    /// An earlier chunk of a prompt: no logits.
-    Chunk,
-    /// Logits of every token.
+    /// A chunk of a text: logits of every token.
     Score,
 }
 
 impl StepName {
-    /// The name of its program.
-    pub fn name(self) -> &'static str {
-        match self {
-            StepName::Decode => "decode",
-            StepName::Prefill => "prefill",
-            StepName::Chunk => "chunk",
-            StepName::Score => "score",
-        }
-    }
-
     /// The programs among which it is found.
     pub fn purpose(self) -> compile::Purpose {
         match self {
             StepName::Score => compile::Purpose::Score,
-            _ => compile::Purpose::Generate,
+            StepName::Decode | StepName::Prefill => compile::Purpose::Generate,
+        }
+    }
+
+    /// Its place among `steps` of them.
+    pub fn index(self, steps: usize) -> usize {
+        match self {
+            StepName::Decode => 0,
+            StepName::Prefill | StepName::Score => steps.saturating_sub(1),
         }
     }
 
     /// What to lower for it.
-    pub fn step(self, config: &Config, options: &Options) -> Step {
+    ///
+    /// # Errors
+    /// If there is nothing to lower.
+    pub fn step(self, config: &Config, options: &Options) -> Result<Step, Error> {
         let steps = self.purpose().steps(config, options);
-        let fallback = Step {
-            name: "score",
-            tokens: options.chunk,
-            head: Head::AllRows,
-            greedy: false,
-            kv: options.kv,
-            context: options.context_of(config),
-        };
-        steps.into_iter().find(|s| s.name == self.name()).unwrap_or(fallback)
+        Ok(*steps.get(self.index(steps.len())).ok_or("the target has no steps")?)
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sinter::bench::{self, Bench, Measurement, Test, Work};
 use sinter::compile::{Options, Purpose};
 use sinter::gguf::Gguf;
-use sinter::ir::DType;
+use sinter::ir::KvTypes;
 use sinter::model;
 use std::collections::BTreeMap;
 use std::io::{StdoutLock, Write};
@@ -31,6 +31,9 @@ pub struct Args {
     /// Tokens in the cache before, or several such depths.
     #[arg(short = 'd', long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
     n_depth: Vec<u64>,
+    /// Sequences at once, or several numbers of them; speeds are of all together.
+    #[arg(short = 'b', long, value_delimiter = ',', default_value = "1", value_name = "N,…", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    n_sequences: Vec<u64>,
     /// Times to repeat each test.
     #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     repetitions: u64,
@@ -64,7 +67,7 @@ enum Output {
 }
 
 pub fn run(args: Args) -> super::Outcome {
-    let tests = bench::tests(&args.n_prompt, &args.n_gen, &args.n_depth);
+    let tests = bench::tests(&args.n_prompt, &args.n_gen, &args.n_depth, &args.n_sequences);
     let Some(needs) = tests.iter().map(Test::context).max() else {
         return Err("there is nothing to measure: all lengths of -p and -n are 0".into());
     };
@@ -72,7 +75,8 @@ pub fn run(args: Args) -> super::Outcome {
     let options = args.compile.options(false)?;
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
-    let options = Options { context: Some(context), ..options };
+    let sequences = args.n_sequences.iter().copied().max().unwrap_or(1);
+    let options = Options { context: Some(context), sequences, ..options };
     let mut all_threads: Vec<usize> = vec![];
     for threads in args.threads {
         if !all_threads.contains(&threads) {
@@ -101,7 +105,7 @@ pub fn run(args: Args) -> super::Outcome {
             exact: options.is_exact(),
             bandwidth,
         });
-        let mut bench = Bench::new(executor);
+        let mut bench = Bench::new(executor)?;
         let out = match &mut out {
             Some(out) => out,
             None => out.insert(Printer::new(args.output)?),
@@ -125,7 +129,7 @@ struct Setting {
     backend: String,
     threads: usize,
     chunk: u64,
-    cache: DType,
+    cache: KvTypes,
     exact: bool,
     /// Bytes per second.
     bandwidth: Option<f64>,
@@ -171,7 +175,7 @@ struct Row {
 impl Row {
     /// Bytes per second that the steps moved.
     fn moved(&self) -> Option<f64> {
-        Some(self.bytes_per_step? as f64 * self.measured.avg_ts())
+        Some(self.bytes_per_step? as f64 * self.measured.avg_ts() / self.test.sequences as f64)
     }
 
     fn record(&self) -> Record<'_> {
@@ -192,12 +196,13 @@ impl Row {
             n_batch: setting.chunk,
             n_ubatch: setting.chunk,
             n_threads: setting.threads,
-            type_k: setting.cache.name(),
-            type_v: setting.cache.name(),
+            type_k: setting.cache.k.name(),
+            type_v: setting.cache.v.name(),
             exact: setting.exact,
             n_prompt,
             n_gen,
             n_depth: self.test.depth,
+            n_sequences: self.test.sequences,
             test: self.test.to_string(),
             logits: self.test.logits(),
             test_time: &self.time,
@@ -237,6 +242,7 @@ struct Record<'a> {
     n_prompt: u64,
     n_gen: u64,
     n_depth: u64,
+    n_sequences: u64,
     test: String,
     logits: bool,
     test_time: &'a str,

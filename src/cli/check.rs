@@ -50,7 +50,7 @@ pub fn run(args: Args) -> super::Outcome {
     for (step, tokens, cached) in
         [(StepName::Score, first, 0), (StepName::Decode, std::slice::from_ref(last), first.len() as u64)]
     {
-        let step = step.step(&config, &options);
+        let step = step.step(&config, &options)?;
         let outcome = check_step(&file, &options, &step, tokens, cached, &mut caches)?;
         writeln!(out, "{}: {} tokens after {cached}", outcome.step, tokens.len())?;
         let mut kernels: BTreeMap<&str, (u64, f64, f64)> = BTreeMap::new();

@@ -58,7 +58,7 @@ pub fn run(args: Args) -> super::Outcome {
     let gguf = file.gguf();
     let options = args.compile.options(args.greedy)?;
     let config = Config::from_gguf(gguf)?;
-    let step = args.step.step(&config, &options);
+    let step = args.step.step(&config, &options)?;
     let text = match args.stage {
         Stage::Lowered | Stage::Fused => {
             let mut graph = lower::lower(gguf, &config, &step)?;
@@ -73,8 +73,8 @@ pub fn run(args: Args) -> super::Outcome {
         }
         Stage::Kernels => {
             let programs = compile::compile(gguf, &options, args.step.purpose())?;
-            let compiled =
-                programs.into_iter().find(|c| c.program.name == step.name).ok_or("no such step")?;
+            let index = args.step.index(programs.len());
+            let compiled = programs.into_iter().nth(index).ok_or("no such step")?;
             match args.format {
                 Format::Text => compiled.program.to_string(),
                 Format::Dot => compiled.program.to_dot(),
@@ -85,7 +85,10 @@ pub fn run(args: Args) -> super::Outcome {
             let plan = plan(&file, args.model.path(), &options, args.step.purpose())?;
             match args.format {
                 Format::Text => plan.to_string(),
-                Format::Dot => plan.to_dot(step.name),
+                Format::Dot => {
+                    let program = plan.programs.get(args.step.index(plan.programs.len()));
+                    plan.to_dot(program.ok_or("no such step")?)
+                }
                 Format::Json => serde_json::to_string_pretty(&plan)? + "\n",
             }
         }

@@ -48,7 +48,7 @@ pub fn run(args: Args) -> super::Outcome {
         steps: vec![],
     };
     for step in steps {
-        let (_, report) = compile::fuse(gguf, &options, &step.step(&config, &options))?;
+        let (_, report) = compile::fuse(gguf, &options, &step.step(&config, &options)?)?;
         explanation.steps.push(report);
     }
     let mut out = std::io::stdout().lock();

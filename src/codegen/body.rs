@@ -5,8 +5,8 @@
 
 use super::args::Args;
 use super::spec::{
-    Alias, ArgId, AttentionSpec, CacheRows, Epilogue, HeadNorm, MatmulPart, MatmulSpec, NormSource, NormSpec,
-    RopeK, RopeKvSpec, RopeQ, SwigluSpec, Template,
+    Alias, ArgId, AttentionSpec, CacheRows, Epilogue, GatedScanSpec, HeadNorm, MatmulPart, MatmulSpec,
+    NormSource, NormSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec, Template,
 };
 use crate::ir::{DType, Fused, Graph, Kernel, Op, TensorType, Value};
 
@@ -21,6 +21,7 @@ pub fn template(fused: &Fused, args: &mut Args) -> Result<(Template, Vec<Alias>)
         Kernel::RopeKv => body.rope_kv(args),
         Kernel::Swiglu => body.swiglu(args),
         Kernel::Attention => body.attention(args),
+        Kernel::GatedScan => body.gated_scan(args),
     }
 }
 
@@ -180,7 +181,8 @@ impl Body<'_> {
             (_, Op::GetRows) => {
                 let (table, ids) =
                     (self.slot(self.operand(fetched, 0)?)?, self.slot(self.operand(fetched, 1)?)?);
-                NormSource::Embedding { table: args.read(table), ids: args.read(ids) }
+                let rows = args.operand_ty(table).first();
+                NormSource::Embedding { table: args.read(table), ids: args.index(ids, rows, false) }
             }
             (Op::Add, _) => {
                 let (a, b) = (self.slot(self.operand(rows, 0)?)?, self.slot(self.operand(rows, 1)?)?);
@@ -220,7 +222,7 @@ impl Body<'_> {
     }
 
     fn rope_kv(&self, args: &mut Args) -> Parsed<(Template, Vec<Alias>)> {
-        let mut turn = None;
+        let (mut turn, mut to) = (None, None);
         let (mut q, mut k, mut v) = (None, None, None);
         for (out, result) in self.g.results().into_iter().enumerate() {
             let heads = self.ty(result).shape.get(1).and_then(|d| d.as_const()).ok_or("no heads")?;
@@ -229,10 +231,16 @@ impl Body<'_> {
                 _ => result,
             };
             if let Op::Rope(rope) = self.op(rows) {
-                let pos = self.slot(self.operand(rows, 1)?)?;
+                let positions = self.slot(self.operand(rows, 1)?)?;
                 let factors = self.g.operand(rows.node, 2).map(|f| self.slot(f)).transpose()?;
-                if *turn.get_or_insert((*rope, pos, factors)) != (*rope, pos, factors) {
+                if *turn.get_or_insert((*rope, positions, factors)) != (*rope, positions, factors) {
                     return Err("queries and keys that turn differently".into());
+                }
+            }
+            if matches!(self.op(result), Op::KvAppend) {
+                let slot = self.slot(self.operand(result, 2)?)?;
+                if *to.get_or_insert(slot) != slot {
+                    return Err("keys and values that go to different rows".into());
                 }
             }
             match (self.op(result), self.op(rows)) {
@@ -254,10 +262,11 @@ impl Body<'_> {
             }
         }
         let k = k.ok_or("no keys")?;
-        let (rope, pos, factors) = turn.ok_or("no rope")?;
+        let (rope, positions, factors) = turn.ok_or("no rope")?;
         let head_dim = args.ty(k.rows.cache).last().as_const().ok_or("heads of symbolic size")?;
-        let (pos, factors) = (args.read(pos), factors.map(|slot| args.read(slot)));
-        Ok((Template::RopeKv(RopeKvSpec { rope, head_dim, pos, factors, q, k, v }), vec![]))
+        let (positions, factors) = (args.read(positions), factors.map(|slot| args.read(slot)));
+        let rows = args.index(to.ok_or("no rows")?, args.ty(k.rows.cache).first(), true);
+        Ok((Template::RopeKv(RopeKvSpec { rope, head_dim, positions, rows, factors, q, k, v }), vec![]))
     }
 
     fn swiglu(&self, args: &mut Args) -> Parsed<(Template, Vec<Alias>)> {
@@ -282,22 +291,86 @@ impl Body<'_> {
         let p = self.operand(v, 0)?;
         self.expect(p, "softmax")?;
         let masked = self.operand(p, 0)?;
-        self.expect(masked, "causal_mask")?;
+        let &Op::CausalMask { window } = self.op(masked) else { return Err("no causal_mask".into()) };
         let scores = self.operand(masked, 0)?;
         let &Op::Scores { scale } = self.op(scores) else { return Err("no scores".into()) };
         let cache = |rows: Value| {
             let read = if matches!(self.op(rows), Op::Dequant) { self.operand(rows, 0)? } else { rows };
-            self.expect(read, "kv_read")?;
-            self.slot(self.operand(read, 0)?)
+            let &Op::KvRead { page } = self.op(read) else { return Err("no kv_read".to_string()) };
+            let slot = |operand| self.slot(self.operand(read, operand)?);
+            Ok((slot(0)?, (page, slot(1)?, slot(2)?)))
         };
+        let (k, pages) = cache(self.operand(scores, 1)?)?;
+        let (v_slot, v_pages) = cache(self.operand(v, 1)?)?;
+        let (page, tables, filled) = pages;
+        let sequences = self.slot(self.operand(scores, 2)?)?;
+        if pages != v_pages || sequences != self.slot(self.operand(v, 2)?)? {
+            return Err("keys and values of different sequences".into());
+        }
+        let page_count = super::args::pages(args.operand_ty(k), page);
+        let longest = super::args::lengths(args.operand_ty(tables), page);
+        let b = args.operand_ty(tables).first();
         let q = args.read(self.slot(self.operand(scores, 0)?)?);
-        let k = args.read(cache(self.operand(scores, 1)?)?);
-        let v = args.read(cache(self.operand(v, 1)?)?);
+        let (k, v) = (args.read(k), args.read(v_slot));
+        let tables = args.index(tables, page_count, false);
+        let lengths = args.index(filled, longest, false);
+        let sequences = args.index(sequences, b, false);
+        let positions = args.read(self.slot(self.operand(masked, 1)?)?);
         let out = args.write(0);
         let size = |arg: ArgId, axis: usize| {
             args.ty(arg).shape.get(axis).and_then(|d| d.as_const()).ok_or("heads of symbolic size")
         };
-        let (heads, cache_heads, head_dim) = (size(q, 1)?, size(k, 1)?, size(q, 2)?);
-        Ok((Template::Attention(AttentionSpec { q, k, v, out, heads, cache_heads, head_dim, scale }), vec![]))
+        let (heads, kv_heads, head_dim) = (size(q, 1)?, size(k, 1)?, size(q, 2)?);
+        let spec = AttentionSpec {
+            q,
+            k,
+            v,
+            tables,
+            lengths,
+            sequences,
+            positions,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            page,
+            window,
+        };
+        Ok((Template::Attention(spec), vec![]))
     }
+
+    /// `gated_scan state, decay, (mul (silu gate), x), sequences, positions`, with or without the gate.
+    fn gated_scan(&self, args: &mut Args) -> Parsed<(Template, Vec<Alias>)> {
+        let [y, next] = self.g.results()[..] else { return Err("not two results".into()) };
+        self.expect(y, "gated_scan")?;
+        if y.out != 0 || next != (Value { node: y.node, out: 1 }) {
+            return Err("results of different recurrences".into());
+        }
+        let slot = |operand| self.slot(self.operand(y, operand)?);
+        let product = self.operand(y, 2)?;
+        let (gate, x) = match self.op(product) {
+            Op::Mul => {
+                let (a, b) = (self.operand(product, 0)?, self.operand(product, 1)?);
+                let (silu, x) = if matches!(self.op(a), Op::Silu) { (a, b) } else { (b, a) };
+                self.expect(silu, "silu")?;
+                (Some(self.slot(self.operand(silu, 0)?)?), self.slot(x)?)
+            }
+            _ => (None, self.slot(product)?),
+        };
+        scan(args, [slot(0)?, slot(1)?, x, slot(3)?, slot(4)?], gate)
+    }
+}
+
+/// The arguments of a gated recurrence whose operands (state, decay, input, sequences, positions) are in these slots.
+pub fn scan(args: &mut Args, slots: [usize; 5], gate: Option<usize>) -> Parsed<(Template, Vec<Alias>)> {
+    let [state, decay, x, sequences, positions] = slots;
+    let n = args.operand_ty(state).last().as_const().ok_or("a state of symbolic size")?;
+    let b = args.operand_ty(state).first();
+    let state = args.update(state, 1);
+    let (decay, x) = (args.read(decay), args.read(x));
+    let gate = gate.map(|slot| args.read(slot));
+    let (sequences, positions) = (args.index(sequences, b, false), args.read(positions));
+    let out = args.write(0);
+    Ok((Template::GatedScan(GatedScanSpec { state, decay, x, gate, sequences, positions, out, n }), vec![]))
 }

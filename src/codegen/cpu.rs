@@ -14,6 +14,9 @@ const ATTENTION_ITEMS: u64 = 8;
 /// Columns per work item of SwiGLU.
 const SWIGLU_COLUMNS: u32 = 1024;
 
+/// Columns per work item of a gated recurrence, which goes over all tokens.
+const SCAN_COLUMNS: u32 = 256;
+
 /// Fills in the tile and scratch of `template` and returns its grid.
 pub fn shape(
     template: &mut Template,
@@ -28,21 +31,21 @@ pub fn shape(
             let out = spec.rows_out.or(spec.norm_out).or(spec.quant_out);
             vec![Extent::each(out.map_or(Dim::ZERO, |out| rows(args, out)))]
         }
-        Template::RopeKv(spec) => vec![Extent::each(rows(args, spec.pos))],
+        Template::RopeKv(spec) => vec![Extent::each(rows(args, spec.positions))],
         Template::Swiglu(spec) => {
             vec![Extent::each(rows(args, spec.gate)), Extent { dim: Dim::n(spec.n), per: SWIGLU_COLUMNS }]
         }
         Template::Attention(spec) => {
-            let (heads, tokens) = attention_tile(spec.heads, spec.heads / spec.cache_heads.max(1), bounds);
+            let (heads, tokens) = attention_tile(spec.heads, spec.heads / spec.kv_heads.max(1), bounds);
             let per = |n: u64| u32::try_from(n).unwrap_or(1);
             vec![
                 Extent { dim: Dim::n(spec.heads), per: per(heads) },
                 Extent { dim: rows(args, spec.q), per: per(tokens) },
             ]
         }
+        Template::GatedScan(spec) => vec![Extent { dim: Dim::n(spec.n), per: SCAN_COLUMNS }],
         Template::Primitive(primitive) => match primitive {
             Primitive::KvAppend => vec![Extent::each(rows(args, 1))],
-            Primitive::LastRow => vec![Extent::each(1)],
             Primitive::ArgMax => vec![Extent::each(rows(args, 0))],
             _ => {
                 let shape = args.last().map_or(&[][..], |out| &out.ty.shape);
@@ -57,7 +60,7 @@ pub fn shape(
     }
 }
 
-/// Heads and tokens of a work item of attention. Heads of a group share the rows of a cache head, but one token alone must
+/// Heads and tokens of a work item of attention. Heads of a group share the rows of a KV head, but one token alone must
 /// leave items for some threads.
 fn attention_tile(heads: u64, group: u64, bounds: &Syms) -> (u64, u64) {
     let most = if bounds.t <= 1 { heads / ATTENTION_ITEMS } else { u64::MAX }.min(ATTENTION_QUERIES);
@@ -78,7 +81,7 @@ fn matmul(spec: &mut MatmulSpec, args: &mut Vec<Arg>, places: &mut Vec<ArgPlace>
         let tokens = args[spec.x as usize].ty.shape.first().copied().unwrap_or(Dim::n(1));
         for (arg, dtype) in [(best, DType::F32), (index, DType::I32)] {
             *arg = args.len() as u16;
-            args.push(Arg { access: Access::Scratch, ty: TensorType::new(dtype, [tokens, Dim::n(all)]) });
+            args.push(Arg::new(Access::Scratch, TensorType::new(dtype, [tokens, Dim::n(all)])));
             places.push(ArgPlace::Scratch);
         }
     }
@@ -91,16 +94,15 @@ mod tests {
 
     #[test]
     fn items_of_attention_hold_some_queries_and_no_more_than_fit() {
-        for (heads, cache_heads) in [(1, 1), (8, 4), (28, 4), (32, 8), (160, 1), (192, 1), (256, 4), (37, 37)]
-        {
+        for (heads, kv_heads) in [(1, 1), (8, 4), (28, 4), (32, 8), (160, 1), (192, 1), (256, 4), (37, 37)] {
             for t in [1, 2, 512] {
-                let group = heads / cache_heads;
-                let (a, b) = attention_tile(heads, group, &Syms { t, p: 0, s: 512 });
+                let group = heads / kv_heads;
+                let (a, b) = attention_tile(heads, group, &Syms { t, r: t });
                 assert!(
                     group % a == 0 && b > 0 && a * b <= ATTENTION_QUERIES,
-                    "{heads}/{cache_heads}: {a} by {b}"
+                    "{heads}/{kv_heads}: {a} by {b}"
                 );
-                assert!(t > 1 || heads / a >= ATTENTION_ITEMS.min(heads), "{heads}/{cache_heads}: {a}");
+                assert!(t > 1 || heads / a >= ATTENTION_ITEMS.min(heads), "{heads}/{kv_heads}: {a}");
             }
         }
     }

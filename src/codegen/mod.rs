@@ -14,7 +14,7 @@ use crate::target::{Target, TargetKind};
 use args::Args;
 pub use text::mark;
 
-use spec::{Access, BufId, Buffer, KernelSpec, Launch, Place, Primitive, Program, Template};
+use spec::{BufId, Buffer, KernelSpec, Launch, Place, Primitive, Program, Template};
 use std::collections::HashMap;
 
 /// A graph that cannot become kernels.
@@ -64,7 +64,7 @@ pub fn generate_traced(graph: &Verified, target: &Target) -> Result<(Program, Tr
         trace: Trace::default(),
     };
     for &id in graph.inputs() {
-        let Op::Input { name } = graph.op(id) else { continue };
+        let Op::Input { name, .. } = graph.op(id) else { continue };
         let buf = out.buffer(graph.ty(id.into()).clone(), Place::Arena);
         out.trace.buffers.insert(id.into(), buf);
         out.inputs.push((name.clone(), buf));
@@ -72,7 +72,7 @@ pub fn generate_traced(graph: &Verified, target: &Target) -> Result<(Program, Tr
     for id in graph.order() {
         out.node(id)?;
     }
-    let is_state = |buf: &BufId| matches!(out.buffers[*buf as usize].place, Place::State(_));
+    let is_state = |buf: &BufId| matches!(out.buffers[*buf as usize].place, Place::State { .. });
     let results = graph.results().iter().map(|v| out.trace.buffers[v]).filter(|b| !is_state(b)).collect();
     let (name, bounds) = (graph.name.clone(), graph.bounds);
     let Generator { buffers, kernels, launches, inputs, trace, .. } = out;
@@ -105,8 +105,9 @@ impl Generator<'_> {
                 self.trace.buffers.insert(id.into(), buf);
                 Ok(())
             }
-            Op::State { name } => {
-                let buf = self.buffer(node.outs[0].clone(), Place::State(name.clone()));
+            Op::State { name, role } => {
+                let place = Place::State { name: name.clone(), role: *role };
+                let buf = self.buffer(node.outs[0].clone(), place);
                 self.trace.buffers.insert(id.into(), buf);
                 Ok(())
             }
@@ -119,6 +120,12 @@ impl Generator<'_> {
                 let (template, aliases) = body::template(fused, &mut args)
                     .map_err(|detail| CodegenError::Body { kernel: fused.kernel, detail })?;
                 self.launch(id, Some(fused.kernel), template, args, aliases)
+            }
+            Op::GatedScan => {
+                let mut args = Args::new(self.g, id, &operands);
+                let (template, aliases) = body::scan(&mut args, [0, 1, 2, 3, 4], None)
+                    .map_err(|detail| CodegenError::NoKernel { op: node.op.name(), detail })?;
+                self.launch(id, None, template, args, aliases)
             }
             op => {
                 let mut args = Args::new(self.g, id, &operands);
@@ -157,7 +164,6 @@ impl Generator<'_> {
         for (old, new) in args.versions {
             self.trace.buffers.insert(new, self.trace.buffers[&old]);
         }
-        debug_assert!(spec_args.iter().all(|a| a.access != Access::Update || a.ty.shape.len() == 3));
         let spec = KernelSpec { kernel, template, args: spec_args, may_alias, grid };
         let index = self.kernels.iter().position(|k| *k == spec).unwrap_or_else(|| {
             self.kernels.push(spec);
@@ -182,10 +188,10 @@ fn primitive_of(op: &Op) -> Option<Primitive> {
         Op::Silu => Primitive::Silu,
         Op::RmsNorm { eps } => Primitive::RmsNorm { eps: *eps },
         Op::Rope(rope) => Primitive::Rope(*rope),
-        Op::LastRow => Primitive::LastRow,
         Op::KvAppend => Primitive::KvAppend,
+        Op::KvRead { page } => Primitive::KvRead { page: *page },
         Op::Scores { scale } => Primitive::Scores { scale: *scale },
-        Op::CausalMask => Primitive::CausalMask,
+        Op::CausalMask { window } => Primitive::CausalMask { window: *window },
         Op::Softmax => Primitive::Softmax,
         Op::WeightedSum => Primitive::WeightedSum,
         Op::ArgMax => Primitive::ArgMax,
@@ -193,7 +199,7 @@ fn primitive_of(op: &Op) -> Option<Primitive> {
         | Op::Weight { .. }
         | Op::State { .. }
         | Op::Reshape
-        | Op::KvRead
+        | Op::GatedScan
         | Op::Fused(_)
         | Op::Return => return None,
     })

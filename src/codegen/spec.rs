@@ -3,7 +3,7 @@
 //! A [`KernelSpec`] says which template to instantiate with which parameters, and of which type and
 //! access each argument is; nothing in it names a buffer, so equal kernels are shared by all layers.
 
-use crate::ir::{DType, Dim, Kernel, Rope, Syms, TensorType};
+use crate::ir::{DType, Dim, Kernel, Rope, StateRole, Syms, TensorType};
 use serde::{Deserialize, Serialize};
 
 /// Index into [`KernelSpec::args`].
@@ -16,7 +16,7 @@ pub enum Access {
     Read,
     /// Every element is written; nothing is read.
     Write,
-    /// A state changed in place: rows `P..P+T` are written.
+    /// A state changed in place: some of its rows are written.
     Update,
     /// Room that the kernel needs while it runs.
     Scratch,
@@ -27,6 +27,36 @@ pub enum Access {
 pub struct Arg {
     pub access: Access,
     pub ty: TensorType,
+    /// What the values are held to, where the kernel follows them.
+    pub index: Option<Index>,
+}
+
+impl Arg {
+    /// An argument whose values the kernel does not follow.
+    pub fn new(access: Access, ty: TensorType) -> Arg {
+        Arg { access, ty, index: None }
+    }
+}
+
+/// What values that a kernel follows, as rows, pages or sequences, are held to. Each kernel clamps what it reads by;
+/// what it writes by is checked before the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Index {
+    /// Each value lies in `0..below`.
+    pub below: Dim,
+    /// No two values are equal.
+    pub distinct: bool,
+    pub source: IndexSource,
+}
+
+/// Where an index comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IndexSource {
+    /// An input of the step, checked before it.
+    Input,
+    /// Computed on the device.
+    Device,
 }
 
 /// `write` may lie where `read` lies: each element is read by the work item that writes it, first.
@@ -72,6 +102,7 @@ impl KernelSpec {
         match (self.kernel, &self.template) {
             (Some(kernel), _) => kernel.name(),
             (None, Template::Primitive(p)) => p.name(),
+            (None, Template::GatedScan(_)) => "gated_scan",
             (None, _) => "unnamed",
         }
     }
@@ -91,6 +122,7 @@ pub enum Template {
     RopeKv(RopeKvSpec),
     Swiglu(SwigluSpec),
     Attention(AttentionSpec),
+    GatedScan(GatedScanSpec),
     Primitive(Primitive),
 }
 
@@ -169,7 +201,9 @@ pub struct RopeKvSpec {
     pub rope: Rope,
     pub head_dim: u64,
     /// i32 `[T]`.
-    pub pos: ArgId,
+    pub positions: ArgId,
+    /// i32 `[T]`, distinct: the row of the caches that each token's keys and values go to.
+    pub rows: ArgId,
     /// f32 `[dims/2]`.
     pub factors: Option<ArgId>,
     /// Queries: f32 `[T,heads·head_dim]` (or with heads apart) to f32 `out`.
@@ -194,7 +228,7 @@ pub struct RopeK {
     pub norm: Option<HeadNorm>,
 }
 
-/// f32 rows `[T,heads·head_dim]` that go to rows `P..P+T` of an f32 or f16 cache `[S,heads,head_dim]`.
+/// f32 `[T,heads·head_dim]`, of which row `t` goes to row `rows[t]` of an f32 or f16 cache `[S,heads,head_dim]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheRows {
     pub x: ArgId,
@@ -218,26 +252,57 @@ pub struct SwigluSpec {
     pub n: u64,
 }
 
-/// Causal attention over the filled rows `0..P+T` of two caches, with a running softmax.
+/// Causal attention over two caches in pages, with a running softmax.
 ///
-/// Query `t` sees positions `0..=P+t`; head `h` reads cache head `h·cache_heads/heads`.
+/// A query at position `p` of its sequence sees positions `0..=p`, of which only the last `window` where there is one,
+/// and none that the sequence has not filled; head `h` reads KV head `h·kv_heads/heads`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionSpec {
     /// f32 `[T,heads,head_dim]`.
     pub q: ArgId,
-    /// f32 or f16 `[S,cache_heads,head_dim]`.
+    /// f32 or f16 `[S,kv_heads,head_dim]`.
     pub k: ArgId,
     pub v: ArgId,
+    /// i32 `[B,M]`: the pages of each sequence.
+    pub tables: ArgId,
+    /// i32 `[B]`: the filled positions of each sequence.
+    pub lengths: ArgId,
+    /// i32 `[T]`: the sequence of each query.
+    pub sequences: ArgId,
+    /// i32 `[T]`: the position of each query.
+    pub positions: ArgId,
     /// f32 or q8_act `[T,heads·head_dim]` (or with heads apart).
     pub out: ArgId,
     pub heads: u64,
-    pub cache_heads: u64,
+    pub kv_heads: u64,
     pub head_dim: u64,
     pub scale: f32,
+    /// Rows of a page.
+    pub page: u32,
+    pub window: Option<u32>,
+}
+
+/// A gated linear recurrence over the tokens of each sequence: `h = decay·h + silu(gate)·x`, or `+ x` without a gate. See
+/// [`crate::ir::Op::GatedScan`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatedScanSpec {
+    /// f32 `[B,n]`, updated.
+    pub state: ArgId,
+    /// f32 `[T,n]`, as `x`, `gate` and `out`.
+    pub decay: ArgId,
+    pub x: ArgId,
+    pub gate: Option<ArgId>,
+    /// i32 `[T]`.
+    pub sequences: ArgId,
+    /// i32 `[T]`.
+    pub positions: ArgId,
+    pub out: ArgId,
+    pub n: u64,
 }
 
 /// A primitive operation as a kernel of its own: its arguments are the operands (read), then the result (written).
-/// `KvAppend` has two, the cache (updated) and the rows. The semantics are those of [`crate::ir::Op`].
+/// `KvAppend` has no result: its first operand is updated. `GatedScan` is no primitive kernel but [`Template::GatedScan`].
+/// The semantics are those of [`crate::ir::Op`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Primitive {
@@ -251,10 +316,10 @@ pub enum Primitive {
     Silu,
     RmsNorm { eps: f32 },
     Rope(Rope),
-    LastRow,
     KvAppend,
+    KvRead { page: u32 },
     Scores { scale: f32 },
-    CausalMask,
+    CausalMask { window: Option<u32> },
     Softmax,
     WeightedSum,
     ArgMax,
@@ -274,10 +339,10 @@ impl Primitive {
             Primitive::Silu => "silu",
             Primitive::RmsNorm { .. } => "rms_norm",
             Primitive::Rope(_) => "rope",
-            Primitive::LastRow => "last_row",
             Primitive::KvAppend => "kv_append",
+            Primitive::KvRead { .. } => "kv_read",
             Primitive::Scores { .. } => "scores",
-            Primitive::CausalMask => "causal_mask",
+            Primitive::CausalMask { .. } => "causal_mask",
             Primitive::Softmax => "softmax",
             Primitive::WeightedSum => "weighted_sum",
             Primitive::ArgMax => "argmax",
@@ -329,5 +394,5 @@ pub enum Place {
     /// A tensor of the model file, read only.
     Weight(String),
     /// Kept from step to step.
-    State(String),
+    State { name: String, role: StateRole },
 }

@@ -40,7 +40,7 @@ impl fmt::Display for KernelSpec {
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = self.bounds;
-        writeln!(f, "program {:?} T<={} P<={} S={}", self.name, at.t, at.p, at.s)?;
+        writeln!(f, "program {:?} T<={} R<={}", self.name, at.t, at.r)?;
         writeln!(f, "kernels {} (> written, & updated, ~ scratch)", self.kernels.len())?;
         for (i, kernel) in self.kernels.iter().enumerate() {
             writeln!(f, "  k{i} {kernel}")?;
@@ -54,7 +54,7 @@ impl fmt::Display for Program {
                 let access = kernel.and_then(|k| k.args.get(n)).map_or("", |a| mark(a.access));
                 write!(f, "{comma}{access}")?;
                 match self.buffers.get(*buf as usize).map(|b| &b.place) {
-                    Some(Place::Weight(name) | Place::State(name)) => write!(f, "{name:?}")?,
+                    Some(Place::Weight(name) | Place::State { name, .. }) => write!(f, "{name:?}")?,
                     _ => write!(f, "b{buf}")?,
                 }
             }

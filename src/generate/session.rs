@@ -1,14 +1,15 @@
-//! A loaded plan with its position in the cache: prompts, generation and scoring.
+//! One sequence and its text: prompts, generation and scoring.
 
 use super::{Sampler, SamplingError};
-use crate::runtime::{ExecError, Executor};
+use crate::runtime::plan::Output;
+use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
 use std::ops::ControlFlow;
 
 /// What can go wrong while generating.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     #[error(transparent)]
-    Exec(#[from] ExecError),
+    Batch(#[from] BatchError),
     #[error(transparent)]
     Sampling(#[from] SamplingError),
     #[error("the prompt has no tokens, and the model has no start token")]
@@ -40,7 +41,7 @@ pub enum Stop {
     Caller,
 }
 
-/// An executor and the text that it has read.
+/// One sequence over an executor, and its text.
 ///
 /// A text grows from call to call, until [`Session::reset`]. The last token that [`Session::generate`] handed over is not in the
 /// cache yet, for a step is wasted on it if nothing follows; whatever is read next, it is read first. So a text in turns is the
@@ -62,7 +63,8 @@ pub enum Stop {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Session {
-    executor: Executor,
+    sequences: Sequences,
+    sequence: SequenceId,
     /// What is in the cache, then the token that is not yet, if there is one.
     text: Vec<u32>,
     filled: usize,
@@ -71,13 +73,19 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(executor: Executor) -> Session {
-        Session { executor, text: vec![], filled: 0, logits: vec![] }
+    /// An empty text.
+    ///
+    /// # Errors
+    /// If the plan has no room for a sequence.
+    pub fn new(executor: Executor) -> Result<Session, SessionError> {
+        let mut sequences = Sequences::new(executor)?;
+        let sequence = sequences.begin()?;
+        Ok(Session { sequences, sequence, text: vec![], filled: 0, logits: vec![] })
     }
 
     /// The executor underneath.
     pub fn executor(&self) -> &Executor {
-        &self.executor
+        self.sequences.executor()
     }
 
     /// All tokens that were read or handed over, in order. A token that ended the text is not among them.
@@ -92,7 +100,7 @@ impl Session {
 
     /// Tokens that fit the cache.
     pub fn context(&self) -> u64 {
-        self.executor.plan().options.context
+        self.sequences.context()
     }
 
     /// Forgets everything.
@@ -100,15 +108,24 @@ impl Session {
     /// # Errors
     /// If the device fails.
     pub fn reset(&mut self) -> Result<(), SessionError> {
-        self.text.clear();
-        self.filled = 0;
-        Ok(self.executor.reset()?)
+        self.truncate(0)
+    }
+
+    /// Forgets all tokens but the first `to`, if there are more.
+    ///
+    /// # Errors
+    /// If the model's states keep nothing of what they were, or the device fails.
+    pub fn truncate(&mut self, to: usize) -> Result<(), SessionError> {
+        self.sequences.truncate(self.sequence, to.min(self.filled) as u64)?;
+        self.text.truncate(to);
+        self.filled = self.filled.min(to);
+        Ok(())
     }
 
     /// Reads tokens that follow those in the cache.
-    fn step(&mut self, program: &str, tokens: &[u32]) -> Result<(), SessionError> {
-        let ids: Vec<i32> = tokens.iter().map(|&id| i32::try_from(id).unwrap_or(i32::MAX)).collect();
-        self.executor.forward(program, &ids, self.filled())?;
+    fn step(&mut self, tokens: &[u32], wanted: Wanted, output: Output) -> Result<(), SessionError> {
+        let part = Part { sequence: self.sequence, tokens, wanted };
+        self.sequences.step(&[part], output)?;
         self.text.truncate(self.filled);
         self.text.extend_from_slice(tokens);
         self.filled = self.text.len();
@@ -122,8 +139,9 @@ impl Session {
         if tokens > context { Err(SessionError::TooLong { tokens, context }) } else { Ok(unread) }
     }
 
-    fn chunk(&self) -> usize {
-        usize::try_from(self.executor.plan().options.chunk).unwrap_or(usize::MAX).max(1)
+    /// What the plan returns of a row.
+    fn output(&self) -> Output {
+        if self.executor().plan().options.greedy { Output::Token } else { Output::Logits }
     }
 
     /// Reads a prompt in chunks; the head is computed for its last token only.
@@ -132,27 +150,30 @@ impl Session {
     /// Nothing to read, or more than fits the context, of which nothing is read then.
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<(), SessionError> {
         let unread = self.unread(tokens)?;
-        let mut chunks = unread.chunks(self.chunk()).peekable();
+        let output = self.output();
+        let chunk = self.executor().plan().largest(output).t.max(1) as usize;
+        let mut chunks = unread.chunks(chunk).peekable();
         if chunks.peek().is_none() {
             return Err(SessionError::Empty);
         }
         while let Some(chunk) = chunks.next() {
-            self.step(if chunks.peek().is_some() { "chunk" } else { "prefill" }, chunk)?;
+            let wanted = if chunks.peek().is_some() { Wanted::None } else { Wanted::Last };
+            self.step(chunk, wanted, output)?;
         }
         Ok(())
     }
 
     /// The token after those read so far: the plan's own choice, or the sampler's from the logits.
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, SessionError> {
-        if self.executor.plan().options.greedy {
+        if self.output() == Output::Token {
             if !sampler.is_greedy() {
                 return Err(SessionError::GreedyPlan);
             }
-            let token = self.executor.result_i32(0)?.last().copied().unwrap_or(0);
+            let token = self.sequences.best_tokens()?.last().copied().unwrap_or(0);
             return u32::try_from(token).map_err(|_| SessionError::Nan);
         }
         self.logits.clear();
-        self.logits.extend_from_slice(self.executor.result_f32(0)?);
+        self.logits.extend_from_slice(self.sequences.logits()?);
         Ok(sampler.sample(&mut self.logits, &self.text)?)
     }
 
@@ -178,7 +199,7 @@ impl Session {
                     return Ok(Stop::Context);
                 }
                 let last = self.unread(&[])?;
-                self.step("decode", &last)?;
+                self.step(&last, Wanted::Last, self.output())?;
             }
             let token = self.choose(sampler)?;
             if is_end(token) {
@@ -204,9 +225,11 @@ impl Session {
         let unread = self.unread(tokens)?;
         let before = unread.len() - tokens.len();
         let mut read = 0;
-        for chunk in unread.chunks(self.chunk()) {
-            self.step("score", chunk)?;
-            let logits = self.executor.result_f32(0)?;
+        // As many rows as a step may take and give.
+        let most = self.executor().plan().largest(Output::Logits);
+        for chunk in unread.chunks(most.t.min(most.r).max(1) as usize) {
+            self.step(chunk, Wanted::All, Output::Logits)?;
+            let logits = self.sequences.logits()?;
             for logits in logits.chunks_exact(logits.len() / chunk.len()) {
                 if read >= before {
                     on_row(read - before, logits);

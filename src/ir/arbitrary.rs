@@ -1,12 +1,22 @@
-//! Random graphs that pass the verifier, and random tensors for them: for property tests.
+//! Random graphs that pass the verifier, and random steps and tensors for them: for property tests.
 
 use super::graph::{Graph, NodeId, Value};
-use super::op::{Fused, Kernel, Op, Rope, RopeStyle};
+use super::op::{Fused, Kernel, Op, Rope, RopeStyle, StateRole};
+use super::step::{PAGE, StepInput};
 use super::types::{DType, Dim, Syms, TensorType};
 use half::f16;
 
 /// Bounds of [`random_graph`].
-pub const BOUNDS: Syms = Syms { t: 4, p: 12, s: 16 };
+pub const BOUNDS: Syms = Syms { t: 4, r: 4 };
+
+/// Sequences of a random graph.
+pub const SEQUENCES: usize = 3;
+
+/// Positions that each of them has room for, at least.
+pub const CONTEXT: u64 = 64;
+
+/// Rows that a page of a random graph may have.
+pub const PAGES: [u32; 2] = [PAGE, 2 * PAGE];
 
 const WIDTH: u64 = 256;
 const HEAD: u64 = 32;
@@ -49,9 +59,32 @@ impl Rng {
     }
 }
 
+/// How the caches of a random graph are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// Rows of a page.
+    pub page: u32,
+    /// Pages of a sequence, at most.
+    pub each: u64,
+}
+
+impl Paging {
+    /// That of the graphs of this seed.
+    pub fn of(seed: u64) -> Paging {
+        let page = *Rng::new(!seed).pick(&PAGES);
+        Paging { page, each: CONTEXT.div_ceil(u64::from(page)) }
+    }
+
+    /// Pages of a cache: some more than all sequences need.
+    fn pages(self) -> u64 {
+        SEQUENCES as u64 * self.each + 2
+    }
+}
+
 /// A graph of about `size` or more operations, in pieces that a transformer is made of: embedding, norms,
-/// projections in all formats, rotation, caches, attention, feed-forward, residuals, a head; with shared
-/// values, dead nodes, and fused nodes.
+/// projections in all formats, rotation, caches, attention with and without a window, feed-forward, gated
+/// recurrences, residuals, a head for all rows or those that are wanted; with shared values, dead nodes, and
+/// fused nodes. Its inputs are all of [`StepInput`], for [`Sequences`] to give.
 ///
 /// # Panics
 /// Never, if the typing rules are right.
@@ -68,30 +101,39 @@ pub fn random_primitives(seed: u64, size: usize, bounds: Syms) -> Graph {
 }
 
 fn build(seed: u64, size: usize, bounds: Syms, fuses: bool) -> Graph {
-    let mut b = Builder {
-        rng: Rng::new(seed),
-        g: Graph::new("random", bounds),
-        fuses,
-        names: 0,
-        rows: vec![],
-        states: vec![],
-    };
-    let tokens = b.leaf(Op::Input { name: "tokens".into() }, DType::I32, [Dim::T]);
-    let pos = b.leaf(Op::Input { name: "pos".into() }, DType::I32, [Dim::T]);
+    let mut g = Graph::new("random", bounds);
+    let paging = Paging::of(seed);
+    let step = StepInput::ALL.map(|input| {
+        let shape = match input {
+            StepInput::Tokens | StepInput::Positions | StepInput::Sequences | StepInput::Rows => vec![Dim::T],
+            StepInput::Tables => vec![Dim::n(SEQUENCES as u64), Dim::n(paging.each)],
+            StepInput::Lengths => vec![Dim::n(SEQUENCES as u64)],
+            StepInput::Wanted => vec![Dim::R],
+        };
+        let ty = TensorType::new(DType::I32, shape);
+        g.leaf(Op::input(input.name()), ty).expect("leaves have any type")
+    });
+    let rng = Rng::new(seed);
+    let mut b = Builder { rng, g, fuses, names: 0, rows: vec![], states: vec![], paging, step };
     let dtype = *b.rng.pick(&DType::WEIGHTS);
     let table = b.weight(dtype, &[VOCAB, WIDTH]);
+    let tokens = b.input(StepInput::Tokens);
     let rows = b.op(Op::GetRows, &[table, tokens]);
     let x = b.dequant(rows);
     b.rows.push(x);
+    if b.rng.coin() {
+        b.norm();
+    }
     while b.g.len() < size {
-        match b.rng.below(8) {
+        match b.rng.below(9) {
             0 => b.norm(),
             1 => b.projection(),
             2 => b.residual(),
             3 => b.gated(),
-            4 | 5 => b.attention(pos),
-            6 if b.fuses => b.fused(),
-            6 => b.gated(),
+            4 | 5 => b.attention(),
+            6 => b.recurrence(),
+            7 if b.fuses => b.fused(),
+            7 => b.gated(),
             _ => b.dead(),
         }
     }
@@ -109,15 +151,26 @@ struct Builder {
     rows: Vec<Value>,
     /// The last version of each state.
     states: Vec<Value>,
+    paging: Paging,
+    /// The inputs, in the order of [`StepInput::ALL`].
+    step: [Value; StepInput::ALL.len()],
 }
 
 impl Builder {
+    fn add(&mut self, op: Op, operands: &[Value]) -> NodeId {
+        self.g.add(op, operands).expect("the operands fit")
+    }
+
     fn op(&mut self, op: Op, operands: &[Value]) -> Value {
-        self.g.add(op, operands).expect("the operands fit").into()
+        self.add(op, operands).into()
     }
 
     fn leaf<D: Into<Dim>>(&mut self, op: Op, dtype: DType, shape: impl IntoIterator<Item = D>) -> Value {
         self.g.leaf(op, TensorType::new(dtype, shape)).expect("leaves have any type")
+    }
+
+    fn input(&self, input: StepInput) -> Value {
+        self.step[input as usize]
     }
 
     fn name(&mut self, kind: &str) -> String {
@@ -149,8 +202,11 @@ impl Builder {
         self.g.add_typed(Op::Reshape, &[x], &[ty]).expect("as many elements").into()
     }
 
+    /// One of the last three rows, as in a model, or any.
     fn row(&mut self) -> Value {
-        *self.rng.pick(&self.rows)
+        let newest = self.rows.len().saturating_sub(3);
+        let from = if self.rng.coin() { newest } else { 0 };
+        *self.rng.pick(&self.rows[from..])
     }
 
     fn eps(&mut self) -> f32 {
@@ -158,9 +214,23 @@ impl Builder {
     }
 
     fn norm(&mut self) {
-        let (x, w, eps) = (self.row(), self.floats(&[WIDTH]), self.eps());
+        let x = self.row();
+        self.norm_of(x);
+    }
+
+    fn norm_of(&mut self, x: Value) {
+        let (w, eps) = (self.floats(&[WIDTH]), self.eps());
         let y = self.op(Op::RmsNorm { eps }, &[x, w]);
         self.rows.push(y);
+    }
+
+    /// A sum and its norm. Now and then nobody else sees the sum.
+    fn sum(&mut self, x: Value, y: Value) {
+        let sum = self.op(Op::Add, &[x, y]);
+        if self.rng.coin() {
+            self.rows.push(sum);
+        }
+        self.norm_of(sum);
     }
 
     /// `x`, or `x` quantised.
@@ -196,22 +266,22 @@ impl Builder {
         let [y] = self.project(x, [WIDTH]);
         if self.rng.coin() {
             let x = self.row();
-            let sum = self.op(Op::Add, &[x, y]);
-            self.rows.push(sum);
-            return self.norm();
+            return self.sum(x, y);
         }
         // Keeps values small however long the graph is.
-        let scale = self.leaf(Op::Const { value: 0.0625 }, DType::F32, [WIDTH]);
+        let scale = self.constant(0.0625);
         let y = self.op(Op::Mul, &[y, scale]);
         self.rows.push(y);
+    }
+
+    fn constant(&mut self, value: f32) -> Value {
+        self.leaf(Op::Const { value }, DType::F32, [WIDTH])
     }
 
     fn residual(&mut self) {
         let (x, y) = (self.row(), self.row());
         let y = if self.rng.coin() { self.floats(&[WIDTH]) } else { y };
-        let sum = self.op(Op::Add, &[x, y]);
-        self.rows.push(sum);
-        self.norm();
+        self.sum(x, y);
     }
 
     fn gated(&mut self) {
@@ -219,31 +289,85 @@ impl Builder {
         let [gate, up] = self.project(x, [WIDTH; 2]);
         let gate = self.op(Op::Silu, &[gate]);
         let y = self.op(Op::Mul, &[gate, up]);
+        let y = self.out(x, y);
         self.rows.push(y);
+        self.norm();
+    }
+
+    /// `y`, or what its projection adds to `x`: then nobody else needs `y`.
+    fn out(&mut self, x: Value, y: Value) -> Value {
+        if self.rng.coin() {
+            return y;
+        }
+        let [y] = self.project(y, [WIDTH]);
+        self.op(Op::Add, &[x, y])
+    }
+
+    /// A recurrence, of what a SiLU gates or of a plain projection.
+    fn recurrence(&mut self) {
+        let x = self.row();
+        let [decay, gate, x] = self.project(x, [WIDTH; 3]);
+        // Within 0..1, and now and then within 0.5..1, so that what was before is not soon forgotten.
+        let mut decay = self.op(Op::Softmax, &[decay]);
+        if self.rng.coin() {
+            let half = self.constant(0.5);
+            let halved = self.op(Op::Mul, &[decay, half]);
+            decay = self.op(Op::Add, &[halved, half]);
+        }
+        let name = self.name("state");
+        let state = Op::State { name, role: StateRole::Replaced };
+        let state = self.leaf(state, DType::F32, [SEQUENCES as u64, WIDTH]);
+        let [sequences, positions] = [StepInput::Sequences, StepInput::Positions].map(|i| self.input(i));
+        let mut x = x;
+        if self.rng.below(4) == 0 {
+            // Reads the old version before it is overwritten.
+            let old = self.op(Op::GetRows, &[state, sequences]);
+            x = self.op(Op::Add, &[x, old]);
+        }
+        let node = if self.rng.coin() {
+            if self.fuses && self.rng.coin() {
+                self.fuse(Kernel::GatedScan, &[state, decay, gate, x, sequences, positions], |b, x| {
+                    let silu = b.op(Op::Silu, &[x[2]]);
+                    let gated = b.op(Op::Mul, &[silu, x[3]]);
+                    let node = b.add(Op::GatedScan, &[x[0], x[1], gated, x[4], x[5]]);
+                    [0, 1].map(|out| Value { node, out }).to_vec()
+                })
+            } else {
+                let silu = self.op(Op::Silu, &[gate]);
+                let gated = self.op(Op::Mul, &[silu, x]);
+                self.add(Op::GatedScan, &[state, decay, gated, sequences, positions])
+            }
+        } else {
+            self.add(Op::GatedScan, &[state, decay, x, sequences, positions])
+        };
+        self.rows.push(node.into());
+        self.states.push(Value { node, out: 1 });
         self.norm();
     }
 
     fn cache(&mut self, groups: u64) -> Value {
         let dtype = *self.rng.pick(&[DType::F16, DType::F32]);
         let name = self.name("cache");
-        self.leaf(Op::State { name }, dtype, [Dim::S, Dim::n(groups), Dim::n(HEAD)])
+        let rows = self.paging.pages() * u64::from(self.paging.page);
+        self.leaf(Op::State { name, role: StateRole::Appended }, dtype, [rows, groups, HEAD])
     }
 
     fn read(&mut self, cache: Value) -> Value {
-        let rows = self.op(Op::KvRead, &[cache]);
+        let [tables, lengths] = [StepInput::Tables, StepInput::Lengths].map(|i| self.input(i));
+        let rows = self.op(Op::KvRead { page: self.paging.page }, &[cache, tables, lengths]);
         self.dequant(rows)
     }
 
     /// A rotation and what it takes beside positions.
     fn rotation(&mut self) -> (Rope, Option<Value>) {
-        let style = *self.rng.pick(&[RopeStyle::Interleaved, RopeStyle::Halves]);
+        let style = *self.rng.pick(&[RopeStyle::Interleaved, RopeStyle::NeoX]);
         let dims = *self.rng.pick(&[HEAD, HEAD / 2]);
         let factors = self.rng.coin().then(|| self.floats(&[dims / 2]));
         (Rope { base: 10000.0, dims: dims as u32, style }, factors)
     }
 
-    fn rope(&mut self, x: Value, pos: Value, (rope, factors): (Rope, Option<Value>)) -> Value {
-        let operands: Vec<Value> = [x, pos].into_iter().chain(factors).collect();
+    fn rope(&mut self, x: Value, (rope, factors): (Rope, Option<Value>)) -> Value {
+        let operands: Vec<Value> = [x, self.input(StepInput::Positions)].into_iter().chain(factors).collect();
         self.op(Op::Rope(rope), &operands)
     }
 
@@ -253,13 +377,15 @@ impl Builder {
     }
 
     fn attend(&mut self, q: Value, k: Value, v: Value) -> Value {
-        let scores = self.op(Op::Scores { scale: (HEAD as f32).sqrt().recip() }, &[q, k]);
-        let masked = self.op(Op::CausalMask, &[scores]);
+        let [sequences, positions] = [StepInput::Sequences, StepInput::Positions].map(|i| self.input(i));
+        let window = *self.rng.pick(&[None, None, Some(1), Some(5), Some(20)]);
+        let scores = self.op(Op::Scores { scale: (HEAD as f32).sqrt().recip() }, &[q, k, sequences]);
+        let masked = self.op(Op::CausalMask { window }, &[scores, positions]);
         let p = self.op(Op::Softmax, &[masked]);
-        self.op(Op::WeightedSum, &[p, v])
+        self.op(Op::WeightedSum, &[p, v, sequences])
     }
 
-    fn attention(&mut self, pos: Value) {
+    fn attention(&mut self) {
         let groups = *self.rng.pick(&[1, 2, HEADS]);
         let x = self.row();
         let head = |n: u64| [Dim::T, Dim::n(n), Dim::n(HEAD)];
@@ -273,7 +399,7 @@ impl Builder {
         let turn = self.rotation();
         // Queries and keys are turned alike, or they do not fit one kernel.
         let other = if self.rng.below(4) == 0 { self.rotation() } else { turn };
-        let (q, k) = (self.rope(q, pos, turn), self.rope(k, pos, other));
+        let (q, k) = (self.rope(q, turn), self.rope(k, other));
         let caches = [self.cache(groups), self.cache(groups)];
         if groups == HEADS && self.rng.coin() {
             // Reads the old version before it is overwritten.
@@ -283,12 +409,14 @@ impl Builder {
         let appended = if self.rng.coin() && self.fuses {
             self.fused_append(caches, [k, v])
         } else {
-            [self.op(Op::KvAppend, &[caches[0], k]), self.op(Op::KvAppend, &[caches[1], v])]
+            let rows = self.input(StepInput::Rows);
+            [self.op(Op::KvAppend, &[caches[0], k, rows]), self.op(Op::KvAppend, &[caches[1], v, rows])]
         };
         self.states.extend(appended);
         let (k, v) = (self.read(appended[0]), self.read(appended[1]));
         let y = self.attend(q, k, v);
         let y = self.reshape(y, &[Dim::T, Dim::n(WIDTH)]);
+        let y = self.out(x, y);
         self.rows.push(y);
     }
 
@@ -307,11 +435,13 @@ impl Builder {
             names: 0,
             rows: vec![],
             states: vec![],
+            paging: self.paging,
+            step: self.step,
         };
         let mut params = vec![];
         for (i, &v) in operands.iter().enumerate() {
-            let ty = self.g.ty(v).clone();
-            params.push(inner.leaf(Op::Input { name: format!("x{i}") }, ty.dtype, ty.shape));
+            let (ty, role) = (self.g.ty(v).clone(), self.g.state_role(v));
+            params.push(inner.leaf(Op::Input { name: format!("x{i}"), role }, ty.dtype, ty.shape));
         }
         let results = build(&mut inner, &params);
         inner.g.set_return(&results);
@@ -319,8 +449,9 @@ impl Builder {
     }
 
     fn fused_append(&mut self, [k, v]: [Value; 2], [new_k, new_v]: [Value; 2]) -> [Value; 2] {
-        let node = self.fuse(Kernel::RopeKv, &[k, v, new_k, new_v], |b, x| {
-            vec![b.op(Op::KvAppend, &[x[0], x[2]]), b.op(Op::KvAppend, &[x[1], x[3]])]
+        let rows = self.input(StepInput::Rows);
+        let node = self.fuse(Kernel::RopeKv, &[k, v, new_k, new_v, rows], |b, x| {
+            vec![b.op(Op::KvAppend, &[x[0], x[2], x[4]]), b.op(Op::KvAppend, &[x[1], x[3], x[4]])]
         });
         [Value { node, out: 0 }, Value { node, out: 1 }]
     }
@@ -360,13 +491,13 @@ impl Builder {
     fn dead(&mut self) {
         let x = self.row();
         let y = self.op(Op::Silu, &[x]);
-        self.op(Op::LastRow, &[y]);
+        self.op(Op::GetRows, &[y, self.input(StepInput::Wanted)]);
     }
 
     fn finish(mut self, table: Value) -> Graph {
         let mut x = self.row();
         if self.rng.coin() {
-            x = self.op(Op::LastRow, &[x]);
+            x = self.op(Op::GetRows, &[x, self.input(StepInput::Wanted)]);
         }
         // A tied head: the table is used by rows and as a matrix.
         let head = self.dequant(table);
@@ -386,8 +517,101 @@ impl Builder {
     }
 }
 
+/// Sequences that grow step by step, in pages that lie in no order.
+pub struct Sequences {
+    rng: Rng,
+    paging: Paging,
+    free: Vec<i32>,
+    /// The pages that each sequence has filled, at least in part.
+    tables: [Vec<i32>; SEQUENCES],
+    lengths: [u64; SEQUENCES],
+}
+
+/// A step of some sequences.
+#[derive(Clone, Debug)]
+pub struct RandomStep {
+    pub syms: Syms,
+    /// Sequences that have tokens in it.
+    pub sequences: usize,
+    /// In the order of [`StepInput::ALL`].
+    values: [Vec<i32>; StepInput::ALL.len()],
+}
+
+impl RandomStep {
+    /// What an input holds, row by row.
+    pub fn values(&self, input: StepInput) -> &[i32] {
+        &self.values[input as usize]
+    }
+}
+
+impl Sequences {
+    /// Empty ones, for graphs of this paging.
+    pub fn new(paging: Paging, seed: u64) -> Sequences {
+        let free = (0..paging.pages() as i32).collect();
+        Sequences { rng: Rng::new(seed), paging, free, tables: Default::default(), lengths: [0; SEQUENCES] }
+    }
+
+    /// Positions that a sequence has filled.
+    pub fn length(&self, sequence: usize) -> u64 {
+        self.lengths[sequence]
+    }
+
+    /// Begins a sequence anew. Its pages go to whoever needs one next.
+    pub fn begin(&mut self, sequence: usize) {
+        self.lengths[sequence] = 0;
+        self.free.append(&mut self.tables[sequence]);
+    }
+
+    /// The row of the caches for the next token of a sequence.
+    fn grow(&mut self, sequence: usize) -> u64 {
+        let (position, page) = (self.lengths[sequence], u64::from(self.paging.page));
+        if position % page == 0 {
+            let at = self.rng.below(self.free.len() as u64) as usize;
+            self.tables[sequence].push(self.free.swap_remove(at));
+        }
+        self.lengths[sequence] += 1;
+        self.tables[sequence][(position / page) as usize] as u64 * page + position % page
+    }
+
+    /// The step that gives each sequence so many more tokens, in rows that are mixed or not, and wants the results of
+    /// `wanted` of them.
+    pub fn step(&mut self, tokens: [u64; SEQUENCES], wanted: u64) -> RandomStep {
+        let mut left: Vec<usize> =
+            (0..tokens.len()).flat_map(|b| std::iter::repeat_n(b, tokens[b] as usize)).collect();
+        let t = left.len();
+        let (mut values, mixed) = (StepInput::ALL.map(|_| vec![]), self.rng.coin());
+        let mut unwanted: Vec<i32> = (0..t as i32).collect();
+        for _ in 0..t {
+            let at = if mixed { self.rng.below(left.len() as u64) as usize } else { 0 };
+            let b = left.remove(at);
+            let (position, row) = (self.lengths[b], self.grow(b));
+            let token = [
+                (StepInput::Tokens, self.rng.below(VOCAB)),
+                (StepInput::Positions, position),
+                (StepInput::Sequences, b as u64),
+                (StepInput::Rows, row),
+            ];
+            token.into_iter().for_each(|(input, value)| values[input as usize].push(value as i32));
+        }
+        for _ in 0..wanted {
+            let at = self.rng.below(unwanted.len() as u64) as usize;
+            values[StepInput::Wanted as usize].push(unwanted.swap_remove(at));
+        }
+        for table in &self.tables {
+            let tables = &mut values[StepInput::Tables as usize];
+            tables.extend(table);
+            // Any page: nobody looks at what is beyond the length.
+            let rest = table.len()..self.paging.each as usize;
+            tables.extend(rest.map(|_| self.rng.below(self.paging.pages()) as i32));
+        }
+        values[StepInput::Lengths as usize] = self.lengths.iter().map(|&n| n as i32).collect();
+        let sequences = tokens.iter().filter(|n| **n > 0).count();
+        RandomStep { syms: Syms { t: t as u64, r: wanted }, sequences, values }
+    }
+}
+
 /// The storage of a random tensor of type `ty` at `syms`: floats within -1..1, block scales that keep
-/// values there, and integers that are ids of the table and small positions.
+/// values there, and integers that are ids of the table.
 pub fn random_bytes(ty: &TensorType, syms: &Syms, seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let blocks = ty.elements(syms) / ty.dtype.block_len() as u64;

@@ -18,12 +18,12 @@ impl Graph {
             }
             let mut label = match op {
                 Op::Fused(f) => f.kernel.name().to_string(),
-                Op::Input { name } => format!("%{name}"),
+                Op::Input { name, .. } => format!("%{name}"),
                 op => format!("{}{}", op.name(), attributes(op)),
             };
             for v in self.operands(id) {
                 match self.op(v.node) {
-                    Op::Weight { name } | Op::State { name } => {
+                    Op::Weight { name } | Op::State { name, .. } => {
                         label += &format!("\n{name} : {}", self.ty(v))
                     }
                     Op::Const { value } => label += &format!("\n{value}"),
@@ -55,7 +55,7 @@ impl Graph {
             .collect();
         json!({
             "name": self.name,
-            "bounds": { "T": self.bounds.t, "P": self.bounds.p, "S": self.bounds.s },
+            "bounds": { "T": self.bounds.t, "R": self.bounds.r },
             "inputs": self.inputs().iter().map(|&id| name(&id.into())).collect::<Vec<_>>(),
             "nodes": nodes,
             "results": self.results().iter().map(name).collect::<Vec<_>>(),
@@ -78,10 +78,16 @@ impl Graph {
             "results": results,
         });
         match &node.op {
-            Op::Weight { name } | Op::State { name } => json["name"] = json!(name),
+            Op::Weight { name } => json["name"] = json!(name),
+            Op::State { name, role } => {
+                json["name"] = json!(name);
+                json["role"] = json!(role.name());
+            }
             Op::Const { value } => json["value"] = json!(value),
             Op::RmsNorm { eps } => json["attributes"] = json!({ "eps": eps }),
             Op::Scores { scale } => json["attributes"] = json!({ "scale": scale }),
+            Op::KvRead { page } => json["attributes"] = json!({ "page": page }),
+            Op::CausalMask { window: Some(window) } => json["attributes"] = json!({ "window": window }),
             Op::Rope(rope) => {
                 json["attributes"] =
                     json!({ "base": rope.base, "dims": rope.dims, "style": rope.style.name() });
@@ -90,7 +96,22 @@ impl Graph {
                 json["kernel"] = json!(fused.kernel.name());
                 json["body"] = fused.body.to_json();
             }
-            _ => {}
+            Op::Input { .. }
+            | Op::GetRows
+            | Op::Dequant
+            | Op::QuantAct
+            | Op::MatMul
+            | Op::Add
+            | Op::Mul
+            | Op::Silu
+            | Op::Reshape
+            | Op::KvAppend
+            | Op::CausalMask { window: None }
+            | Op::Softmax
+            | Op::WeightedSum
+            | Op::GatedScan
+            | Op::ArgMax
+            | Op::Return => {}
         }
         json
     }
@@ -107,7 +128,7 @@ mod tests {
 
     #[test]
     fn bounds_are_told_by_their_symbols() {
-        let g = Graph::parse("graph @g(%x: f32[T,4]) sym T<=2, P<=5, S<=7 { return %x }").unwrap();
-        assert_eq!(g.to_json()["bounds"], json!({ "T": 2, "P": 5, "S": 7 }));
+        let g = Graph::parse("graph @g(%x: f32[T,4]) sym T<=7, R<=2 { return %x }").unwrap();
+        assert_eq!(g.to_json()["bounds"], json!({ "T": 7, "R": 2 }));
     }
 }

@@ -1,6 +1,6 @@
 //! The graph: nodes, values, and the few ways to change them.
 
-use super::op::Op;
+use super::op::{Op, StateRole};
 use super::types::{Syms, TensorType};
 use petgraph::Direction::{Incoming, Outgoing};
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
@@ -279,7 +279,7 @@ impl Graph {
         let mut level = vec![id];
         for _ in 0..4 {
             let named = level.iter().find_map(|&n| match self.op(n) {
-                Op::Weight { name } | Op::State { name } => Some(name),
+                Op::Weight { name } | Op::State { name, .. } => Some(name),
                 _ => None,
             });
             if let Some(name) = named {
@@ -291,6 +291,25 @@ impl Graph {
             level = above.filter(|n| seen.insert(*n)).collect();
         }
         op.to_string()
+    }
+
+    /// The role of the state that a value is a version of; none if it is no version of any.
+    pub fn state_role(&self, mut v: Value) -> Option<StateRole> {
+        // A cycle, which the verifier refuses, would go on for ever.
+        for _ in 0..self.len() {
+            match self.op(v.node) {
+                Op::State { role, .. } => return Some(*role),
+                Op::Input { role, .. } => return *role,
+                _ => v = self.previous_version(v)?,
+            }
+        }
+        None
+    }
+
+    /// The version of a state that was overwritten to make this one.
+    pub fn previous_version(&self, v: Value) -> Option<Value> {
+        let (slot, _) = self.op(v.node).writes().into_iter().find(|&(_, out)| out == v.out)?;
+        self.operand(v.node, slot)
     }
 
     /// Whether data flows from `from` to `to` (a node reaches itself).

@@ -4,18 +4,19 @@ use super::graph::{Graph, Value};
 use super::types::{DType, Dim, TensorType};
 use serde::{Deserialize, Serialize};
 
-/// What a node computes. Shapes are row-major; `H` heads, `G` cache heads, `D` head dimension.
+/// What a node computes. Shapes are row-major; `H` heads, `G` KV heads, `D` head dimension, `S` rows of a cache, `B`
+/// sequences, `C` positions of the longest sequence. The index operands are inputs of the step ([`super::step`]).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// A parameter of the graph, or of a fused body.
-    Input { name: String },
+    /// A parameter of the graph, or of a fused body. In a body, one that stands for a state has the state's role.
+    Input { name: String, role: Option<StateRole> },
     /// A tensor of the model file, by name.
     Weight { name: String },
-    /// The first version of a state that outlives the step, such as a KV cache `[S,G,D]`.
-    State { name: String },
+    /// The first version of a state that outlives the step, such as a cache `[S,G,D]` of keys.
+    State { name: String, role: StateRole },
     /// Every element is `value`.
     Const { value: f32 },
-    /// `(table [V,N], ids i32 [T]) -> [T,N]`: rows of the table, in the table's format.
+    /// `(table [V,N], ids i32 [T]) -> [T,N]`: rows of the table, in the table's format. The table may be activations.
     GetRows,
     /// `x -> f32`: the exact values of a quantised or half-precision tensor.
     Dequant,
@@ -35,20 +36,28 @@ pub enum Op {
     Rope(Rope),
     /// The same elements in another shape.
     Reshape,
-    /// `[T,..] -> [1,..]`: the last token's row.
-    LastRow,
-    /// `(cache [S,G,D], x f32 [T,G,D]) -> [S,G,D]`: the next version, with `x` at rows `P..P+T`.
+    /// `(cache [S,G,D], x f32 [T,G,D], rows i32 [T]) -> [S,G,D]`: the next version, with `x[t]` in row `rows[t]`. No two of
+    /// `rows` are equal.
     KvAppend,
-    /// `cache [S,G,D] -> [P+T,G,D]`: the rows that are filled.
-    KvRead,
-    /// `(q [T,H,D], k [L,G,D]) -> [H,T,L]`: `scale · q·k`; head `h` reads cache head `h·G/H`.
+    /// `(cache [S,G,D], tables i32 [B,M], lengths i32 [B]) -> [B,M·page,G,D]`: the rows of each sequence in order of their
+    /// positions. Position `l` of sequence `b` is row `l mod page` of page `tables[b][l / page]`; from `lengths[b]` on
+    /// there are zeros.
+    KvRead { page: u32 },
+    /// `(q [T,H,D], k [B,C,G,D], sequences i32 [T]) -> [H,T,C]`: `scale · q·k`, of the keys of the token's sequence; head `h`
+    /// reads KV head `h·G/H`.
     Scores { scale: f32 },
-    /// `[H,T,L]`: token `t` sees positions `0..=L-T+t`; the rest becomes -∞.
-    CausalMask,
+    /// `(scores [H,T,C], positions i32 [T])`: a token sees its own position and those before, of which only the last `window`
+    /// where there is a window; the rest becomes -∞.
+    CausalMask { window: Option<u32> },
     /// `e^(x - max) / Σ` over the last dimension.
     Softmax,
-    /// `(p [H,T,L], v [L,G,D]) -> [T,H,D]`: `Σ_l p·v`. What is masked does not count, even if it is not finite.
+    /// `(p [H,T,C], v [B,C,G,D], sequences i32 [T]) -> [T,H,D]`: `Σ_l p·v`, of the values of the token's sequence. What is
+    /// masked does not count, even if it is not finite.
     WeightedSum,
+    /// `(state f32 [B,N], decay f32 [T,N], x f32 [T,N], sequences i32 [T], positions i32 [T]) -> (y [T,N], next [B,N])`: a
+    /// gated linear recurrence (Martin and Cundy, 2018, arXiv:1709.04057). Token by token, `h = decay·h + x` for the row
+    /// `h` of the token's sequence, which begins at zero at position 0; `y` is `h` after each token.
+    GatedScan,
     /// `f32 [T,N] -> i32 [T]`: the index of the largest element, the lowest of equals; -1 if one is NaN.
     ArgMax,
     /// One kernel in place of the nodes of its body.
@@ -71,8 +80,33 @@ pub struct Rope {
 pub enum RopeStyle {
     /// `(2i, 2i+1)`, as `llama` files have it.
     Interleaved,
-    /// `(i, i + dims/2)`, as `qwen2` files have it.
-    Halves,
+    /// `(i, i + dims/2)`, the style of GPT-NeoX, as `qwen2` files have it.
+    NeoX,
+}
+
+/// How a state changes from step to step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateRole {
+    /// `[S,..]`: a step adds rows, in pages that block tables find, and leaves the others.
+    Appended,
+    /// `[B,..]`: a step replaces the row of each of its sequences.
+    Replaced,
+}
+
+impl StateRole {
+    /// The name used in the text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            StateRole::Appended => "appended",
+            StateRole::Replaced => "replaced",
+        }
+    }
+
+    /// The inverse of [`StateRole::name`].
+    pub fn from_name(name: &str) -> Option<StateRole> {
+        [StateRole::Appended, StateRole::Replaced].into_iter().find(|role| role.name() == name)
+    }
 }
 
 /// A kernel and the primitives it stands for.
@@ -84,13 +118,13 @@ pub struct Fused {
 }
 
 impl Fused {
-    /// See [`Op::writes`]: results that come from an input by appends alone.
+    /// See [`Op::writes`]: results that come from an input by writes alone.
     fn writes(&self) -> Vec<(u32, u32)> {
         let body = &self.body;
         let mut writes = vec![];
         for (result, last) in body.results().into_iter().enumerate() {
             let (mut v, mut left) = (last, body.len());
-            while let (Op::KvAppend, Some(previous), 1..) = (body.op(v.node), body.operand(v.node, 0), left) {
+            while let (Some(previous), 1..) = (body.previous_version(v), left) {
                 (v, left) = (previous, left - 1);
             }
             let param = body.inputs().iter().position(|&i| v == Value::from(i));
@@ -128,10 +162,12 @@ pub enum Kernel {
     Attention,
     /// Head matmul → argmax.
     SampleHead,
+    /// SiLU·mul → gated linear recurrence.
+    GatedScan,
 }
 
 impl Kernel {
-    pub const ALL: [Kernel; 9] = [
+    pub const ALL: [Kernel; 10] = [
         Kernel::DequantMatmul,
         Kernel::Merge,
         Kernel::MatmulSwiglu,
@@ -141,6 +177,7 @@ impl Kernel {
         Kernel::Swiglu,
         Kernel::Attention,
         Kernel::SampleHead,
+        Kernel::GatedScan,
     ];
 
     /// The name used in the text form, in plans and in reports.
@@ -155,6 +192,7 @@ impl Kernel {
             Kernel::Swiglu => "swiglu",
             Kernel::Attention => "attention",
             Kernel::SampleHead => "sample_head",
+            Kernel::GatedScan => "gated_scan",
         }
     }
 
@@ -165,6 +203,11 @@ impl Kernel {
 }
 
 impl Op {
+    /// A parameter that stands for no state.
+    pub fn input(name: impl Into<String>) -> Op {
+        Op::Input { name: name.into(), role: None }
+    }
+
     /// The mnemonic of the text form, without attributes.
     pub fn name(&self) -> &'static str {
         match self {
@@ -182,13 +225,13 @@ impl Op {
             Op::RmsNorm { .. } => "rms_norm",
             Op::Rope(_) => "rope",
             Op::Reshape => "reshape",
-            Op::LastRow => "last_row",
             Op::KvAppend => "kv_append",
-            Op::KvRead => "kv_read",
+            Op::KvRead { .. } => "kv_read",
             Op::Scores { .. } => "scores",
-            Op::CausalMask => "causal_mask",
+            Op::CausalMask { .. } => "causal_mask",
             Op::Softmax => "softmax",
             Op::WeightedSum => "weighted_sum",
+            Op::GatedScan => "gated_scan",
             Op::ArgMax => "argmax",
             Op::Fused(_) => "fused",
             Op::Return => "return",
@@ -202,7 +245,7 @@ impl Op {
 
     /// Ops that only rename bytes: their result lies where their operand lies.
     pub fn is_view(&self) -> bool {
-        matches!(self, Op::Reshape | Op::KvRead)
+        matches!(self, Op::Reshape)
     }
 
     /// The fused kernel, if this is one.
@@ -217,6 +260,7 @@ impl Op {
     pub fn writes(&self) -> Vec<(u32, u32)> {
         match self {
             Op::KvAppend => vec![(0, 0)],
+            Op::GatedScan => vec![(0, 1)],
             Op::Fused(f) => f.writes(),
             _ => vec![],
         }
@@ -243,12 +287,8 @@ impl Op {
             }
             Op::GetRows => {
                 arity(2)?;
-                let (rows, cols) = matrix(x[0], "the table")?;
-                rows.as_const().ok_or("the table needs a constant number of rows")?;
-                if x[1].dtype != DType::I32 {
-                    return Err(format!("the ids must be i32, not {}", x[1].dtype));
-                }
-                one(TensorType { dtype: x[0].dtype, shape: vec![vector(x[1], "the ids")?, cols] })
+                let (_, cols) = matrix(x[0], "the table")?;
+                one(TensorType { dtype: x[0].dtype, shape: vec![indices(x[1], "the ids")?, cols] })
             }
             Op::Dequant => {
                 arity(1)?;
@@ -307,9 +347,7 @@ impl Op {
                 }
                 f32s(x[0], "the operand")?;
                 let [t, _, d] = heads(x[0], "the operand")?;
-                if x[1].dtype != DType::I32 || vector(x[1], "the positions")? != t {
-                    return Err(format!("the positions must be i32[{t}], not {}", x[1]));
-                }
+                per_token(x[1], t, "the positions")?;
                 let dims = u64::from(rope.dims);
                 if dims == 0 || dims % 2 != 0 || d.as_const().is_none_or(|d| dims > d) {
                     return Err(format!("cannot rotate {dims} dimensions of heads of {d}"));
@@ -329,54 +367,81 @@ impl Op {
                 }
                 one(t.clone())
             }
-            Op::LastRow => {
-                arity(1)?;
-                let mut t = x[0].clone();
-                *t.shape.first_mut().ok_or("the operand has no rows")? = Dim::n(1);
-                one(t)
-            }
             Op::KvAppend => {
-                arity(2)?;
+                arity(3)?;
                 let ([s, g, d], [t, g2, d2]) = (cache(x[0])?, heads(x[1], "the rows")?);
                 f32s(x[1], "the rows")?;
-                if (g, d) != (g2, d2) || s != Dim::S || t != Dim::T {
+                s.as_const().ok_or("a cache needs a constant number of rows")?;
+                if (g, d) != (g2, d2) {
                     return Err(format!("rows {} do not fit the cache {}", x[1], x[0]));
                 }
+                per_token(x[2], t, "the row numbers")?;
                 one(x[0].clone())
             }
-            Op::KvRead => {
-                arity(1)?;
-                let [_, g, d] = cache(x[0])?;
-                let filled = Dim { p: 1, ..Dim::T };
-                one(TensorType { dtype: x[0].dtype, shape: vec![filled, g, d] })
+            Op::KvRead { page } => {
+                arity(3)?;
+                let [s, g, d] = cache(x[0])?;
+                let (b, m) = matrix(x[1], "the block tables")?;
+                let table = (b.as_const(), m.as_const());
+                let (DType::I32, (Some(_), Some(m))) = (x[1].dtype, table) else {
+                    return Err(format!("the block tables must be i32 and constant, not {}", x[1]));
+                };
+                if indices(x[2], "the lengths")? != b {
+                    return Err(format!("the lengths must be i32[{b}], not {}", x[2]));
+                }
+                let page = u64::from(*page);
+                let longest = m.checked_mul(page).filter(|_| page > 0);
+                let longest = longest.ok_or_else(|| format!("pages of {page} rows make no sense"))?;
+                if s.as_const().is_none_or(|s| s == 0 || s % page != 0) {
+                    return Err(format!("{s} rows are not whole pages of {page}"));
+                }
+                one(TensorType { dtype: x[0].dtype, shape: vec![b, Dim::n(longest), g, d] })
             }
             Op::Scores { .. } => {
-                arity(2)?;
+                arity(3)?;
                 f32s(x[0], "the queries")?;
-                f32s(x[1], "the keys")?;
-                let ([t, h, d], [l, g, d2]) = (heads(x[0], "the queries")?, heads(x[1], "the keys")?);
+                let ([t, h, d], [_, l, g, d2]) = (heads(x[0], "the queries")?, gathered(x[1], "the keys")?);
                 if d != d2 {
                     return Err(format!("head dimensions differ: {d} and {d2}"));
                 }
                 divides(g, h)?;
+                per_token(x[2], t, "the sequences")?;
                 one(TensorType { dtype: DType::F32, shape: vec![h, t, l] })
             }
-            Op::CausalMask => {
-                arity(1)?;
+            Op::CausalMask { window } => {
+                arity(2)?;
                 f32s(x[0], "the scores")?;
-                heads(x[0], "the scores")?;
+                let [_, t, _] = heads(x[0], "the scores")?;
+                per_token(x[1], t, "the positions")?;
+                if *window == Some(0) {
+                    return Err("a window of 0 sees nothing".into());
+                }
                 one(x[0].clone())
             }
             Op::WeightedSum => {
-                arity(2)?;
+                arity(3)?;
                 f32s(x[0], "the probabilities")?;
-                f32s(x[1], "the values")?;
-                let ([h, t, l], [l2, g, d]) = (heads(x[0], "the probabilities")?, heads(x[1], "the values")?);
+                let ([h, t, l], [_, l2, g, d]) =
+                    (heads(x[0], "the probabilities")?, gathered(x[1], "the values")?);
                 if l != l2 {
                     return Err(format!("lengths differ: {l} and {l2}"));
                 }
                 divides(g, h)?;
+                per_token(x[2], t, "the sequences")?;
                 one(TensorType { dtype: DType::F32, shape: vec![t, h, d] })
+            }
+            Op::GatedScan => {
+                arity(5)?;
+                for (x, what) in [(x[0], "the state"), (x[1], "the decay"), (x[2], "the operand")] {
+                    f32s(x, what)?;
+                }
+                let ((b, n), (t, n2)) = (matrix(x[0], "the state")?, matrix(x[2], "the operand")?);
+                if n != n2 || x[1].shape != x[2].shape || b.as_const().is_none() || n.as_const().is_none() {
+                    return Err(format!("{} and {} do not fit a state {}", x[1], x[2], x[0]));
+                }
+                per_token(x[3], t, "the sequences")?;
+                per_token(x[4], t, "the positions")?;
+                Ok(vec![x[2].clone(), x[0].clone()])
             }
             Op::ArgMax => {
                 arity(1)?;
@@ -425,6 +490,25 @@ fn heads(t: &TensorType, what: &str) -> Result<[Dim; 3], String> {
     t.shape.clone().try_into().map_err(|_| format!("{what} must have three dimensions, not {t}"))
 }
 
+/// The number of indices of a list.
+fn indices(t: &TensorType, what: &str) -> Result<Dim, String> {
+    if t.dtype == DType::I32 { vector(t, what) } else { Err(format!("{what} must be i32, not {}", t.dtype)) }
+}
+
+/// One index for each of `tokens` rows.
+fn per_token(t: &TensorType, tokens: Dim, what: &str) -> Result<(), String> {
+    match indices(t, what)? {
+        n if n == tokens => Ok(()),
+        _ => Err(format!("{what} must be i32[{tokens}], not {t}")),
+    }
+}
+
+/// What [`Op::KvRead`] gives, as f32.
+fn gathered(t: &TensorType, what: &str) -> Result<[Dim; 4], String> {
+    f32s(t, what)?;
+    t.shape.clone().try_into().map_err(|_| format!("{what} must have four dimensions, not {t}"))
+}
+
 fn cache(t: &TensorType) -> Result<[Dim; 3], String> {
     if !matches!(t.dtype, DType::F32 | DType::F16) {
         return Err(format!("a cache is f32 or f16, not {}", t.dtype));
@@ -435,7 +519,7 @@ fn cache(t: &TensorType) -> Result<[Dim; 3], String> {
 fn divides(g: Dim, h: Dim) -> Result<(), String> {
     match (g.as_const(), h.as_const()) {
         (Some(g), Some(h)) if g > 0 && h % g == 0 => Ok(()),
-        _ => Err(format!("{g} cache heads do not divide {h} heads")),
+        _ => Err(format!("{g} KV heads do not divide {h} heads")),
     }
 }
 

@@ -154,17 +154,14 @@ impl fmt::Display for DType {
     }
 }
 
-/// Values of the symbols: the tokens of this step, the tokens already cached, the context size.
-///
-/// Also used for their upper bounds.
+/// Values of the symbols, or their upper bounds. They are sizes only: what a step reads and where it writes is in
+/// its inputs ([`super::step`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Syms {
-    /// `T`: tokens in this step.
+    /// `T`: token rows of this step, of whatever sequences.
     pub t: u64,
-    /// `P`: tokens already in the cache.
-    pub p: u64,
-    /// `S`: context size, the rows of a cache. A step needs `P + T <= S`.
-    pub s: u64,
+    /// `R`: rows whose results are wanted, at most `T`.
+    pub r: u64,
 }
 
 /// A dimension: a constant, a symbol, or a sum of those.
@@ -172,56 +169,37 @@ pub struct Syms {
 pub struct Dim {
     /// The constant term.
     pub c: u64,
-    /// How often `T`, `P` and `S` occur.
+    /// How often `T` and `R` occur.
     pub t: u8,
-    pub p: u8,
-    pub s: u8,
+    pub r: u8,
 }
 
 impl Dim {
-    pub const ZERO: Dim = Dim { c: 0, t: 0, p: 0, s: 0 };
-    /// Tokens in this step.
-    pub const T: Dim = Dim { c: 0, t: 1, p: 0, s: 0 };
-    /// Tokens already cached.
-    pub const P: Dim = Dim { c: 0, t: 0, p: 1, s: 0 };
-    /// Context size.
-    pub const S: Dim = Dim { c: 0, t: 0, p: 0, s: 1 };
+    pub const ZERO: Dim = Dim { c: 0, t: 0, r: 0 };
+    /// Token rows of this step.
+    pub const T: Dim = Dim { c: 0, t: 1, r: 0 };
+    /// Rows whose results are wanted.
+    pub const R: Dim = Dim { c: 0, t: 0, r: 1 };
 
     /// A constant dimension.
     pub const fn n(c: u64) -> Dim {
-        Dim { c, t: 0, p: 0, s: 0 }
+        Dim { c, t: 0, r: 0 }
     }
 
     /// The constant, if no symbol occurs.
     pub const fn as_const(self) -> Option<u64> {
-        if self.t == 0 && self.p == 0 && self.s == 0 { Some(self.c) } else { None }
+        if self.t == 0 && self.r == 0 { Some(self.c) } else { None }
     }
 
     /// The sum of two dimensions, if the counts still fit.
     pub fn checked_add(self, o: Dim) -> Option<Dim> {
-        Some(Dim {
-            c: self.c.checked_add(o.c)?,
-            t: self.t.checked_add(o.t)?,
-            p: self.p.checked_add(o.p)?,
-            s: self.s.checked_add(o.s)?,
-        })
+        Some(Dim { c: self.c.checked_add(o.c)?, t: self.t.checked_add(o.t)?, r: self.r.checked_add(o.r)? })
     }
 
-    /// The value at `at`, saturating.
+    /// The value at `at`, saturating; at the bounds the largest that it can have.
     pub fn eval(self, at: &Syms) -> u64 {
         let term = |n: u8, v: u64| u64::from(n).saturating_mul(v);
-        self.c
-            .saturating_add(term(self.t, at.t))
-            .saturating_add(term(self.p, at.p))
-            .saturating_add(term(self.s, at.s))
-    }
-
-    /// The largest value within `bounds`: as a step needs `P + T <= S`, each such pair is at most `S`.
-    pub fn bound(self, bounds: &Syms) -> u64 {
-        let pairs = self.t.min(self.p);
-        let rest = Dim { t: self.t - pairs, p: self.p - pairs, ..self };
-        let pair = bounds.t.saturating_add(bounds.p).min(bounds.s);
-        rest.eval(bounds).saturating_add(u64::from(pairs).saturating_mul(pair))
+        self.c.saturating_add(term(self.t, at.t)).saturating_add(term(self.r, at.r))
     }
 }
 
@@ -238,12 +216,12 @@ impl fmt::Display for Dim {
             let plus = if std::mem::take(&mut first) { "" } else { "+" };
             write!(f, "{plus}{s}")
         };
-        for (count, name) in [(self.p, "P"), (self.t, "T"), (self.s, "S")] {
+        for (count, name) in [(self.t, "T"), (self.r, "R")] {
             for _ in 0..count {
                 term(f, &name)?;
             }
         }
-        if self.c > 0 || (self.t == 0 && self.p == 0 && self.s == 0) {
+        if self.c > 0 || (self.t == 0 && self.r == 0) {
             term(f, &self.c)?;
         }
         Ok(())
@@ -265,6 +243,11 @@ impl TensorType {
         TensorType { dtype, shape: shape.into_iter().map(Into::into).collect() }
     }
 
+    /// The first dimension (1 for a scalar).
+    pub fn first(&self) -> Dim {
+        self.shape.first().copied().unwrap_or(Dim::n(1))
+    }
+
     /// The last dimension (1 for a scalar).
     pub fn last(&self) -> Dim {
         self.shape.last().copied().unwrap_or(Dim::n(1))
@@ -280,24 +263,14 @@ impl TensorType {
         self.shape.iter().map(|d| d.eval(at)).collect()
     }
 
-    /// Elements at `at`, saturating.
+    /// Elements at `at`, saturating; at the bounds the most that there can be.
     pub fn elements(&self, at: &Syms) -> u64 {
         self.shape.iter().fold(1u64, |n, d| n.saturating_mul(d.eval(at)))
     }
 
-    /// Bytes at `at`, saturating.
+    /// Bytes at `at`, saturating; at the bounds the most that there can be.
     pub fn bytes(&self, at: &Syms) -> u64 {
         self.bytes_of(self.elements(at))
-    }
-
-    /// The most elements within `bounds`, saturating.
-    pub fn max_elements(&self, bounds: &Syms) -> u64 {
-        self.shape.iter().fold(1u64, |n, d| n.saturating_mul(d.bound(bounds)))
-    }
-
-    /// The most bytes within `bounds`, saturating.
-    pub fn max_bytes(&self, bounds: &Syms) -> u64 {
-        self.bytes_of(self.max_elements(bounds))
     }
 
     fn bytes_of(&self, elements: u64) -> u64 {

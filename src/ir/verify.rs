@@ -8,24 +8,26 @@
 //! 4. Inputs, weights and states each have unique names.
 //! 5. Attributes make sense: epsilon is finite and not negative, the base of RoPE finite and positive,
 //!    scales and constants finite.
-//! 6. Sizes make sense: at most [`TensorType::MAX_RANK`] dimensions, none of which can be 0; fewer than
+//! 6. Sizes make sense: at most [`TensorType::MAX_RANK`] dimensions, none of which can be 0 but by `R`; fewer than
 //!    2⁴⁸ elements and bytes at the bounds.
-//! 7. Bounds make sense: `1 <= T <= S` and `P <= S`.
+//! 7. Bounds make sense: `1 <= T` and `R <= T`.
 //! 8. Rows of a quantised type are whole blocks.
-//! 9. A state is `f32` or `f16` and has `S` rows.
-//! 10. Only a version of a state is written to, and each version at most once.
+//! 9. A state has constant dimensions; an appended one is `f32` or `f16`, a replaced one `f32`.
+//! 10. Only a version of a state is written to, in the way of its role, and each version at most once; only a version of
+//!     an appended state is read in pages.
 //! 11. Whoever else reads a version that is overwritten, or a view of it, is an ancestor of the write.
 //! 12. The return lists results first, then the last version of each state, once.
 //! 13. A fused body holds primitives only (no fused node, weight or state), returns something, returns
-//!     no view of a state, and carries the kernel's name and the bounds of the graph around it.
+//!     no view of a state, and carries the kernel's name and the bounds of the graph around it. Its inputs have the
+//!     roles of the states that its operands are versions of; inputs of the graph itself have none.
 //!
-//! A body is checked by the same rules, but that its inputs with `S` rows stand for the states: those it
+//! A body is checked by the same rules, but that its inputs with a role stand for the states: those it
 //! writes must be returned, and no others.
 
 use super::graph::{Graph, NodeId, Value};
-use super::op::{Fused, Op};
+use super::op::{Fused, Op, StateRole};
 use super::text::{At, lines};
-use super::types::{DType, Dim, Syms, TensorType};
+use super::types::{DType, Syms, TensorType};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Deref;
@@ -112,14 +114,14 @@ pub enum Violation {
     Empty { ty: TensorType },
     #[error("{ty} can have 2^48 elements or bytes, or more")]
     TooLarge { ty: TensorType },
-    #[error("bounds need 1 <= T <= S and P <= S, but T is {}, P is {} and S is {}", .0.t, .0.p, .0.s)]
+    #[error("bounds need 1 <= T and R <= T, but T is {} and R is {}", .0.t, .0.r)]
     Bounds(Syms),
     #[error("rows of {ty} are not whole blocks of {}", ty.dtype.block_len())]
     Blocks { ty: TensorType },
-    #[error("a state is f32 or f16 and has S rows, not {ty}")]
-    StateType { ty: TensorType },
-    #[error("operand {slot} is written, but is no version of a state")]
-    NotAState { slot: u32 },
+    #[error("{ty} is no type of a state that is {}", role.name())]
+    StateType { ty: TensorType, role: StateRole },
+    #[error("operand {slot} must be a version of a state that is {}", role.name())]
+    NotAState { slot: u32, role: StateRole },
     #[error("this version of state {state:?} is already written by another node")]
     WrittenTwice { state: String },
     #[error("this reads state {state:?}, which may be overwritten before it runs")]
@@ -142,6 +144,8 @@ pub enum Violation {
     BodyName { found: String, expected: &'static str },
     #[error("the body has other bounds than the graph around it")]
     BodyBounds,
+    #[error("input {slot} has another role than what it stands for")]
+    InputRole { slot: usize },
 }
 
 impl Violation {
@@ -167,7 +171,8 @@ impl Violation {
             | Violation::EmptyBody
             | Violation::ReturnsView { .. }
             | Violation::BodyName { .. }
-            | Violation::BodyBounds => 13,
+            | Violation::BodyBounds
+            | Violation::InputRole { .. } => 13,
         }
     }
 }
@@ -215,11 +220,16 @@ impl fmt::Display for VerifyErrors {
 /// Everything that is wrong with a graph.
 fn violations(graph: &Graph) -> Vec<VerifyError> {
     let mut errors = vec![];
-    let Syms { t, p, s } = graph.bounds;
-    if t < 1 || t > s || p > s {
+    let Syms { t, r } = graph.bounds;
+    if t < 1 || r > t {
         errors.push(VerifyError { at: None, violation: Violation::Bounds(graph.bounds) });
     }
     let mut checker = Checker { graph, outer: None, order: graph.order(), errors };
+    for (slot, &id) in graph.inputs().iter().enumerate() {
+        if matches!(graph.op(id), Op::Input { role: Some(_), .. }) {
+            checker.report(id, Violation::InputRole { slot });
+        }
+    }
     checker.check();
     checker.errors
 }
@@ -253,8 +263,8 @@ impl Checker<'_> {
                 Op::Fused(fused) => self.body(id, fused),
                 _ => {}
             }
-            if self.is_state(id) {
-                self.state_type(id);
+            if let Some(role) = self.first_version(id) {
+                self.state_type(id, role);
             }
         }
         if self.errors.is_empty() {
@@ -278,7 +288,7 @@ impl Checker<'_> {
         let mut seen = HashSet::new();
         for id in self.order.clone() {
             let op = self.graph.op(id);
-            if let Op::Input { name } | Op::Weight { name } | Op::State { name } = op
+            if let Op::Input { name, .. } | Op::Weight { name } | Op::State { name, .. } = op
                 && !seen.insert((op.name(), name))
             {
                 self.report(id, Violation::DuplicateName { kind: op.name(), name: name.clone() });
@@ -333,9 +343,9 @@ impl Checker<'_> {
     /// Rules 6 and 8.
     fn sizes(&mut self, id: NodeId) {
         let graph = self.graph;
-        let least = Syms { t: 1, p: 0, s: 1 };
+        let least = Syms { t: 1, r: 1 };
         for ty in &graph.node(id).outs {
-            let size = ty.max_elements(&graph.bounds).max(ty.max_bytes(&graph.bounds));
+            let size = ty.elements(&graph.bounds).max(ty.bytes(&graph.bounds));
             if ty.shape.len() > TensorType::MAX_RANK {
                 self.report(id, Violation::Rank { ty: ty.clone() });
             }
@@ -363,28 +373,35 @@ impl Checker<'_> {
         if body.bounds != self.graph.bounds {
             self.report(id, Violation::BodyBounds);
         }
+        for (slot, (&input, v)) in body.inputs().iter().zip(self.graph.operands(id)).enumerate() {
+            let has_result = (v.out as usize) < self.graph.node(v.node).outs.len();
+            if has_result && body.state_role(input.into()) != self.graph.state_role(v) {
+                self.report(id, Violation::InputRole { slot });
+            }
+        }
         let mut inner = Checker { graph: body, outer: Some(id), order: body.order(), errors: vec![] };
         inner.check();
         self.errors.append(&mut inner.errors);
     }
 
-    /// Whether a node is the first version of a state.
-    fn is_state(&self, id: NodeId) -> bool {
+    /// The role of a state of which a node is the first version.
+    fn first_version(&self, id: NodeId) -> Option<StateRole> {
         match self.graph.op(id) {
-            Op::State { .. } => self.outer.is_none(),
-            Op::Input { .. } => {
-                let rows = self.graph.node(id).outs.first().and_then(|t| t.shape.first());
-                self.outer.is_some() && rows == Some(&Dim::S)
-            }
-            _ => false,
+            Op::State { role, .. } if self.outer.is_none() => Some(*role),
+            Op::Input { role, .. } if self.outer.is_some() => *role,
+            _ => None,
         }
     }
 
     /// Rule 9.
-    fn state_type(&mut self, id: NodeId) {
+    fn state_type(&mut self, id: NodeId, role: StateRole) {
         for ty in &self.graph.node(id).outs {
-            if !matches!(ty.dtype, DType::F32 | DType::F16) || ty.shape.first() != Some(&Dim::S) {
-                self.report(id, Violation::StateType { ty: ty.clone() });
+            let stored = match role {
+                StateRole::Appended => matches!(ty.dtype, DType::F32 | DType::F16),
+                StateRole::Replaced => ty.dtype == DType::F32,
+            };
+            if !stored || ty.shape.is_empty() || ty.shape.iter().any(|d| d.as_const().is_none()) {
+                self.report(id, Violation::StateType { ty: ty.clone(), role });
             }
         }
     }
@@ -398,7 +415,7 @@ impl Checker<'_> {
         let mut writes: Vec<(Value, Write)> = vec![];
         let mut next = HashMap::<Value, Value>::new();
         for id in self.order.clone() {
-            if self.is_state(id) {
+            if self.first_version(id).is_some() {
                 states.push(id);
                 versions.insert(id.into(), id);
             }
@@ -408,12 +425,17 @@ impl Checker<'_> {
             {
                 views.insert(id.into(), state);
             }
+            let role_of = |v: &Value| versions.get(v).and_then(|state| self.first_version(*state));
+            if let (Some(role), Some(first)) = (touches(graph.op(id)), operands.first())
+                && role_of(first) != Some(role)
+            {
+                self.report(id, Violation::NotAState { slot: 0, role });
+                continue;
+            }
             for (slot, out) in graph.op(id).writes() {
                 let Some(&old) = operands.get(slot as usize) else { continue };
-                let Some(&state) = versions.get(&old) else {
-                    self.report(id, Violation::NotAState { slot });
-                    continue;
-                };
+                // Of a fused node, rule 13 holds each input to the state that it stands for.
+                let Some(&state) = versions.get(&old) else { continue };
                 let new = Value { node: id, out };
                 if next.insert(old, new).is_some() {
                     self.report(id, Violation::WrittenTwice { state: self.name(state) });
@@ -542,9 +564,38 @@ impl Checker<'_> {
     /// What a state, or the input that stands for one, is called.
     fn name(&self, state: NodeId) -> String {
         match self.graph.op(state) {
-            Op::State { name } | Op::Input { name } => name.clone(),
+            Op::State { name, .. } | Op::Input { name, .. } => name.clone(),
             other => other.name().into(),
         }
+    }
+}
+
+/// The role of the state that a primitive reads or writes by its first operand.
+fn touches(op: &Op) -> Option<StateRole> {
+    match op {
+        Op::KvAppend | Op::KvRead { .. } => Some(StateRole::Appended),
+        Op::GatedScan => Some(StateRole::Replaced),
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::GetRows
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::MatMul
+        | Op::Add
+        | Op::Mul
+        | Op::Silu
+        | Op::RmsNorm { .. }
+        | Op::Rope(_)
+        | Op::Reshape
+        | Op::Scores { .. }
+        | Op::CausalMask { .. }
+        | Op::Softmax
+        | Op::WeightedSum
+        | Op::ArgMax
+        | Op::Fused(_)
+        | Op::Return => None,
     }
 }
 

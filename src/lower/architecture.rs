@@ -18,8 +18,8 @@ pub struct Architecture {
 /// Every architecture that can be lowered.
 pub const ARCHITECTURES: [Architecture; 3] = [
     Architecture { name: "llama", rope: RopeStyle::Interleaved, qk_norm: false },
-    Architecture { name: "qwen2", rope: RopeStyle::Halves, qk_norm: false },
-    Architecture { name: "qwen3", rope: RopeStyle::Halves, qk_norm: true },
+    Architecture { name: "qwen2", rope: RopeStyle::NeoX, qk_norm: false },
+    Architecture { name: "qwen3", rope: RopeStyle::NeoX, qk_norm: true },
 ];
 
 /// Keys, after the architecture's name, that [`super::Config`] reads, or that change nothing in what is computed.
@@ -128,7 +128,7 @@ impl Architecture {
                 // In which order the rows of queries and keys lie, and with them the pairs that RoPE turns.
                 "tensor_data_layout" => match self.rope {
                     RopeStyle::Interleaved => value.as_str() == Some("Meta AI original pth"),
-                    RopeStyle::Halves => value.as_str() == Some("reference"),
+                    RopeStyle::NeoX => value.as_str() == Some("reference"),
                 },
                 _ => match UNUSED.iter().find(|(unused, _)| *unused == name) {
                     // A factor of 0 stands for none in llama.cpp too.

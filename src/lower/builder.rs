@@ -2,7 +2,7 @@
 
 use super::LowerError;
 use crate::gguf::Gguf;
-use crate::ir::{DType, Dim, Graph, Op, Syms, TensorType, Value};
+use crate::ir::{DType, Dim, Graph, Op, StateRole, StepInput, Syms, TensorType, Value};
 use indexmap::IndexMap;
 
 /// Builds a graph; weights are created on first use, and what is not used in the end is an error.
@@ -20,7 +20,7 @@ impl<'a> Builder<'a> {
 
     /// A parameter of the graph.
     pub fn input(&mut self, name: &str, ty: TensorType) -> Result<Value, LowerError> {
-        self.g.leaf(Op::Input { name: name.into() }, ty).map_err(LowerError::Graph)
+        self.g.leaf(Op::input(name), ty).map_err(LowerError::Graph)
     }
 
     /// A node whose type follows from its operands.
@@ -34,9 +34,14 @@ impl<'a> Builder<'a> {
         self.g.add_typed(Op::Reshape, &[x], &[ty]).map(Value::from).map_err(LowerError::Graph)
     }
 
+    /// An input of the step.
+    pub fn step_input(&mut self, input: StepInput, shape: &[Dim]) -> Result<Value, LowerError> {
+        self.input(input.name(), TensorType::new(DType::I32, shape.iter().copied()))
+    }
+
     /// A first version of a state.
-    pub fn state(&mut self, name: String, ty: TensorType) -> Result<Value, LowerError> {
-        self.g.leaf(Op::State { name }, ty).map_err(LowerError::Graph)
+    pub fn state(&mut self, name: String, role: StateRole, ty: TensorType) -> Result<Value, LowerError> {
+        self.g.leaf(Op::State { name, role }, ty).map_err(LowerError::Graph)
     }
 
     /// Notes the last version of a state, in the order they are returned.

@@ -14,8 +14,8 @@ pub struct Config {
     /// Width of the feed-forward layer.
     pub ffn: u64,
     pub heads: u64,
-    /// Heads of the key and value caches; each serves `heads / cache_heads` query heads.
-    pub cache_heads: u64,
+    /// Heads of the key and value caches; each serves `heads / kv_heads` query heads.
+    pub kv_heads: u64,
     pub head_dim: u64,
     /// Epsilon of every RMSNorm.
     pub eps: f32,
@@ -48,9 +48,9 @@ impl Config {
         let optional = |name: &str, default: u64, max: u64| {
             positive(name, gguf.u64_opt(&key(name))?.unwrap_or(default), max)
         };
-        let cache_heads = optional("attention.head_count_kv", heads, 1 << 14)?;
-        if heads % cache_heads != 0 {
-            let detail = format!("{cache_heads} cache heads do not divide {heads} heads");
+        let kv_heads = optional("attention.head_count_kv", heads, 1 << 14)?;
+        if heads % kv_heads != 0 {
+            let detail = format!("{kv_heads} KV heads do not divide {heads} heads");
             return Err(LowerError::Key { key: key("attention.head_count_kv"), detail });
         }
         let head_dim = optional("attention.key_length", width / heads, MAX_HEAD_DIM)?;
@@ -86,7 +86,7 @@ impl Config {
             width,
             ffn: count("feed_forward_length", 1 << 20)?,
             heads,
-            cache_heads,
+            kv_heads,
             head_dim,
             eps: float("attention.layer_norm_rms_epsilon", None)?,
             rope: Rope {
@@ -101,7 +101,7 @@ impl Config {
 
     /// Bytes that `rows` of all key and value caches take with elements of `element_bytes`.
     pub fn cache_bytes(&self, rows: u64, element_bytes: u64) -> u64 {
-        [2, self.layers, self.cache_heads, self.head_dim, element_bytes]
+        [2, self.layers, self.kv_heads, self.head_dim, element_bytes]
             .into_iter()
             .fold(rows, |n, x| n.saturating_mul(x))
     }

@@ -2,14 +2,21 @@
 //! feed-forward. They differ in [`super::Architecture`] and in the biases that their files have.
 
 use super::builder::Builder;
-use super::{Config, Head, LowerError, Step};
-use crate::ir::{DType, Dim, Op, TensorType, Value};
+use super::{Config, LowerError, Step};
+use crate::ir::{DType, Dim, Op, PAGE, StateRole, StepInput, TensorType, Value};
 
 /// Builds the step and returns its results; the caches' last versions are noted in the builder.
 pub fn build(b: &mut Builder, c: &Config, step: &Step) -> Result<Vec<Value>, LowerError> {
-    let ids = TensorType::new(DType::I32, [Dim::T]);
-    let tokens = b.input("tokens", ids.clone())?;
-    let pos = b.input("pos", ids)?;
+    let tokens = b.step_input(StepInput::Tokens, &[Dim::T])?;
+    let (sequences, pages) = (Dim::n(step.sequences), Dim::n(step.table_pages()));
+    let at = Places {
+        positions: b.step_input(StepInput::Positions, &[Dim::T])?,
+        sequences: b.step_input(StepInput::Sequences, &[Dim::T])?,
+        rows: b.step_input(StepInput::Rows, &[Dim::T])?,
+        tables: b.step_input(StepInput::Tables, &[sequences, pages])?,
+        lengths: b.step_input(StepInput::Lengths, &[sequences])?,
+    };
+    let wanted = b.step_input(StepInput::Wanted, &[Dim::R])?;
     let vocab = b.rows("token_embd.weight")?;
     let factors = match b.has("rope_freqs.weight") {
         true => Some(b.float("rope_freqs.weight", &[u64::from(c.rope.dims) / 2])?),
@@ -21,14 +28,13 @@ pub fn build(b: &mut Builder, c: &Config, step: &Step) -> Result<Vec<Value>, Low
     let mut x = b.dequant(rows)?;
     for layer in 0..c.layers {
         let a = norm(b, c, x, &format!("blk.{layer}.attn_norm"))?;
-        let mut mixed = attention(b, c, step, layer, a, pos, factors)?;
-        if layer + 1 == c.layers && step.head == Head::LastRow {
-            // Nothing after this looks at other tokens, so the rest is computed for the last one only.
-            mixed = b.op(Op::LastRow, &[mixed])?;
-            x = b.op(Op::LastRow, &[x])?;
-        }
+        let mixed = attention(b, c, step, layer, a, &at, factors)?;
         let y = b.linear(mixed, &format!("blk.{layer}.attn_output"), c.width, c.heads * c.head_dim)?;
         x = b.op(Op::Add, &[x, y])?;
+        if layer + 1 == c.layers {
+            // Nothing after this looks at other tokens, so the rest is computed for the wanted rows only.
+            x = b.op(Op::GetRows, &[x, wanted])?;
+        }
         let f = norm(b, c, x, &format!("blk.{layer}.ffn_norm"))?;
         let y = feed_forward(b, c, layer, f)?;
         x = b.op(Op::Add, &[x, y])?;
@@ -36,11 +42,16 @@ pub fn build(b: &mut Builder, c: &Config, step: &Step) -> Result<Vec<Value>, Low
     let x = norm(b, c, x, "output_norm")?;
     let head = if b.has("output.weight") { "output" } else { "token_embd" };
     let logits = b.linear(x, head, vocab, c.width)?;
-    Ok(match (step.head, step.greedy) {
-        (Head::None, _) => vec![],
-        (_, false) => vec![logits],
-        (_, true) => vec![b.op(Op::ArgMax, &[logits])?],
-    })
+    Ok(vec![if step.greedy { b.op(Op::ArgMax, &[logits])? } else { logits }])
+}
+
+/// Where the tokens of a step are, as inputs.
+struct Places {
+    positions: Value,
+    sequences: Value,
+    rows: Value,
+    tables: Value,
+    lengths: Value,
 }
 
 fn norm(b: &mut Builder, c: &Config, x: Value, name: &str) -> Result<Value, LowerError> {
@@ -54,7 +65,7 @@ fn attention(
     step: &Step,
     layer: u64,
     x: Value,
-    pos: Value,
+    at: &Places,
     factors: Option<Value>,
 ) -> Result<Value, LowerError> {
     let mut heads = |name: &str, n: u64| {
@@ -67,27 +78,27 @@ fn attention(
         b.op(Op::RmsNorm { eps: c.eps }, &[y, w])
     };
     let q = heads("q", c.heads)?;
-    let k = heads("k", c.cache_heads)?;
-    let v = heads("v", c.cache_heads)?;
+    let k = heads("k", c.kv_heads)?;
+    let v = heads("v", c.kv_heads)?;
     let mut turn = |x| {
-        let operands: Vec<Value> = [x, pos].into_iter().chain(factors).collect();
+        let operands: Vec<Value> = [x, at.positions].into_iter().chain(factors).collect();
         b.op(Op::Rope(c.rope), &operands)
     };
     let (q, k) = (turn(q)?, turn(k)?);
-    let mut append = |name: &str, rows: Value| {
-        let shape = [Dim::S, Dim::n(c.cache_heads), Dim::n(c.head_dim)];
-        let cache = b.state(format!("blk.{layer}.{name}"), TensorType::new(step.kv, shape))?;
-        let cache = b.op(Op::KvAppend, &[cache, rows])?;
+    let mut append = |name: &str, dtype: DType, rows: Value| {
+        let ty = TensorType::new(dtype, [step.rows(), c.kv_heads, c.head_dim]);
+        let cache = b.state(format!("blk.{layer}.{name}"), StateRole::Appended, ty)?;
+        let cache = b.op(Op::KvAppend, &[cache, rows, at.rows])?;
         b.last_version(cache);
-        let filled = b.op(Op::KvRead, &[cache])?;
+        let filled = b.op(Op::KvRead { page: PAGE }, &[cache, at.tables, at.lengths])?;
         b.dequant(filled)
     };
-    let (k, v) = (append("k", k)?, append("v", v)?);
+    let (k, v) = (append("k", step.kv.k, k)?, append("v", step.kv.v, v)?);
     let scale = (1.0 / (c.head_dim as f64).sqrt()) as f32;
-    let scores = b.op(Op::Scores { scale }, &[q, k])?;
-    let scores = b.op(Op::CausalMask, &[scores])?;
+    let scores = b.op(Op::Scores { scale }, &[q, k, at.sequences])?;
+    let scores = b.op(Op::CausalMask { window: None }, &[scores, at.positions])?;
     let p = b.op(Op::Softmax, &[scores])?;
-    let mixed = b.op(Op::WeightedSum, &[p, v])?;
+    let mixed = b.op(Op::WeightedSum, &[p, v, at.sequences])?;
     b.reshape(mixed, &[Dim::T, Dim::n(c.heads * c.head_dim)])
 }
 

@@ -1,7 +1,7 @@
 //! Lowering: the description of a model file becomes a graph of primitives.
 //!
-//! Prefill and decode come from one description; they differ in the bound of `T` and in the rows that the head is
-//! computed for. Only the description is read, never tensor data.
+//! Prefill and decode are one graph; programs differ in the bounds of `T` and `R`. Only the description is read, never
+//! tensor data.
 
 mod architecture;
 mod builder;
@@ -12,7 +12,7 @@ pub use architecture::{ARCHITECTURES, Architecture};
 pub use config::Config;
 
 use crate::gguf::{Gguf, GgufError};
-use crate::ir::{DType, Graph, Syms};
+use crate::ir::{Graph, KvTypes, PAGE, Syms};
 use builder::Builder;
 
 /// A model file that cannot be lowered.
@@ -40,53 +40,69 @@ pub enum LowerError {
     Unused { name: String, architecture: String },
     #[error("the context must lie in 1..={max}, not {context}")]
     Context { context: u64, max: u64 },
+    #[error("the sequences must lie in 1..={max}, not {sequences}")]
+    Sequences { sequences: u64, max: u64 },
     #[error("the lowered graph is ill-typed: {0}")]
     Graph(String),
-}
-
-/// Which rows the head is computed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    /// None: a chunk of a prompt that others follow.
-    None,
-    /// The last token's: the end of a prompt.
-    LastRow,
-    /// Every token's: decode, and scoring.
-    AllRows,
 }
 
 /// A graph to lower.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    pub name: &'static str,
-    /// The most tokens of a step.
+    /// The most token rows of a step.
     pub tokens: u64,
-    pub head: Head,
+    /// The most rows of a step whose results are wanted.
+    pub wanted: u64,
     /// Returns the best token instead of the logits.
     pub greedy: bool,
-    /// Element type of the caches, f32 or f16.
-    pub kv: DType,
-    /// Rows of the caches.
+    /// Element types of the caches, f32 or f16.
+    pub kv: KvTypes,
+    /// The most positions of a sequence.
     pub context: u64,
+    /// Sequences at once, which share the caches.
+    pub sequences: u64,
+}
+
+impl Step {
+    /// What the graph is called, by its tokens.
+    pub fn name(&self) -> String {
+        let greedy = if self.greedy { "_greedy" } else { "" };
+        format!("t{}{greedy}", self.tokens)
+    }
+
+    /// Pages that the longest sequence needs.
+    pub fn table_pages(&self) -> u64 {
+        self.context.div_ceil(u64::from(PAGE))
+    }
+
+    /// Rows of the caches: enough for every sequence.
+    pub fn rows(&self) -> u64 {
+        self.sequences.saturating_mul(self.table_pages()).saturating_mul(u64::from(PAGE))
+    }
 }
 
 /// Lowers one step of the model.
 ///
-/// The graph takes `tokens` and `pos`, both i32 `[T]`, and returns logits f32 `[rows,V]` (or the best tokens i32
-/// `[rows]`), then the last version of every cache.
+/// The graph takes the inputs of [`crate::ir::step`] and returns logits f32 `[R,V]` (or the best tokens i32 `[R]`), then
+/// the last version of every cache.
 ///
 /// # Errors
 /// Tensors that are missing, of unsupported types or of other shapes than the metadata says, and tensors that no
 /// supported model has.
 pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerError> {
-    let span = tracing::debug_span!("lower", step = step.name, architecture = config.architecture.name);
+    let span = tracing::debug_span!("lower", step = step.name(), architecture = config.architecture.name);
     let _guard = span.enter();
     let max = 1 << 24;
     if !(1..=max).contains(&step.context) {
         return Err(LowerError::Context { context: step.context, max });
     }
-    let bounds = Syms { t: step.tokens.clamp(1, step.context), p: step.context - 1, s: step.context };
-    let mut b = Builder::new(gguf, step.name, bounds);
+    let max = 1 << 12;
+    if !(1..=max).contains(&step.sequences) {
+        return Err(LowerError::Sequences { sequences: step.sequences, max });
+    }
+    let t = step.tokens.max(1);
+    let bounds = Syms { t, r: step.wanted.clamp(1, t) };
+    let mut b = Builder::new(gguf, &step.name(), bounds);
     let results = decoder::build(&mut b, config, step)?;
     let graph = b.finish(config.architecture.name, &results)?;
     tracing::debug!(nodes = graph.len());

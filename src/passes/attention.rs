@@ -1,7 +1,7 @@
 //! attention: scores, mask, softmax and weighted sum in one kernel that never stores the scores.
 //!
 //! ```text
-//! weighted_sum (softmax (causal_mask (scores %q, (kv_read %k)))), (kv_read %v)   =>  fused attention(%q, %k, %v)
+//! weighted_sum (softmax (causal_mask (scores %q, (kv_read %k)))), (kv_read %v)   =>  fused attention(%q, %k, %v, ..)
 //! quant_act (reshape (weighted_sum ..))                                         =>  taken in
 //! ```
 //!
@@ -23,10 +23,11 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     let mut members = vec![id];
+    let mut pages = vec![];
     let mut v = Value::from(id);
     for (name, is_step) in [
         ("softmax", (|op| matches!(op, Op::Softmax)) as fn(&Op) -> bool),
-        ("causal_mask", |op| matches!(op, Op::CausalMask)),
+        ("causal_mask", |op| matches!(op, Op::CausalMask { .. })),
         ("scores", |op| matches!(op, Op::Scores { .. })),
     ] {
         v = g.operand(v.node, 0).ok_or(Reject::NoMatch)?;
@@ -39,12 +40,22 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         }
         members.push(v.node);
     }
+    if g.operand(v.node, 2) != g.operand(id, 2) {
+        let detail = "keys and values are of different sequences".into();
+        return Err(Reject::near(id, Why::Shape { detail }));
+    }
     for operand in [g.operand(v.node, 1), g.operand(id, 1)] {
         let filled = operand.ok_or(Reject::NoMatch)?;
-        members.extend(cache_rows(g, filled).ok_or_else(|| {
+        let rows = cache_rows(g, filled).ok_or_else(|| {
             let detail = format!("{} is not read from a cache", g.describe(filled.node));
             Reject::near(id, Why::Shape { detail })
-        })?);
+        })?;
+        pages.extend(rows.last().map(|&read| (g.op(read), g.operand(read, 1), g.operand(read, 2))));
+        members.extend(rows);
+    }
+    if pages.first() != pages.last() {
+        let detail = "keys and values lie in different pages".into();
+        return Err(Reject::near(id, Why::Shape { detail }));
     }
     let mut result = Value::from(id);
     if let Some((reshape, _)) = sole_use(g, result)
@@ -64,10 +75,10 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
 /// The nodes between a cache and its filled rows as f32.
 fn cache_rows(g: &Graph, v: Value) -> Option<Vec<NodeId>> {
     match g.op(v.node) {
-        Op::KvRead => Some(vec![v.node]),
+        Op::KvRead { .. } => Some(vec![v.node]),
         Op::Dequant => {
             let read = g.operand(v.node, 0)?.node;
-            matches!(g.op(read), Op::KvRead).then(|| vec![v.node, read])
+            matches!(g.op(read), Op::KvRead { .. }).then(|| vec![v.node, read])
         }
         _ => None,
     }

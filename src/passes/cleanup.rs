@@ -81,7 +81,7 @@ fn fold(g: &Graph, id: NodeId) -> Option<Patch> {
 /// A node equal to an older user of the same operand is that node. Weights and states are equal by name.
 fn common(g: &Graph, id: NodeId) -> Option<Patch> {
     let node = g.node(id);
-    if node.op.is_leaf() || matches!(node.op, Op::Return | Op::KvAppend | Op::Fused(_)) {
+    if node.op.is_leaf() || matches!(node.op, Op::Return | Op::KvAppend | Op::GatedScan | Op::Fused(_)) {
         return None;
     }
     let operands = g.operands(id);

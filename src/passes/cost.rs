@@ -74,12 +74,36 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
 /// Bytes that a primitive reads and writes as a launch of its own.
 fn op_bytes(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u64 {
     let all = |ts: &mut dyn Iterator<Item = u64>| ts.fold(0u64, u64::saturating_add);
-    let written = all(&mut y.iter().map(|t| t.max_bytes(bounds)));
+    let written = all(&mut y.iter().map(|t| t.bytes(bounds)));
     match op {
-        Op::GetRows => written.saturating_mul(2).saturating_add(x[1].max_bytes(bounds)),
-        Op::LastRow => written.saturating_mul(2),
-        Op::KvAppend => x[1].max_bytes(bounds).saturating_add(x[1].with_dtype(x[0].dtype).max_bytes(bounds)),
-        _ => all(&mut x.iter().map(|t| t.max_bytes(bounds))).saturating_add(written),
+        Op::GetRows => written.saturating_mul(2).saturating_add(x[1].bytes(bounds)),
+        Op::KvAppend => {
+            all(&mut [x[1].bytes(bounds), x[1].with_dtype(x[0].dtype).bytes(bounds), x[2].bytes(bounds)]
+                .into_iter())
+        }
+        // What is filled may be everything.
+        Op::KvRead { .. } => all(&mut [written, written, x[1].bytes(bounds), x[2].bytes(bounds)].into_iter()),
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::MatMul
+        | Op::Add
+        | Op::Mul
+        | Op::Silu
+        | Op::RmsNorm { .. }
+        | Op::Rope(_)
+        | Op::Reshape
+        | Op::Scores { .. }
+        | Op::CausalMask { .. }
+        | Op::Softmax
+        | Op::WeightedSum
+        | Op::GatedScan
+        | Op::ArgMax
+        | Op::Fused(_)
+        | Op::Return => all(&mut x.iter().map(|t| t.bytes(bounds))).saturating_add(written),
     }
 }
 
@@ -89,31 +113,32 @@ fn body_bytes(body: &Graph, bounds: &Syms) -> u64 {
     for &input in body.inputs() {
         let v = Value::from(input);
         let ty = body.ty(v);
-        let partly = |op: &Op, slot| matches!((op, slot), (Op::GetRows | Op::KvRead | Op::KvAppend, 0));
+        let partly =
+            |op: &Op, slot| matches!((op, slot), (Op::GetRows | Op::KvRead { .. } | Op::KvAppend, 0));
         let uses = body.uses(v);
         let mut whole = false;
         for &(user, slot) in &uses {
             match body.op(user) {
                 Op::KvAppend if slot == 0 => {}
                 op if partly(op, slot) => {
-                    bytes = bytes.saturating_add(body.ty(user.into()).max_bytes(bounds));
+                    bytes = bytes.saturating_add(body.ty(user.into()).bytes(bounds));
                 }
                 _ => whole = true,
             }
         }
         if whole {
-            bytes = bytes.saturating_add(ty.max_bytes(bounds));
+            bytes = bytes.saturating_add(ty.bytes(bounds));
         }
     }
     for v in body.results() {
         let rows = match body.op(v.node) {
             Op::KvAppend => {
                 let cache = body.ty(v).dtype;
-                body.operand(v.node, 1).map(|rows| body.ty(rows).with_dtype(cache).max_bytes(bounds))
+                body.operand(v.node, 1).map(|rows| body.ty(rows).with_dtype(cache).bytes(bounds))
             }
             _ => None,
         };
-        bytes = bytes.saturating_add(rows.unwrap_or_else(|| body.ty(v).max_bytes(bounds)));
+        bytes = bytes.saturating_add(rows.unwrap_or_else(|| body.ty(v).bytes(bounds)));
     }
     bytes
 }
@@ -148,12 +173,32 @@ fn body_operations(fused: &Fused, bounds: &Syms) -> (u64, u64) {
 
 /// Arithmetic operations of a primitive: two per multiply-add, one per element otherwise.
 fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u64 {
-    let elements = |t: &TensorType| t.max_elements(bounds);
-    let twice = |a: u64, b: Dim| a.saturating_mul(b.bound(bounds)).saturating_mul(2);
+    let elements = |t: &TensorType| t.elements(bounds);
+    let twice = |a: u64, b: Dim| a.saturating_mul(b.eval(bounds)).saturating_mul(2);
     match op {
         Op::MatMul | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
         Op::WeightedSum => twice(elements(&y[0]), x[0].last()),
-        _ => y.iter().map(elements).fold(0, u64::saturating_add),
+        Op::GatedScan => elements(&y[0]).saturating_mul(2),
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::GetRows
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::Add
+        | Op::Mul
+        | Op::Silu
+        | Op::RmsNorm { .. }
+        | Op::Rope(_)
+        | Op::Reshape
+        | Op::KvAppend
+        | Op::KvRead { .. }
+        | Op::CausalMask { .. }
+        | Op::Softmax
+        | Op::ArgMax
+        | Op::Fused(_)
+        | Op::Return => y.iter().map(elements).fold(0, u64::saturating_add),
     }
 }
 

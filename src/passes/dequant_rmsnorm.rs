@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! rms_norm (dequant (get_rows %table, %ids)), %w   =>  fused dequant_rmsnorm(%table, %ids, %w) -> rows, norm
+//! rms_norm (get_rows %x, %wanted), %w              =>  fused dequant_rmsnorm(%x, %wanted, %w) -> rows, norm
 //! rms_norm %x, (dequant %w)                        =>  fused dequant_rmsnorm(%x, %w) -> norm
 //! quant_act (rms_norm ..)                          =>  taken in
 //! ```

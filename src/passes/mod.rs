@@ -9,6 +9,7 @@ mod cleanup;
 pub mod cost;
 mod dequant_matmul;
 mod dequant_rmsnorm;
+mod gated_scan;
 mod merge;
 mod quantise_acts;
 mod report;
@@ -35,7 +36,7 @@ pub struct Pass {
 }
 
 /// Every pass in the order it runs. `cleanup` runs first and once more after `quantise_acts`.
-pub const PASSES: [Pass; 10] = [
+pub const PASSES: [Pass; 11] = [
     cleanup::PASS,
     quantise_acts::PASS,
     dequant_matmul::PASS,
@@ -43,6 +44,7 @@ pub const PASSES: [Pass; 10] = [
     rope_kv::PASS,
     merge::PASS,
     add_rmsnorm::PASS,
+    gated_scan::PASS,
     swiglu::PASS,
     attention::PASS,
     sample_head::PASS,

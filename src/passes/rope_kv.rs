@@ -1,9 +1,9 @@
 //! rope_kv: one launch per layer rotates queries and keys and appends keys and values to their caches.
 //!
 //! ```text
-//! kv_append %k0, (rope (rms_norm? (reshape %k)), %pos)
-//! rope (rms_norm? (reshape %q)), %pos                    =>  fused rope_kv(%q, %k, %v, %k0, %v0, %pos) -> q, k1, v1
-//! kv_append %v0, (reshape %v)
+//! kv_append %k0, (rope (rms_norm? (reshape %k)), %positions), %rows
+//! rope (rms_norm? (reshape %q)), %positions     =>  fused rope_kv(%q, %k, %v, %k0, %v0, %positions, %rows) -> q, k1, v1
+//! kv_append %v0, (reshape %v), %rows
 //! ```
 //!
 //! Anchored at the append of the keys. Queries and values belong to it if they are matmuls of the same input.
@@ -110,7 +110,7 @@ fn is_query(g: &Graph, q: Value, k: Value) -> bool {
     same_turn && g.ty(q).last() == g.ty(k).last()
 }
 
-/// Whether two caches have heads of one number and size, and one element type.
+/// Whether two appends go to the same rows, of caches with heads of one number and size. Their element types may differ.
 fn same_heads(g: &Graph, a: NodeId, b: NodeId) -> bool {
-    g.ty(a.into()) == g.ty(b.into())
+    g.ty(a.into()).shape == g.ty(b.into()).shape && g.operand(a, 2) == g.operand(b, 2)
 }

@@ -1,7 +1,7 @@
 //! What a rule sees and returns: patches, rejections, and the builder that most fusions share.
 
 use super::cost;
-use crate::ir::{Dim, Fused, Gain, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
+use crate::ir::{Fused, Gain, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
 use crate::target::Target;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -243,22 +243,22 @@ impl Fusion<'_> {
 
 /// Value `v` of a set flows to `through` outside, and from there back into the set.
 fn comes_back(g: &Graph, v: Value, through: NodeId) -> Why {
-    if g.ty(v).shape.first() == Some(&Dim::S) {
+    if g.state_role(v).is_some() {
         Why::EffectBetween { state: g.describe(v.node) }
     } else {
         Why::Dependent { detail: format!("{} comes in between and needs a part", g.describe(through)) }
     }
 }
 
-/// Whether a node costs nothing to compute again in another kernel: views, and the dequantisation of weights, cache
-/// rows and quantised activations, which a kernel does as it loads.
+/// Whether a node costs nothing to compute again in another kernel: views, and what a kernel does as it loads: finding the
+/// rows of a cache, and the dequantisation of weights, cache rows and quantised activations.
 pub fn is_free(g: &Graph, id: NodeId) -> bool {
     match g.op(id) {
-        Op::Reshape | Op::KvRead => true,
+        Op::Reshape | Op::KvRead { .. } => true,
         Op::Dequant => g.operand(id, 0).is_some_and(|v| {
             matches!(
                 g.op(v.node),
-                Op::Weight { .. } | Op::KvRead | Op::QuantAct | Op::Fused(_) | Op::Input { .. }
+                Op::Weight { .. } | Op::KvRead { .. } | Op::QuantAct | Op::Fused(_) | Op::Input { .. }
             )
         }),
         _ => false,
@@ -328,7 +328,8 @@ impl<'a> Body<'a> {
             return Ok(inner);
         }
         let name = format!("x{}", self.operands.len());
-        let inner = self.body.leaf(Op::Input { name }, self.outer.ty(v).clone())?;
+        let role = self.outer.state_role(v);
+        let inner = self.body.leaf(Op::Input { name, role }, self.outer.ty(v).clone())?;
         self.operands.push(v);
         self.map.insert(v, inner);
         Ok(inner)
@@ -350,7 +351,9 @@ impl<'a> Body<'a> {
             self.outer.operands(m).into_iter().map(|v| self.input(v)).collect::<Result<Vec<_>, _>>()?;
         let Op::Fused(fused) = &node.op else {
             let id = self.primitive(&node.op, &operands, &node.outs)?;
-            self.map.insert(m.into(), id.into());
+            for out in 0..node.outs.len() as u32 {
+                self.map.insert(Value { node: m, out }, Value { node: id, out });
+            }
             return Ok(());
         };
         let inner = &fused.body;
@@ -363,7 +366,9 @@ impl<'a> Body<'a> {
             }
             let operands: Vec<Value> = inner.operands(id).iter().map(|v| map[v]).collect();
             let new = self.primitive(&node.op, &operands, &node.outs)?;
-            map.insert(id.into(), new.into());
+            for out in 0..node.outs.len() as u32 {
+                map.insert(Value { node: id, out }, Value { node: new, out });
+            }
         }
         for (out, v) in inner.results().into_iter().enumerate() {
             self.map.insert(Value { node: m, out: out as u32 }, map[&v]);

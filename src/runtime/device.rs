@@ -3,7 +3,7 @@
 use super::cpu::Features;
 use super::plan::kind_name;
 use super::weights::WeightError;
-use crate::ir::Syms;
+use crate::ir::{StateRole, Syms};
 use crate::target::TargetKind;
 
 /// A device that holds one plan with its weights, states and arena.
@@ -30,11 +30,17 @@ pub trait Device: Send {
     /// If the device fails.
     fn read_result(&mut self, program: usize, result: usize, bytes: usize) -> Result<&[u8], DeviceError>;
 
-    /// Fills the states with zeros.
+    /// Copies rows of every state of a role to other rows of it, which do not overlap them.
     ///
     /// # Errors
     /// If the device fails.
-    fn reset(&mut self) -> Result<(), DeviceError>;
+    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError>;
+
+    /// Fills rows of every state of a role with a byte.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError>;
 
     /// How often each kernel of the plan was launched: counted as launches end, whatever was asked for.
     fn launches(&self) -> Vec<u64>;

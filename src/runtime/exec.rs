@@ -5,15 +5,44 @@ mod tests;
 
 use super::cpu::CpuDevice;
 use super::device::{Device, DeviceError, DeviceOptions};
-use super::plan::{LoadedPlan, Plan, PlanError, PlannedProgram};
+use super::plan::{Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
 use crate::gguf::GgufFile;
-use crate::ir::{DType, Syms};
+use crate::ir::{DType, StateRole, StepInput, Syms};
 use crate::target::TargetKind;
 use indexmap::IndexMap;
 use std::sync::Arc;
 
-/// The input that [`Executor::forward`] writes the tokens' positions to, where a program has it.
-pub const POSITIONS: &str = "pos";
+/// The inputs of a step over some sequences (see [`crate::ir::step`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepRows {
+    pub tokens: Vec<i32>,
+    pub positions: Vec<i32>,
+    pub sequences: Vec<i32>,
+    pub rows: Vec<i32>,
+    pub tables: Vec<i32>,
+    pub lengths: Vec<i32>,
+    pub wanted: Vec<i32>,
+}
+
+impl StepRows {
+    /// The sizes of the step.
+    pub fn syms(&self) -> Syms {
+        Syms { t: self.tokens.len() as u64, r: self.wanted.len() as u64 }
+    }
+
+    /// The values of an input.
+    pub fn of(&self, input: StepInput) -> &[i32] {
+        match input {
+            StepInput::Tokens => &self.tokens,
+            StepInput::Positions => &self.positions,
+            StepInput::Sequences => &self.sequences,
+            StepInput::Rows => &self.rows,
+            StepInput::Tables => &self.tables,
+            StepInput::Lengths => &self.lengths,
+            StepInput::Wanted => &self.wanted,
+        }
+    }
+}
 
 /// A plan on a device, and the state of its caches.
 pub struct Executor {
@@ -30,14 +59,10 @@ pub enum ExecError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Device(#[from] DeviceError),
-    #[error("the plan has no program {name:?}, only {}", known.join(", "))]
-    NoProgram { name: String, known: Vec<String> },
-    #[error("program {program:?} takes 1 to {most} tokens a step, not {tokens}")]
-    Tokens { program: String, tokens: u64, most: u64 },
-    #[error(
-        "{cached} cached tokens and {tokens} new ones exceed the context of {context}; use a larger one (-c)"
-    )]
-    Context { cached: u64, tokens: u64, context: u64 },
+    #[error("the plan has no program {program}: there are {have}")]
+    NoProgram { program: usize, have: usize },
+    #[error("program {program:?} takes 1 to {} token rows a step, of which 0 to {} wanted, not {} of which {}", .bounds.t, .bounds.r, .at.t, .at.r)]
+    Sizes { program: String, bounds: Syms, at: Syms },
     #[error("program {program:?} takes the inputs {}", known.join(", "))]
     Inputs { program: String, known: Vec<String> },
     #[error("input {input:?} takes {want} bytes in this step, not {have}")]
@@ -48,6 +73,12 @@ pub enum ExecError {
     NoResult { program: String, result: usize, have: usize },
     #[error("result {result} is {have}, not {want}")]
     ResultType { result: usize, have: DType, want: DType },
+    #[error("input {input:?} must not have {value} twice")]
+    Twice { input: String, value: i32 },
+    #[error("state {state:?} has no rows {first} to {}", first.saturating_add(*rows))]
+    NoRows { state: String, first: u64, rows: u64 },
+    #[error("{rows} rows from {from} and from {to} on overlap")]
+    Overlap { from: u64, to: u64, rows: u64 },
     #[error("nothing has run yet, so there are no results")]
     Nothing,
 }
@@ -80,57 +111,41 @@ impl Executor {
         &self.plan
     }
 
-    /// Runs `program` on `tokens`, with `cached` tokens before them. The tokens go to the input that is looked up
-    /// in tables, their positions to [`POSITIONS`].
+    /// Runs the program of this index on rows of sequences.
     ///
     /// # Errors
     /// As [`Executor::step`].
-    pub fn forward(&mut self, program: &str, tokens: &[i32], cached: u64) -> Result<(), ExecError> {
-        let (_, planned) = self.program(program)?;
-        let ids = planned.inputs.iter().find(|i| i.below.is_some()).map(|i| i.name.clone());
-        // A context fits i32; beyond it, `step` refuses before anything is written.
-        let first = i32::try_from(cached).unwrap_or(i32::MAX);
-        let positions: Vec<i32> = (0..tokens.len() as i32).map(|t| first.saturating_add(t)).collect();
+    pub fn forward(&mut self, program: usize, step: &StepRows) -> Result<(), ExecError> {
+        let plan = Arc::clone(&self.plan);
+        let have = plan.programs.len();
+        let planned = plan.programs.get(program).ok_or(ExecError::NoProgram { program, have })?;
         let mut inputs: Vec<(&str, &[u8])> = vec![];
-        if let Some(ids) = &ids {
-            inputs.push((ids, bytemuck::cast_slice(tokens)));
+        for input in &planned.inputs {
+            let known = StepInput::from_name(&input.name);
+            inputs.extend(known.map(|known| (input.name.as_str(), bytemuck::cast_slice(step.of(known)))));
         }
-        if planned.inputs.iter().any(|i| i.name == POSITIONS) {
-            inputs.push((POSITIONS, bytemuck::cast_slice(&positions)));
-        }
-        self.step(program, tokens.len() as u64, cached, &inputs)
+        self.step(program, &step.syms(), &inputs)
     }
 
-    /// Runs `program` once on `tokens` tokens, with `cached` before them in the cache. `inputs` are all of the
-    /// program's, by name, as little-endian bytes.
+    /// Runs the program of this index once. `inputs` are all of the program's, by name, as little-endian bytes.
     ///
     /// # Errors
-    /// If there is no such program, a symbol is out of bounds, or an input is missing, of the wrong size, or
-    /// beyond the table that it is looked up in. The states are as before then.
-    pub fn step(
-        &mut self,
-        program: &str,
-        tokens: u64,
-        cached: u64,
-        inputs: &[(&str, &[u8])],
-    ) -> Result<(), ExecError> {
-        let _span = tracing::trace_span!("step", program, tokens, cached).entered();
-        let (index, planned) = self.program(program)?;
+    /// If there is no such program, a symbol is out of bounds, or an input is missing, of the wrong size, or has values
+    /// that kernels cannot follow. The states are as before then.
+    pub fn step(&mut self, program: usize, at: &Syms, inputs: &[(&str, &[u8])]) -> Result<(), ExecError> {
+        let planned = self.program(program)?;
+        let _span = tracing::trace_span!("step", program = planned.name, t = at.t, r = at.r).entered();
         let bounds = planned.bounds;
-        if tokens < 1 || tokens > bounds.t {
-            return Err(ExecError::Tokens { program: program.into(), tokens, most: bounds.t });
+        if at.t < 1 || at.t > bounds.t || at.r > bounds.r || at.r > at.t {
+            return Err(ExecError::Sizes { program: planned.name.clone(), bounds, at: *at });
         }
-        if cached > bounds.p || cached.saturating_add(tokens) > bounds.s {
-            return Err(ExecError::Context { cached, tokens, context: bounds.s });
-        }
-        let at = Syms { t: tokens, p: cached, s: bounds.s };
-        let slots = matching(program, planned, inputs, &at)?;
+        let slots = matching(planned, inputs, at)?;
         self.last = None;
         for (input, bytes) in slots {
-            self.device.write_input(index, input, bytes)?;
+            self.device.write_input(program, input, bytes)?;
         }
-        self.device.run(index, &at)?;
-        self.last = Some((index, at));
+        self.device.run(program, at)?;
+        self.last = Some((program, *at));
         Ok(())
     }
 
@@ -161,9 +176,9 @@ impl Executor {
     /// The bytes of a result, at [`super::pool::ALIGN`].
     fn typed_result(&mut self, result: usize, want: Option<DType>) -> Result<&[u8], ExecError> {
         let (index, at) = self.last.ok_or(ExecError::Nothing)?;
-        let (name, planned) = self.plan.programs.get_index(index).ok_or(ExecError::Nothing)?;
+        let planned = self.program(index)?;
         let have = planned.results.len();
-        let missing = || ExecError::NoResult { program: name.clone(), result, have };
+        let missing = || ExecError::NoResult { program: planned.name.clone(), result, have };
         let ty = &planned.buffers[*planned.results.get(result).ok_or_else(missing)? as usize].ty;
         if let Some(want) = want.filter(|want| *want != ty.dtype) {
             return Err(ExecError::ResultType { result, have: ty.dtype, want });
@@ -173,18 +188,37 @@ impl Executor {
         Ok(self.device.read_result(index, result, bytes)?)
     }
 
-    /// Forgets everything: fills the states with zeros.
+    /// Copies rows of every state of a role to other rows of it.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn reset(&mut self) -> Result<(), ExecError> {
-        Ok(self.device.reset()?)
+    /// If some state has no such rows, the rows overlap, or the device fails.
+    pub fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), ExecError> {
+        self.check_rows(role, from, rows)?;
+        self.check_rows(role, to, rows)?;
+        if from.abs_diff(to) < rows {
+            return Err(ExecError::Overlap { from, to, rows });
+        }
+        Ok(self.device.copy_rows(role, from, to, rows)?)
     }
 
-    /// The symbols of the last step.
-    #[cfg(test)]
-    pub(crate) fn last(&self) -> Option<Syms> {
-        self.last.map(|(_, at)| at)
+    /// Fills rows of every state of a role with a byte, to show that nothing reads them.
+    ///
+    /// # Errors
+    /// If some state has no such rows, or the device fails.
+    pub fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), ExecError> {
+        self.check_rows(role, first, rows)?;
+        Ok(self.device.fill_rows(role, first, rows, byte)?)
+    }
+
+    fn check_rows(&self, role: StateRole, first: u64, rows: u64) -> Result<(), ExecError> {
+        let within = |state: &State| {
+            let all = state.ty.first().as_const().unwrap_or(0);
+            first.checked_add(rows).is_some_and(|end| end <= all)
+        };
+        match self.plan.states.iter().find(|state| state.role == role && !within(state)) {
+            Some(state) => Err(ExecError::NoRows { state: state.name.clone(), first, rows }),
+            None => Ok(()),
+        }
     }
 
     /// The instruction set that the device's kernels use, by name.
@@ -201,27 +235,21 @@ impl Executor {
         counts
     }
 
-    fn program(&self, name: &str) -> Result<(usize, &PlannedProgram), ExecError> {
-        match self.plan.programs.get_full(name) {
-            Some((index, _, program)) => Ok((index, program)),
-            None => {
-                let known = self.plan.programs.keys().cloned().collect();
-                Err(ExecError::NoProgram { name: name.into(), known })
-            }
-        }
+    fn program(&self, index: usize) -> Result<&PlannedProgram, ExecError> {
+        let have = self.plan.programs.len();
+        self.plan.programs.get(index).ok_or(ExecError::NoProgram { program: index, have })
     }
 }
 
 /// The index of each given input, if these are the inputs of the program with values that it takes.
 fn matching<'a>(
-    program: &str,
     planned: &PlannedProgram,
     given: &[(&str, &'a [u8])],
     at: &Syms,
 ) -> Result<Vec<(usize, &'a [u8])>, ExecError> {
     let wrong = || {
         let known = planned.inputs.iter().map(|i| i.name.clone()).collect();
-        ExecError::Inputs { program: program.into(), known }
+        ExecError::Inputs { program: planned.name.clone(), known }
     };
     if given.len() != planned.inputs.len() {
         return Err(wrong());
@@ -234,13 +262,26 @@ fn matching<'a>(
             return Err(ExecError::InputSize { input: input.name.clone(), want, have: bytes.len() });
         }
         if let Some(below) = input.below {
-            let values = bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b));
-            let fits = |value: &i32| u64::try_from(*value).is_ok_and(|v| v < below);
-            if let Some(value) = values.into_iter().find(|v| !fits(v)) {
-                return Err(ExecError::Value { input: input.name.clone(), value, below });
-            }
+            check_values(input, bytes, below.eval(at))?;
         }
         found.push((index, *bytes));
     }
     Ok(found)
+}
+
+/// Holds the values of an input to what kernels follow.
+fn check_values(input: &Input, bytes: &[u8], below: u64) -> Result<(), ExecError> {
+    let values = || bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b));
+    let fits = |value: &i32| u64::try_from(*value).is_ok_and(|v| v < below);
+    if let Some(value) = values().find(|v| !fits(v)) {
+        return Err(ExecError::Value { input: input.name.clone(), value, below });
+    }
+    if input.distinct && bytes.len() > size_of::<i32>() {
+        let mut sorted: Vec<i32> = values().collect();
+        sorted.sort_unstable();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ExecError::Twice { input: input.name.clone(), value: pair[0] });
+        }
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use crate::gguf::dequant::{DequantError, dequantise, quantise_q8_act};
 use crate::ir::{DType, Graph, NodeId, Op, Rope, RopeStyle, Syms, TensorType, Value, VerifyErrors, check};
 use half::f16;
 use indexmap::IndexMap;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A tensor in memory: row-major, little-endian, in the storage of its element type.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +23,7 @@ pub enum InterpError {
     Invalid(#[from] VerifyErrors),
     #[error("the graph {graph:?} takes {expected} inputs, not {given}")]
     Inputs { graph: String, expected: usize, given: usize },
-    #[error("a step needs 1 <= T and P + T <= S within the bounds, but T is {}, P is {} and S is {}", .0.t, .0.p, .0.s)]
+    #[error("a step needs 1 <= T and R <= T within the bounds, but T is {} and R is {}", .0.t, .0.r)]
     Step(Syms),
     #[error("{what} must be {expected}, not {given}")]
     Type { what: String, expected: TensorType, given: TensorType },
@@ -31,8 +31,10 @@ pub enum InterpError {
     Length { ty: TensorType, given: usize },
     #[error("{ty} is too large for the memory")]
     TooLarge { ty: TensorType },
-    #[error("id {id} is not within the {rows} rows of the table")]
-    Id { id: i32, rows: usize },
+    #[error("{what} {index} is not below {below}")]
+    Index { what: &'static str, index: i32, below: usize },
+    #[error("row {row} is written twice")]
+    Repeated { row: usize },
     #[error("weight {name:?} cannot be read: {why}")]
     Weight { name: String, why: String },
     #[error("state {name:?} is not given")]
@@ -138,7 +140,7 @@ impl Tensor {
 /// gives is dropped after the last use. `states` holds the first versions by name.
 ///
 /// # Errors
-/// If the graph does not pass [`check`], something that it needs is missing or of another type, an id
+/// If the graph does not pass [`check`], something that it needs is missing or of another type, an index
 /// is out of range, or the memory does not suffice.
 pub fn eval(
     graph: &Graph,
@@ -148,13 +150,12 @@ pub fn eval(
     mut states: IndexMap<String, Tensor>,
 ) -> Result<Vec<Tensor>> {
     check(graph)?;
-    let Syms { t, p, s } = graph.bounds;
-    if syms.t > t || syms.p > p || syms.s > s {
+    if syms.t > graph.bounds.t || syms.r > graph.bounds.r {
         return Err(InterpError::Step(*syms));
     }
     run(graph, syms, inputs, &mut |op| match op {
         Op::Weight { name } => weights(name),
-        Op::State { name } => {
+        Op::State { name, .. } => {
             states.swap_remove(name).ok_or_else(|| InterpError::MissingState { name: name.clone() })
         }
         other => Err(InterpError::NotANode { op: other.name() }),
@@ -165,7 +166,7 @@ pub fn eval(
 /// graph says. Constants and fused nodes have a value too; other leaves and the return have none.
 ///
 /// # Errors
-/// If an operand has another type, an id is out of range, or the memory does not suffice.
+/// If an operand has another type, an index is out of range, or the memory does not suffice.
 pub fn eval_node(graph: &Graph, id: NodeId, operands: &[&Tensor], syms: &Syms) -> Result<Vec<Tensor>> {
     check_step(syms)?;
     let Some(node) = graph.get(id) else { return Err(InterpError::NotANode { op: "a removed node" }) };
@@ -181,8 +182,7 @@ pub fn eval_node(graph: &Graph, id: NodeId, operands: &[&Tensor], syms: &Syms) -
         let inputs: Vec<Tensor> = operands.iter().map(|&x| x.clone()).collect();
         return run(&fused.body, syms, &inputs, &mut |op| Err(InterpError::NotANode { op: op.name() }));
     }
-    let [ty] = &node.outs[..] else { return Err(InterpError::NotANode { op: node.op.name() }) };
-    primitive(&node.op, ty, operands, syms).map(|y| vec![y])
+    primitive(&node.op, &node.outs, operands, syms)
 }
 
 /// Evaluates all nodes in order; `leaf` gives weights and states.
@@ -199,7 +199,7 @@ fn run(
     }
     let mut live = HashMap::<Value, Tensor>::new();
     for (&id, x) in graph.inputs().iter().zip(inputs) {
-        let Op::Input { name } = graph.op(id) else { continue };
+        let Op::Input { name, .. } = graph.op(id) else { continue };
         expect(x, graph.ty(id.into()), syms, || format!("input {name:?}"))?;
         live.insert(id.into(), x.clone());
     }
@@ -219,7 +219,7 @@ fn run(
                 results = values.into_iter().cloned().collect();
                 vec![]
             }
-            op @ (Op::Weight { name } | Op::State { name }) => {
+            op @ (Op::Weight { name } | Op::State { name, .. }) => {
                 let x = leaf(op)?;
                 expect(&x, graph.ty(id.into()), syms, || format!("{} {name:?}", op.name()))?;
                 vec![x]
@@ -244,8 +244,9 @@ fn run(
     Ok(results)
 }
 
-/// The result, of type `ty`, of an operation that is not fused. The types of the operands are checked.
-fn primitive(op: &Op, ty: &TensorType, x: &[&Tensor], syms: &Syms) -> Result<Tensor> {
+/// The results, of types `outs`, of an operation that is not fused. The types of the operands are checked.
+fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result<Vec<Tensor>> {
+    let Some(ty) = outs.first() else { return Err(InterpError::NotANode { op: op.name() }) };
     let shape = dims(ty, syms);
     let last = shape.last().copied().unwrap_or(1).max(1);
     let float = |i: usize| x[i].to_f32();
@@ -265,49 +266,75 @@ fn primitive(op: &Op, ty: &TensorType, x: &[&Tensor], syms: &Syms) -> Result<Ten
             let factors = x.get(2).map(|f| f.to_f32()).transpose()?;
             rotate(rope, float(0)?, &shape, &x[1].to_i32()?, factors.as_deref())
         }
-        Op::Scores { scale } => scores(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), *scale),
-        Op::CausalMask => causal_mask(float(0)?, &shape),
-        Op::WeightedSum => weighted_sum(&float(0)?, &float(1)?, x[0].dims(), x[1].dims()),
+        Op::Scores { scale } => {
+            let sequences = indices(x[2], "sequence", x[1].dims[0])?;
+            scores(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), &sequences, *scale)
+        }
+        Op::CausalMask { window } => causal_mask(float(0)?, &shape, &x[1].to_i32()?, *window),
+        Op::WeightedSum => {
+            let sequences = indices(x[2], "sequence", x[1].dims[0])?;
+            weighted_sum(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), &sequences)
+        }
         Op::QuantAct => {
             quantise_q8_act(&float(0)?, &mut y.data)?;
-            return Ok(y);
+            return Ok(vec![y]);
         }
         Op::GetRows => {
-            let rows = x[0].dims[0];
-            let bytes = x[0].data.len() / rows.max(1);
-            for (id, row) in x[1].to_i32()?.into_iter().zip(y.data.chunks_mut(bytes.max(1))) {
-                let at = usize::try_from(id).ok().filter(|&at| at < rows);
-                let at = at.ok_or(InterpError::Id { id, rows })?;
-                row.copy_from_slice(&x[0].data[at * bytes..(at + 1) * bytes]);
+            let bytes = row_bytes(x[0]);
+            let ids = indices(x[1], "id", x[0].dims[0])?;
+            for (id, row) in ids.into_iter().zip(y.data.chunks_mut(bytes.max(1))) {
+                row.copy_from_slice(&x[0].data[id * bytes..][..bytes]);
             }
-            return Ok(y);
+            return Ok(vec![y]);
         }
-        Op::Reshape => return Tensor::new(ty.dtype, shape, x[0].data.clone()),
-        Op::LastRow => {
-            let data = x[0].data[x[0].data.len() - y.data.len()..].to_vec();
-            return Tensor::new(ty.dtype, shape, data);
-        }
+        Op::Reshape => return Ok(vec![Tensor::new(ty.dtype, shape, x[0].data.clone())?]),
         Op::KvAppend => {
+            let (new, bytes) = (stored(ty.dtype, &float(1)?), row_bytes(x[0]));
+            let mut written = HashSet::new();
             y.data.copy_from_slice(&x[0].data);
-            let new = stored(ty.dtype, &float(1)?);
-            let from = syms.p as usize * (y.data.len() / shape[0]);
-            y.data[from..from + new.len()].copy_from_slice(&new);
-            return Ok(y);
+            for (row, new) in indices(x[2], "row", shape[0])?.into_iter().zip(new.chunks(bytes.max(1))) {
+                if !written.insert(row) {
+                    return Err(InterpError::Repeated { row });
+                }
+                y.data[row * bytes..][..bytes].copy_from_slice(new);
+            }
+            return Ok(vec![y]);
         }
-        Op::KvRead => {
-            let data = x[0].data[..y.data.len()].to_vec();
-            return Tensor::new(ty.dtype, shape, data);
+        Op::KvRead { page } => {
+            kv_read(&mut y, *page as usize, x[0], x[1], x[2])?;
+            return Ok(vec![y]);
+        }
+        Op::GatedScan => {
+            let sequences = indices(x[3], "sequence", x[0].dims[0])?;
+            let mut state = float(0)?;
+            let y = gated_scan(&mut state, &float(1)?, &float(2)?, last, &sequences, &x[4].to_i32()?);
+            return Ok(vec![Tensor::from_f32(&shape, &y)?, Tensor::from_f32(x[0].dims(), &state)?]);
         }
         Op::ArgMax => {
             let ids: Vec<i32> = float(0)?.chunks(x[0].dims[1].max(1)).map(argmax).collect();
-            return Tensor::from_i32(&shape, &ids);
+            return Ok(vec![Tensor::from_i32(&shape, &ids)?]);
         }
         Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Fused(_) | Op::Return => {
             return Err(InterpError::NotANode { op: op.name() });
         }
     };
     y.data = stored(DType::F32, &values);
-    Ok(y)
+    Ok(vec![y])
+}
+
+/// What `x` counts from 0: each value must be below `below`.
+fn indices(x: &Tensor, what: &'static str, below: usize) -> Result<Vec<usize>> {
+    x.to_i32()?.into_iter().map(|index| checked(index, what, below)).collect()
+}
+
+fn checked(index: i32, what: &'static str, below: usize) -> Result<usize> {
+    let value = usize::try_from(index).ok().filter(|&value| value < below);
+    value.ok_or(InterpError::Index { what, index, below })
+}
+
+/// Bytes of all that one index of the first dimension leads to.
+fn row_bytes(x: &Tensor) -> usize {
+    x.data.len() / x.dims[0].max(1)
 }
 
 /// `w` is as long as `x`, or as its rows.
@@ -349,16 +376,22 @@ fn matmul(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
     x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w) as f32)).collect()
 }
 
-fn rotate(rope: &Rope, mut x: Vec<f32>, shape: &[usize], pos: &[i32], factors: Option<&[f32]>) -> Vec<f32> {
+fn rotate(
+    rope: &Rope,
+    mut x: Vec<f32>,
+    shape: &[usize],
+    positions: &[i32],
+    factors: Option<&[f32]>,
+) -> Vec<f32> {
     let (heads, head_dim, dims) = (shape[1].max(1), shape[2].max(1), rope.dims as usize);
     for (i, head) in x.chunks_mut(head_dim).enumerate() {
         for pair in 0..dims / 2 {
             let factor = factors.map_or(1.0, |f| f64::from(f[pair]));
             let frequency = f64::from(rope.base).powf(-2.0 * pair as f64 / dims as f64);
-            let (sin, cos) = (f64::from(pos[i / heads]) * frequency / factor).sin_cos();
+            let (sin, cos) = (f64::from(positions[i / heads]) * frequency / factor).sin_cos();
             let (a, b) = match rope.style {
                 RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
-                RopeStyle::Halves => (pair, pair + dims / 2),
+                RopeStyle::NeoX => (pair, pair + dims / 2),
             };
             let (x, y) = (f64::from(head[a]), f64::from(head[b]));
             head[a] = (x * cos - y * sin) as f32;
@@ -368,16 +401,38 @@ fn rotate(rope: &Rope, mut x: Vec<f32>, shape: &[usize], pos: &[i32], factors: O
     x
 }
 
-/// `q [T,H,D]`, `k [L,G,D]` to `[H,T,L]`.
-fn scores(q: &[f32], k: &[f32], q_dims: &[usize], k_dims: &[usize], scale: f32) -> Vec<f32> {
-    let (&[tokens, heads, d], &[length, groups, _]) = (q_dims, k_dims) else { return vec![] };
+/// Rows by their positions, into zeros `y [B,C,G,D]`. Pages beyond a sequence's length are not looked at.
+fn kv_read(y: &mut Tensor, page: usize, cache: &Tensor, tables: &Tensor, lengths: &Tensor) -> Result<()> {
+    let (bytes, pages) = (row_bytes(cache), cache.dims[0] / page);
+    let (longest, each) = (y.dims[1], tables.dims[1]);
+    let (lengths, tables) = (indices(lengths, "length", longest + 1)?, tables.to_i32()?);
+    let sequences = y.data.chunks_mut((longest * bytes).max(1)).zip(tables.chunks(each.max(1))).zip(lengths);
+    for ((y, table), length) in sequences {
+        for (l, y) in y.chunks_mut(bytes.max(1)).take(length).enumerate() {
+            let row = checked(table[l / page], "page", pages)? * page + l % page;
+            y.copy_from_slice(&cache.data[row * bytes..][..bytes]);
+        }
+    }
+    Ok(())
+}
+
+/// `q [T,H,D]`, `k [B,C,G,D]` to `[H,T,C]`.
+fn scores(
+    q: &[f32],
+    k: &[f32],
+    q_dims: &[usize],
+    k_dims: &[usize],
+    sequences: &[usize],
+    scale: f32,
+) -> Vec<f32> {
+    let (&[tokens, heads, d], &[_, length, groups, _]) = (q_dims, k_dims) else { return vec![] };
     let mut y = Vec::with_capacity(heads * tokens * length);
     for h in 0..heads {
         let g = h * groups / heads;
-        for t in 0..tokens {
+        for (t, b) in sequences.iter().enumerate() {
             let q = &q[(t * heads + h) * d..][..d];
             for l in 0..length {
-                let k = &k[(l * groups + g) * d..][..d];
+                let k = &k[((b * length + l) * groups + g) * d..][..d];
                 y.push((f64::from(scale) * dot(q, k)) as f32);
             }
         }
@@ -385,11 +440,13 @@ fn scores(q: &[f32], k: &[f32], q_dims: &[usize], k_dims: &[usize], scale: f32) 
     y
 }
 
-fn causal_mask(mut x: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+/// Keeps the positions up to the token's own, and of those the last `window`.
+fn causal_mask(mut x: Vec<f32>, shape: &[usize], positions: &[i32], window: Option<u32>) -> Vec<f32> {
     let (tokens, length) = (shape[1].max(1), shape[2].max(1));
     for (i, row) in x.chunks_mut(length).enumerate() {
-        for (l, x) in row.iter_mut().enumerate() {
-            if l + tokens > length + i % tokens {
+        let position = i64::from(positions[i % tokens]);
+        for (l, x) in (0..).zip(row) {
+            if l > position || window.is_some_and(|window| l <= position - i64::from(window)) {
                 *x = f32::NEG_INFINITY;
             }
         }
@@ -397,20 +454,43 @@ fn causal_mask(mut x: Vec<f32>, shape: &[usize]) -> Vec<f32> {
     x
 }
 
-/// `p [H,T,L]`, `v [L,G,D]` to `[T,H,D]`. What weighs nothing, as all that is masked, does not count.
-fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize]) -> Vec<f32> {
-    let (&[heads, tokens, length], &[_, groups, d]) = (p_dims, v_dims) else { return vec![] };
+/// `p [H,T,C]`, `v [B,C,G,D]` to `[T,H,D]`. What weighs nothing, as all that is masked, does not count.
+fn weighted_sum(p: &[f32], v: &[f32], p_dims: &[usize], v_dims: &[usize], sequences: &[usize]) -> Vec<f32> {
+    let (&[heads, tokens, length], &[_, _, groups, d]) = (p_dims, v_dims) else { return vec![] };
     let mut y = Vec::with_capacity(tokens * heads * d);
-    for t in 0..tokens {
+    for (t, b) in sequences.iter().enumerate() {
         for h in 0..heads {
             let g = h * groups / heads;
             let p = &p[(h * tokens + t) * length..][..length];
             for i in 0..d {
                 let seen = p.iter().enumerate().filter(|(_, p)| **p != 0.0);
-                let column = seen.map(|(l, &p)| f64::from(p) * f64::from(v[(l * groups + g) * d + i]));
-                y.push(column.sum::<f64>() as f32);
+                let value = |l: usize| f64::from(v[((b * length + l) * groups + g) * d + i]);
+                y.push(seen.map(|(l, &p)| f64::from(p) * value(l)).sum::<f64>() as f32);
             }
         }
+    }
+    y
+}
+
+/// `state [B,n]` after each token, `[T,n]`. It is rounded there, so that steps of any size give the same bits.
+fn gated_scan(
+    state: &mut [f32],
+    decay: &[f32],
+    x: &[f32],
+    n: usize,
+    sequences: &[usize],
+    positions: &[i32],
+) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for (t, (&b, &position)) in sequences.iter().zip(positions).enumerate() {
+        let h = &mut state[b * n..][..n];
+        if position == 0 {
+            h.fill(0.0);
+        }
+        for (h, (&decay, &x)) in h.iter_mut().zip(decay[t * n..].iter().zip(&x[t * n..])) {
+            *h = (f64::from(decay) * f64::from(*h) + f64::from(x)) as f32;
+        }
+        y.extend_from_slice(h);
     }
     y
 }
@@ -438,8 +518,7 @@ fn stored(dtype: DType, x: &[f32]) -> Vec<u8> {
 }
 
 fn check_step(syms: &Syms) -> Result<()> {
-    let fits = syms.t >= 1 && syms.p.checked_add(syms.t).is_some_and(|filled| filled <= syms.s);
-    if fits { Ok(()) } else { Err(InterpError::Step(*syms)) }
+    if syms.t >= 1 && syms.r <= syms.t { Ok(()) } else { Err(InterpError::Step(*syms)) }
 }
 
 fn expect(x: &Tensor, ty: &TensorType, syms: &Syms, what: impl Fn() -> String) -> Result<()> {

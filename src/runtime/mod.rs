@@ -1,5 +1,6 @@
 //! The runtime: plans, memory, devices, and the executor that runs a plan on one of them.
 
+pub mod batch;
 pub mod cpu;
 pub mod device;
 pub mod exec;
@@ -9,6 +10,7 @@ pub mod pool;
 pub mod schedule;
 pub mod weights;
 
+pub use batch::{BatchError, Part, SequenceId, Sequences, Wanted};
 pub use device::{DeviceError, DeviceOptions};
-pub use exec::{ExecError, Executor};
+pub use exec::{ExecError, Executor, StepRows};
 pub use weights::WeightError;

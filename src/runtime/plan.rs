@@ -7,11 +7,13 @@
 //! 1. Every index is in range; every kernel gets as many arguments as it takes.
 //! 2. Every argument, at its program's bounds, fits its buffer; weights are only read, states never replaced.
 //! 3. States and arena lie within the pool, aligned, and apart; [`check_placement`] holds for every program.
-//! 4. Bounds are sane: `1 <= T <= S`, `P <= S`, and `S` is the context of the plan.
-//! 5. Row numbers that a kernel looks up in a table come from an input that nothing writes, and that input's
-//!    `below` is no more than the rows of the table.
+//! 4. Bounds are sane: `1 <= T`, `R <= T`.
+//! 5. Values that a kernel follows as those of an input come from an input that nothing writes, and that is held to
+//!    no less than the kernel asks for.
+//! 6. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
 
 mod bytes;
+mod paging;
 #[cfg(test)]
 pub(super) mod tests;
 mod text;
@@ -20,15 +22,16 @@ mod validate;
 
 use super::pool::{PoolError, align_up, place};
 use super::schedule::{Flow, FlowBuffer, Home, Slot, size_of};
-use crate::codegen::spec::{KernelSpec, NormSource, Place, Primitive, Program, Template};
+use crate::codegen::spec::{Index, IndexSource, KernelSpec, NormSource, Place, Primitive, Program, Template};
 use crate::gguf::{Digest, Identity};
-use crate::ir::{DType, Decision, Syms, TensorType};
+use crate::ir::{DType, Decision, Dim, KvTypes, StateRole, Syms, TensorType};
 use crate::target::{Target, TargetKind};
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 use serde::{Deserialize, Serialize};
 
 pub use bytes::{FORMAT, LoadedPlan};
+pub use paging::Paging;
 
 #[cfg(doc)]
 use super::pool::check_placement;
@@ -50,7 +53,8 @@ pub struct Plan {
     pub states: Vec<State>,
     /// Shared by all programs.
     pub kernels: Vec<KernelSpec>,
-    pub programs: IndexMap<String, PlannedProgram>,
+    /// The smallest bucket of tokens first.
+    pub programs: Vec<PlannedProgram>,
     /// Where the arena begins in the pool; the states lie before it.
     pub arena_offset: u64,
     /// The largest arena of any program: they never run at once.
@@ -74,11 +78,13 @@ pub struct Model {
 pub struct Options {
     /// Float32 activations and cache.
     pub exact: bool,
-    /// Element type of the KV cache.
-    pub kv: DType,
-    /// Tokens that fit the cache: `S`.
+    /// Element types of the caches.
+    pub kv: KvTypes,
+    /// The most tokens of a sequence.
     pub context: u64,
-    /// Tokens per prefill step.
+    /// Sequences at once.
+    pub sequences: u64,
+    /// The most tokens of a step.
     pub chunk: u64,
     /// Sampling is greedy, so programs may return tokens rather than logits.
     pub greedy: bool,
@@ -96,6 +102,7 @@ pub struct Tensor {
 pub struct State {
     pub name: String,
     pub ty: TensorType,
+    pub role: StateRole,
     /// In the pool.
     pub offset: u64,
 }
@@ -103,6 +110,8 @@ pub struct State {
 /// One program, placed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedProgram {
+    /// For people.
+    pub name: String,
     pub bounds: Syms,
     pub launches: Vec<PlannedLaunch>,
     pub buffers: Vec<PlannedBuffer>,
@@ -114,6 +123,26 @@ pub struct PlannedProgram {
     pub arena_bytes: u64,
     /// What the passes decided on the way here.
     pub decisions: Vec<Decision>,
+}
+
+/// What a program returns of each row that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Its logits.
+    Logits,
+    /// The best token alone.
+    Token,
+}
+
+impl PlannedProgram {
+    /// What the first result is; none if there is no result, or one of another type.
+    pub fn output(&self) -> Option<Output> {
+        match self.buffers.get(*self.results.first()? as usize)?.ty.dtype {
+            DType::F32 => Some(Output::Logits),
+            DType::I32 => Some(Output::Token),
+            _ => None,
+        }
+    }
 }
 
 /// A buffer in the arena.
@@ -130,8 +159,10 @@ pub struct Input {
     pub name: String,
     /// Index into the program's buffers.
     pub buffer: u32,
-    /// Each value must be in `0..below`: the rows of the tables that it is looked up in.
-    pub below: Option<u64>,
+    /// Each value must be in `0..below`, where kernels follow them.
+    pub below: Option<Dim>,
+    /// No two values may be equal: kernels write by them.
+    pub distinct: bool,
 }
 
 /// One launch, placed.
@@ -185,18 +216,24 @@ pub enum PlanError {
     #[error("there are two {what} called {name:?}")]
     Duplicate { what: &'static str, name: String },
     #[error("{what} {name:?} is {a} in one program and {b} in another")]
-    Types { what: &'static str, name: String, a: TensorType, b: TensorType },
+    Types { what: &'static str, name: String, a: String, b: String },
+    #[error("input {input:?} would have to be below {a} and below {b}, of which neither is always less")]
+    Limits { input: String, a: Dim, b: Dim },
     #[error("{what} {name:?} cannot be {ty}: its size must be the same in every step")]
     Varies { what: &'static str, name: String, ty: TensorType },
-    #[error("program {program:?}: bounds {bounds:?} are not those of a context of {context}")]
-    Bounds { program: String, bounds: Syms, context: u64 },
-    #[error("a context of {context} tokens with chunks of {chunk} and a cache of {kv} makes no sense")]
-    Options { context: u64, chunk: u64, kv: DType },
+    #[error("program {program:?}: bounds need 1 <= T and R <= T, but are {bounds:?}")]
+    Bounds { program: String, bounds: Syms },
+    #[error(
+        "{sequences} sequences of {context} tokens with chunks of {chunk} and caches of {kv} make no sense"
+    )]
+    Options { context: u64, sequences: u64, chunk: u64, kv: KvTypes },
+    #[error("the plan's kernels do not agree on the pages of the caches: {0}")]
+    Paging(String),
     #[error("program {program:?}: the {what} {name:?} must be planned in the arena")]
     Home { program: String, what: &'static str, name: String },
-    #[error("program {program:?}: launch {launch:?} looks up rows by values that are not checked inputs")]
+    #[error("program {program:?}: launch {launch:?} follows values that are not checked inputs")]
     Unchecked { program: String, launch: String },
-    #[error("program {program:?}: input {input:?} allows values that launch {launch:?} has no row for")]
+    #[error("program {program:?}: input {input:?} allows values that launch {launch:?} cannot follow")]
     Below { program: String, input: String, launch: String },
     #[error("program {program:?} needs {needs} bytes of arena, the plan has {have}")]
     Arena { program: String, needs: u64, have: u64 },
@@ -233,21 +270,17 @@ impl Plan {
         let Parts { model, target, options, programs } = parts;
         target.validate().map_err(PlanError::Target)?;
         let mut shared = Shared::default();
-        let mut planned = IndexMap::new();
+        let mut planned = vec![];
         for (program, decisions) in programs {
-            let name = program.name.clone();
-            let program = shared.take(program, decisions)?;
-            if planned.insert(name.clone(), program).is_some() {
-                return Err(PlanError::Duplicate { what: "programs", name });
-            }
+            planned.push(shared.take(program, decisions)?);
         }
         let tensors = |map: IndexMap<String, TensorType>| map.into_iter();
         let weights = tensors(shared.weights).map(|(name, ty)| Tensor { name, ty }).collect();
         let mut arena_offset = 0u64;
         let mut states = vec![];
-        for (name, ty) in shared.states {
-            let bytes = state_bytes(&name, &ty, options.context)?;
-            states.push(State { name, ty, offset: arena_offset });
+        for (name, (ty, role)) in shared.states {
+            let bytes = state_bytes(&name, &ty)?;
+            states.push(State { name, ty, role, offset: arena_offset });
             arena_offset = arena_offset.checked_add(bytes).and_then(align_up).ok_or(PoolError::TooLarge)?;
         }
         let mut plan = Plan {
@@ -272,8 +305,8 @@ impl Plan {
     fn place(&mut self) -> Result<(), PlanError> {
         let streams = self.target.streams;
         for index in 0..self.programs.len() {
-            let Some((name, program)) = self.programs.get_index(index) else { break };
-            let of = |source: PoolError| PlanError::Program { program: name.clone(), source };
+            let program = &self.programs[index];
+            let of = |source: PoolError| PlanError::Program { program: program.name.clone(), source };
             let flow = self.flow(program).map_err(of)?;
             let slots = flow.schedule(streams);
             let placement = place(&flow, &slots, streams).map_err(of)?;
@@ -330,14 +363,26 @@ impl Plan {
 
     /// The size of all states in bytes.
     pub fn state_bytes(&self) -> u64 {
-        let at = at_context(self.options.context);
-        self.states.iter().fold(0, |sum, s| sum.saturating_add(s.ty.max_bytes(&at)))
+        self.states.iter().fold(0, |sum, s| sum.saturating_add(s.ty.bytes(&CONSTANT)))
     }
 
     /// The size of all weights in bytes.
     pub fn weight_bytes(&self) -> u64 {
-        let at = at_context(0);
-        self.weights.iter().fold(0, |sum, w| sum.saturating_add(w.ty.max_bytes(&at)))
+        self.weights.iter().fold(0, |sum, w| sum.saturating_add(w.ty.bytes(&CONSTANT)))
+    }
+
+    /// The program with the smallest bucket that takes `tokens` rows, `wanted` of them with this output.
+    pub fn program_for(&self, tokens: u64, wanted: u64, output: Output) -> Option<usize> {
+        let fits =
+            |p: &PlannedProgram| tokens <= p.bounds.t && wanted <= p.bounds.r && p.output() == Some(output);
+        let fitting = (0..self.programs.len()).filter(|&i| fits(&self.programs[i]));
+        fitting.min_by_key(|&i| (self.programs[i].bounds.t, self.programs[i].bounds.r))
+    }
+
+    /// The most token rows of a step, and the most that may be wanted of one, with this output.
+    pub fn largest(&self, output: Output) -> Syms {
+        let fitting = self.programs.iter().filter(|p| p.output() == Some(output)).map(|p| p.bounds);
+        fitting.fold(Syms { t: 0, r: 0 }, |a, b| Syms { t: a.t.max(b.t), r: a.r.max(b.r) })
     }
 
     /// The memory that a device must reserve in bytes: states and arena.
@@ -389,7 +434,7 @@ impl Plan {
 #[derive(Default)]
 struct Shared {
     weights: IndexMap<String, TensorType>,
-    states: IndexMap<String, TensorType>,
+    states: IndexMap<String, (TensorType, StateRole)>,
     /// By their byte form, as floats have no total equality.
     kernels: IndexMap<Vec<u8>, KernelSpec>,
 }
@@ -418,9 +463,14 @@ impl Shared {
                     entry.or_insert_with(|| PlannedBuffer { ty: buffer.ty.clone(), offset: 0 });
                     BufRef::Arena(index)
                 }
-                Place::State(state) => BufRef::State(one_type("state", &mut self.states, state, &buffer.ty)?),
-                Place::Weight(weight) => {
-                    BufRef::Weight(one_type("weight", &mut self.weights, weight, &buffer.ty)?)
+                Place::State { name, role } => {
+                    let show = |(ty, role): &(TensorType, StateRole)| format!("{ty} {}", role.name());
+                    let state = (buffer.ty.clone(), *role);
+                    BufRef::State(one("state", &mut self.states, name, state, show)?)
+                }
+                Place::Weight(name) => {
+                    let show = TensorType::to_string;
+                    BufRef::Weight(one("weight", &mut self.weights, name, buffer.ty.clone(), show)?)
                 }
             })
         };
@@ -432,7 +482,7 @@ impl Shared {
         let mut planned_inputs = vec![];
         for (input, id) in inputs {
             let BufRef::Arena(buffer) = resolve(id)? else { return Err(home("input", &input, &name)) };
-            planned_inputs.push(Input { name: input, buffer, below: None });
+            planned_inputs.push(Input { name: input, buffer, below: None, distinct: false });
         }
         let mut planned_launches = vec![];
         for launch in launches {
@@ -442,12 +492,11 @@ impl Shared {
             let kernel = *index.ok_or(missing)?;
             let args = launch.args.into_iter().map(&mut resolve).collect::<Result<Vec<_>, _>>()?;
             let spec = &self.kernels[kernel as usize];
-            if let Some((table, ids)) = lookups(spec)
-                && let Some(BufRef::Arena(buffer)) = args.get(usize::from(ids))
-            {
-                let rows = rows(spec, table);
-                for input in planned_inputs.iter_mut().filter(|i: &&mut Input| i.buffer == *buffer) {
-                    input.below = Some(input.below.map_or(rows, |below| below.min(rows)));
+            for (arg, at) in spec.args.iter().zip(&args) {
+                let (Some(index), BufRef::Arena(buffer)) = (arg.index, at) else { continue };
+                if index.source == IndexSource::Input {
+                    let mut inputs = planned_inputs.iter_mut().filter(|i| i.buffer == *buffer);
+                    inputs.try_for_each(|input| input.hold_to(&index, &bounds))?;
                 }
             }
             planned_launches.push(PlannedLaunch { kernel, args, slot: Slot::default(), label: launch.label });
@@ -460,6 +509,7 @@ impl Shared {
             planned_results.push(buffer);
         }
         Ok(PlannedProgram {
+            name,
             bounds,
             launches: planned_launches,
             buffers: arena.into_values().collect(),
@@ -472,22 +522,54 @@ impl Shared {
     }
 }
 
-/// The index of `name` in `table`, which has or gets it with type `ty`.
-fn one_type(
+impl Input {
+    /// Holds the values to what a kernel asks for, too.
+    fn hold_to(&mut self, index: &Index, bounds: &Syms) -> Result<(), PlanError> {
+        let below = match self.below {
+            None => index.below,
+            Some(below) if below == index.below => below,
+            // A sum of symbols is no less than another only for some steps.
+            Some(below) => match (below.as_const(), index.below.as_const()) {
+                (Some(a), Some(b)) => Dim::n(a.min(b)),
+                (a, b) => {
+                    let (a, b) = (a.map_or(below, Dim::n), b.map_or(index.below, Dim::n));
+                    return Err(PlanError::Limits { input: self.name.clone(), a, b });
+                }
+            },
+        };
+        debug_assert!(below.eval(bounds) > 0 || below == Dim::R);
+        self.below = Some(below);
+        self.distinct |= index.distinct;
+        Ok(())
+    }
+
+    /// Whether every value that the input may have suits a kernel.
+    fn suits(&self, index: &Index) -> bool {
+        let within = self.below.is_some_and(|below| match (below.as_const(), index.below.as_const()) {
+            (Some(have), Some(most)) => have <= most,
+            _ => below == index.below,
+        });
+        within && (self.distinct || !index.distinct)
+    }
+}
+
+/// The index of `name` in `table`, which has or gets it as `entry`.
+fn one<T: PartialEq>(
     what: &'static str,
-    table: &mut IndexMap<String, TensorType>,
+    table: &mut IndexMap<String, T>,
     name: &str,
-    ty: &TensorType,
+    new: T,
+    show: impl Fn(&T) -> String,
 ) -> Result<u32, PlanError> {
     match table.entry(name.to_owned()) {
         Entry::Vacant(entry) => {
             let index = entry.index();
-            entry.insert(ty.clone());
+            entry.insert(new);
             Ok(index as u32)
         }
-        Entry::Occupied(entry) if entry.get() == ty => Ok(entry.index() as u32),
+        Entry::Occupied(entry) if *entry.get() == new => Ok(entry.index() as u32),
         Entry::Occupied(entry) => {
-            let (a, b) = (entry.get().clone(), ty.clone());
+            let (a, b) = (show(entry.get()), show(&new));
             Err(PlanError::Types { what, name: name.to_owned(), a, b })
         }
     }
@@ -505,22 +587,14 @@ fn lookups(kernel: &KernelSpec) -> Option<(u16, u16)> {
     }
 }
 
-/// The rows of a table that a kernel takes; 0 if they vary.
-fn rows(kernel: &KernelSpec, table: u16) -> u64 {
-    let table = kernel.args.get(usize::from(table));
-    table.and_then(|arg| arg.ty.shape.first()?.as_const()).unwrap_or(0)
-}
+/// For sizes in which no symbol occurs.
+const CONSTANT: Syms = Syms { t: 0, r: 0 };
 
-/// The symbols that the size of a state may depend on: the context alone.
-fn at_context(s: u64) -> Syms {
-    Syms { t: 0, p: 0, s }
-}
-
-fn state_bytes(name: &str, ty: &TensorType, context: u64) -> Result<u64, PlanError> {
-    if ty.shape.iter().any(|d| d.t > 0 || d.p > 0) {
+fn state_bytes(name: &str, ty: &TensorType) -> Result<u64, PlanError> {
+    if ty.shape.iter().any(|d| d.as_const().is_none()) {
         return Err(PlanError::Varies { what: "state", name: name.to_owned(), ty: ty.clone() });
     }
-    Ok(size_of(&format!("state {name:?}"), ty, &at_context(context)).map_err(PoolError::from)?)
+    Ok(size_of(&format!("state {name:?}"), ty, &CONSTANT).map_err(PoolError::from)?)
 }
 
 /// The name of a kind of device.

@@ -106,7 +106,7 @@ pub fn size_of(what: &str, ty: &TensorType, bounds: &Syms) -> Result<u64, FlowEr
         return Err(FlowError::Unblocked { what: what.to_owned(), ty: ty.clone() });
     }
     // Sizes saturate where they overflow, and even a saturated count of elements has more bytes than this.
-    match ty.max_bytes(bounds) {
+    match ty.bytes(bounds) {
         bytes if i64::try_from(bytes).is_ok() => Ok(bytes),
         _ => Err(FlowError::TooLarge { what: what.to_owned(), ty: ty.clone() }),
     }
@@ -183,7 +183,7 @@ impl Flow {
             let everywhere = args.iter().enumerate().all(|(j, b)| *b != from || allowed(j));
             let arena = [to, from].iter().all(|b| self.buffers[*b].home == Home::Arena);
             let alike = write.ty.dtype == read.ty.dtype
-                && write.ty.max_elements(&self.bounds) == read.ty.max_elements(&self.bounds)
+                && write.ty.elements(&self.bounds) == read.ty.elements(&self.bounds)
                 && self.buffers[to].bytes == self.buffers[from].bytes;
             let roles = write.access == Access::Write && read.access == Access::Read;
             if everywhere && arena && alike && roles && !pairs.contains(&(to, from)) {

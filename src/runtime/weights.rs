@@ -23,7 +23,7 @@ pub fn find_weights<'f>(plan: &Plan, file: &'f GgufFile) -> Result<Vec<&'f [u8]>
         let has = TensorType::new(info.dtype()?, info.shape.iter().copied());
         let bytes = file.tensor_bytes(info);
         // The file's bytes follow from its type; that they are as many as the plan's holds kernels to it.
-        let at = Syms { t: 0, p: 0, s: 0 };
+        let at = Syms { t: 0, r: 0 };
         if has == weight.ty && bytes.len() as u64 == weight.ty.bytes(&at) {
             return Ok(bytes);
         }

@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
-use sinter::ir::arbitrary::random_bytes;
-use sinter::ir::{Graph, Op, Syms, TensorType};
+use sinter::ir::arbitrary::{RandomStep, random_bytes};
+use sinter::ir::{Graph, Op, StepInput, Syms, TensorType};
 use sinter::runtime::interp::Tensor;
 use std::sync::Arc;
 
@@ -15,6 +15,17 @@ fn hash(name: &str) -> u64 {
 pub fn named(name: &str, ty: &TensorType, syms: &Syms) -> Tensor {
     let dims = ty.dims(syms).into_iter().map(|d| d as usize).collect();
     Tensor::new(ty.dtype, dims, random_bytes(ty, syms, hash(name))).unwrap()
+}
+
+/// The inputs of a graph in a step, by name.
+pub fn inputs(g: &Graph, step: &RandomStep) -> Vec<(String, Tensor)> {
+    let one = |&id: &_| {
+        let Op::Input { name, .. } = g.op(id) else { unreachable!("inputs are inputs") };
+        let dims: Vec<usize> = g.ty(id.into()).dims(&step.syms).into_iter().map(|d| d as usize).collect();
+        let values = step.values(StepInput::from_name(name).unwrap());
+        (name.clone(), Tensor::from_i32(&dims, values).unwrap())
+    };
+    g.inputs().iter().map(one).collect()
 }
 
 /// The weights of a graph as a model file, each with the content of [`named`].

@@ -1,7 +1,7 @@
 //! Runs any plan that is small, on a model made to fit it.
 
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
-use sinter::ir::{DType, Syms};
+use sinter::ir::{DType, StateRole, Syms};
 use sinter::runtime::plan::{KERNELS_HASH, LoadedPlan, Plan, PlannedProgram};
 use sinter::runtime::{DeviceOptions, Executor};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub fn execute(plan: &Plan) -> bool {
     plan.kernels_hash = KERNELS_HASH.into();
     plan.model.identity = model.identity();
     let plan = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
-    let programs: Vec<(String, PlannedProgram)> = plan.programs.clone().into_iter().collect();
+    let programs = plan.programs.clone();
     let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
     let mut executor = match Executor::new(plan, Arc::new(model), &options) {
         Ok(executor) => executor,
@@ -29,27 +29,27 @@ pub fn execute(plan: &Plan) -> bool {
             return false;
         }
     };
-    for (name, program) in programs {
-        let Syms { t, p, s } = program.bounds;
-        // `T` is never more than `S`; here are the least and the most of both.
-        let room = s.saturating_sub(t).min(p);
-        for (tokens, cached) in [(1, 0), (t, room), (1, p.min(s - 1)), (t, 0)] {
-            step(&mut executor, &name, &program, tokens, cached);
+    for (index, program) in programs.iter().enumerate() {
+        let Syms { t, r } = program.bounds;
+        for at in [(1, 0), (t, 0), (1, r.min(1)), (t, r)].map(|(t, r)| Syms { t, r }) {
+            step(&mut executor, index, program, at);
         }
     }
-    executor.reset().unwrap();
+    for role in [StateRole::Appended, StateRole::Replaced] {
+        _ = executor.copy_rows(role, 0, 1, 1).map_err(|e| e.to_string());
+        _ = executor.fill_rows(role, 0, 2, 0xff).map_err(|e| e.to_string());
+    }
     true
 }
 
 /// One step on made-up inputs, all results of which are read.
-fn step(executor: &mut Executor, name: &str, program: &PlannedProgram, tokens: u64, cached: u64) {
-    let at = Syms { t: tokens, p: cached, s: program.bounds.s };
+fn step(executor: &mut Executor, index: usize, program: &PlannedProgram, at: Syms) {
     let made = program.inputs.iter().map(|input| {
         let ty = &program.buffers[input.buffer as usize].ty;
         let bytes = ty.bytes(&at) as usize;
         match input.below {
             Some(below) => {
-                let values = (0..bytes as u64 / 4).map(|i| (i * 7 + 3) % below.clamp(1, 1 << 31));
+                let values = (0..bytes as u64 / 4).map(|i| (i * 7 + 3) % below.eval(&at).clamp(1, 1 << 31));
                 values.flat_map(|v| (v as i32).to_le_bytes()).collect()
             }
             None => pattern(&input.name, bytes),
@@ -58,7 +58,7 @@ fn step(executor: &mut Executor, name: &str, program: &PlannedProgram, tokens: u
     let made: Vec<Vec<u8>> = made.collect();
     let inputs = program.inputs.iter().zip(&made).map(|(input, bytes)| (input.name.as_str(), &bytes[..]));
     let inputs: Vec<(&str, &[u8])> = inputs.collect();
-    match executor.step(name, tokens, cached, &inputs) {
+    match executor.step(index, &at, &inputs) {
         Ok(()) => {
             for (i, result) in program.results.iter().enumerate() {
                 let ty = &program.buffers[*result as usize].ty;
@@ -79,7 +79,7 @@ fn model(plan: &Plan) -> Option<GgufFile> {
     let mut writer = GgufWriter::new();
     for weight in &plan.weights {
         let shape: Vec<u64> = weight.ty.shape.iter().map(|d| d.as_const()).collect::<Option<_>>()?;
-        let bytes = weight.ty.bytes(&Syms { t: 0, p: 0, s: 0 }) as usize;
+        let bytes = weight.ty.bytes(&Syms { t: 0, r: 0 }) as usize;
         writer
             .tensor(&weight.name, GgmlType::of(weight.ty.dtype)?, &shape, pattern(&weight.name, bytes))
             .ok()?;

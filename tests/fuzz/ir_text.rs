@@ -3,7 +3,7 @@
 use crate::execute::execute;
 use sinter::codegen;
 use sinter::gguf::{Digest, Identity};
-use sinter::ir::{DType, Graph, check, verify};
+use sinter::ir::{DType, Graph, KvTypes, check, verify};
 use sinter::passes::Pipeline;
 use sinter::runtime::plan::{LoadedPlan, Model, Options, Parts, Plan};
 use sinter::target::Target;
@@ -49,7 +49,6 @@ fn survives_printing(graph: &Graph) {
 
 /// Makes a plan of a graph that keeps the rules of the IR, and runs it.
 fn compile(graph: Graph, target: &Target) -> usize {
-    let bounds = graph.bounds;
     let graph = verify(graph).unwrap_or_else(|e| panic!("{e}"));
     let program = match codegen::generate(&graph, target) {
         Ok(program) => program,
@@ -68,7 +67,14 @@ fn compile(graph: Graph, target: &Target) -> usize {
             name: String::new(),
         },
         target: target.clone(),
-        options: Options { exact: false, kv: DType::F16, context: bounds.s, chunk: 1, greedy: false },
+        options: Options {
+            exact: false,
+            kv: KvTypes::both(DType::F16),
+            context: 64,
+            sequences: 1,
+            chunk: 1,
+            greedy: false,
+        },
         programs: vec![(program, vec![])],
     };
     match Plan::build(parts) {

@@ -24,9 +24,9 @@ pub fn run(payload: &[u8]) -> usize {
     let again = LoadedPlan::from_bytes(&bytes).unwrap();
     assert!(again.to_bytes().unwrap() == bytes);
     _ = plan.to_string();
-    for (name, program) in &plan.programs {
-        _ = plan.to_dot(name);
-        _ = plan.bytes_per_step(name, &program.bounds);
+    for (index, program) in plan.programs.iter().enumerate() {
+        _ = plan.to_dot(program);
+        _ = plan.bytes_per_step(index, &program.bounds, u64::MAX);
     }
     1 + usize::from(execute(&plan))
 }

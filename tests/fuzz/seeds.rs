@@ -19,7 +19,7 @@ fn small(family: &str) -> Shape {
         width: 32,
         ffn: 32,
         heads: 2,
-        cache_heads: 1,
+        kv_heads: 1,
         head_dim: 16,
         rotated: 8,
         vocab: 5,
@@ -82,7 +82,7 @@ pub fn ir_text() -> Seeds {
         .collect();
     seeds.sort();
     // Those are as large as layers are; this one is small enough to be run.
-    let small = r#"graph @small(%ids: i32[T], %pos: i32[T]) sym T<=2, P<=5, S<=7 {
+    let small = r#"graph @small(%ids: i32[T], %positions: i32[T], %sequences: i32[T], %rows: i32[T], %tables: i32[2,3], %lengths: i32[2], %wanted: i32[R]) sym T<=2, R<=2 {
   %w0 = weight "e" : q8_0[5,32]
   %0 = get_rows %w0, %ids : q8_0[T,32]
   %1 = dequant %0 : f32[T,32]
@@ -91,20 +91,23 @@ pub fn ir_text() -> Seeds {
   %w1 = weight "k" : f32[16,32]
   %3 = matmul %2, %w1 : f32[T,16]
   %4 = reshape %3 : f32[T,2,8]
-  %5 = rope %4, %pos {base=10000, dims=8, style=halves} : f32[T,2,8]
-  %s0 = state "k" : f16[S,2,8]
-  %6 = kv_append %s0, %5 : f16[S,2,8]
-  %7 = kv_read %6 : f16[P+T,2,8]
-  %8 = dequant %7 : f32[P+T,2,8]
-  %9 = scores %5, %8 {scale=0.25} : f32[2,T,P+T]
-  %10 = causal_mask %9 : f32[2,T,P+T]
-  %11 = softmax %10 : f32[2,T,P+T]
-  %12 = weighted_sum %11, %8 : f32[T,2,8]
+  %5 = rope %4, %positions {base=10000, dims=8, style=neox} : f32[T,2,8]
+  %s0 = state "k" : f16[8,2,8] appended
+  %6 = kv_append %s0, %5, %rows : f16[8,2,8]
+  %7 = kv_read %6, %tables, %lengths {page=2} : f16[2,6,2,8]
+  %8 = dequant %7 : f32[2,6,2,8]
+  %9 = scores %5, %8, %sequences {scale=0.25} : f32[2,T,6]
+  %10 = causal_mask %9, %positions {window=4} : f32[2,T,6]
+  %11 = softmax %10 : f32[2,T,6]
+  %12 = weighted_sum %11, %8, %sequences : f32[T,2,8]
   %13 = silu %3 : f32[T,16]
   %14 = mul %13, %3 : f32[T,16]
-  %15 = argmax %14 : i32[T]
-  %16 = last_row %12 : f32[1,2,8]
-  return %14, %15, %16, %6
+  %s1 = state "h" : f32[2,16] replaced
+  %15, %16 = gated_scan %s1, %3, %14, %sequences, %positions : f32[T,16], f32[2,16]
+  %17 = argmax %15 : i32[T]
+  %18 = reshape %12 : f32[T,16]
+  %19 = get_rows %18, %wanted : f32[R,16]
+  return %17, %19, %6, %16
 }"#;
     seeds.push(("small".into(), small.into()));
     seeds
@@ -124,7 +127,7 @@ pub fn plan() -> Seeds {
     let seed = |(name, family, dtype, options, purpose): (&str, _, _, Options, _)| {
         let mut plan = model::plan(&file(family, dtype), None, &options, purpose).unwrap();
         // Words about fusions, which nothing depends on, are most of a plan.
-        plan.programs.values_mut().for_each(|program| program.decisions.truncate(2));
+        plan.programs.iter_mut().for_each(|program| program.decisions.truncate(2));
         let bytes = plan.to_bytes().unwrap();
         assert!(LoadedPlan::from_bytes(&bytes).is_ok());
         (name.to_string(), bytes[52..].to_vec())

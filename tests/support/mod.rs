@@ -13,8 +13,8 @@ use sinter::lower::Config;
 use sinter::model;
 use sinter::passes::Pipeline;
 use sinter::runtime::cpu::Features;
-use sinter::runtime::plan::{self, LoadedPlan, Parts, Plan};
-use sinter::runtime::{DeviceOptions, Executor};
+use sinter::runtime::plan::{self, LoadedPlan, Output, Parts, Plan};
+use sinter::runtime::{DeviceOptions, Executor, Part, SequenceId, Sequences, Wanted};
 use sinter::target::Target;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -113,7 +113,8 @@ pub fn plan_of_description(gguf: &Gguf, options: &Options, purpose: Purpose) -> 
     let config = Config::from_gguf(gguf).unwrap();
     let nothing = Digest([0; 32]);
     let programs = compile::compile(gguf, options, purpose).unwrap();
-    let (context, chunk) = (options.context_of(&config), options.chunk);
+    let (context, chunk) = (options.context_of(&config), options.chunk_of(&config));
+    let sequences = options.sequences;
     Plan::build(Parts {
         model: plan::Model {
             source: None,
@@ -123,7 +124,7 @@ pub fn plan_of_description(gguf: &Gguf, options: &Options, purpose: Purpose) -> 
             name: "shape".into(),
         },
         target: options.target.clone(),
-        options: plan::Options { exact: false, kv: options.kv, context, chunk, greedy: false },
+        options: plan::Options { exact: false, kv: options.kv, context, sequences, chunk, greedy: false },
         programs: programs.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
     })
     .unwrap()
@@ -152,6 +153,42 @@ pub fn levels() -> Vec<(&'static str, DeviceOptions)> {
     all.into_iter().skip(slow).map(device).collect()
 }
 
+/// One sequence of an executor, to read tokens into.
+pub struct Reader {
+    pub sequences: Sequences,
+    pub sequence: SequenceId,
+}
+
+impl Reader {
+    pub fn new(executor: Executor) -> Reader {
+        let mut sequences = Sequences::new(executor).unwrap();
+        let sequence = sequences.begin().unwrap();
+        Reader { sequences, sequence }
+    }
+
+    /// Reads tokens in one step, with these rows wanted.
+    pub fn step(&mut self, tokens: &[u32], wanted: Wanted, output: Output) {
+        let part = Part { sequence: self.sequence, tokens, wanted };
+        self.sequences.step(&[part], output).unwrap();
+    }
+
+    /// Reads tokens of which no results are wanted.
+    pub fn skip(&mut self, tokens: &[u32]) {
+        self.step(tokens, Wanted::None, Output::Logits);
+    }
+
+    /// Reads tokens; the logits of the last.
+    pub fn last(&mut self, tokens: &[u32]) -> Vec<f32> {
+        self.step(tokens, Wanted::Last, Output::Logits);
+        self.sequences.logits().unwrap().to_vec()
+    }
+
+    /// Forgets all but the first tokens.
+    pub fn truncate(&mut self, to: u64) {
+        self.sequences.truncate(self.sequence, to).unwrap();
+    }
+}
+
 /// The logits of every token.
 pub fn score(file: &Arc<GgufFile>, options: &Options, tokens: &[u32]) -> Vec<Vec<f32>> {
     score_on(file, options, tokens, &DeviceOptions::default())
@@ -164,7 +201,7 @@ pub fn score_on(
     tokens: &[u32],
     device: &DeviceOptions,
 ) -> Vec<Vec<f32>> {
-    rows(&mut Session::new(executor_on(file, options, Purpose::Score, device)), tokens)
+    rows(&mut Session::new(executor_on(file, options, Purpose::Score, device)).unwrap(), tokens)
 }
 
 /// The logits of every token in a session of [`Purpose::Score`].

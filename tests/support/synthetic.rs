@@ -18,7 +18,7 @@ pub struct Shape {
     pub width: u64,
     pub ffn: u64,
     pub heads: u64,
-    pub cache_heads: u64,
+    pub kv_heads: u64,
     pub head_dim: u64,
     /// How many dimensions of a head RoPE turns.
     pub rotated: u64,
@@ -40,7 +40,7 @@ const LLAMA: Shape = Shape {
     width: 256,
     ffn: 768,
     heads: 4,
-    cache_heads: 2,
+    kv_heads: 2,
     head_dim: 64,
     rotated: 64,
     vocab: 512,
@@ -54,7 +54,7 @@ const LLAMA: Shape = Shape {
 const LLAMA3: Shape = Shape {
     name: "tiny-llama3",
     ffn: 512,
-    cache_heads: 1,
+    kv_heads: 1,
     rope_base: 5e5,
     tied: true,
     rope_factors: true,
@@ -101,7 +101,7 @@ pub const REAL: [Shape; 6] = [
         width: 4096,
         ffn: 14336,
         heads: 32,
-        cache_heads: 8,
+        kv_heads: 8,
         head_dim: 128,
         rotated: 128,
         vocab: 128256,
@@ -114,7 +114,7 @@ pub const REAL: [Shape; 6] = [
         width: 8192,
         ffn: 28672,
         heads: 64,
-        cache_heads: 8,
+        kv_heads: 8,
         head_dim: 128,
         rotated: 128,
         vocab: 128256,
@@ -127,7 +127,7 @@ pub const REAL: [Shape; 6] = [
         width: 2048,
         ffn: 8192,
         heads: 32,
-        cache_heads: 8,
+        kv_heads: 8,
         vocab: 128256,
         ..LLAMA3
     },
@@ -138,7 +138,7 @@ pub const REAL: [Shape; 6] = [
         width: 3584,
         ffn: 18944,
         heads: 28,
-        cache_heads: 4,
+        kv_heads: 4,
         head_dim: 128,
         rotated: 128,
         vocab: 152064,
@@ -151,7 +151,7 @@ pub const REAL: [Shape; 6] = [
         width: 1024,
         ffn: 3072,
         heads: 16,
-        cache_heads: 8,
+        kv_heads: 8,
         vocab: 151936,
         ..QWEN3
     },
@@ -221,7 +221,7 @@ impl Model {
             ("embedding_length", int(s.width)),
             ("feed_forward_length", int(s.ffn)),
             ("attention.head_count", int(s.heads)),
-            ("attention.head_count_kv", int(s.cache_heads)),
+            ("attention.head_count_kv", int(s.kv_heads)),
             ("attention.key_length", int(s.head_dim)),
             ("attention.value_length", int(s.head_dim)),
             ("attention.layer_norm_rms_epsilon", Value::F32(s.eps)),
@@ -273,7 +273,7 @@ impl Model {
 
 /// Names and shapes of a model's tensors.
 fn tensors(s: &Shape) -> Vec<(String, Vec<u64>)> {
-    let (queries, keys) = (s.heads * s.head_dim, s.cache_heads * s.head_dim);
+    let (queries, keys) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
     let mut list = vec![("token_embd.weight".into(), vec![s.vocab, s.width])];
     if !s.tied {
         list.push(("output.weight".into(), vec![s.vocab, s.width]));

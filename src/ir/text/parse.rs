@@ -1,7 +1,7 @@
 //! Parsing: one pass, one token ahead, at most one body deep.
 
 use super::super::graph::{Graph, Value};
-use super::super::op::{Fused, Kernel, Op, Rope, RopeStyle};
+use super::super::op::{Fused, Kernel, Op, Rope, RopeStyle, StateRole};
 use super::super::types::{DType, Dim, Syms, TensorType};
 use super::is_name_byte;
 use std::collections::HashMap;
@@ -90,7 +90,7 @@ impl<'t> Parser<'t> {
         let Token::Graph(name) = self.take()? else {
             return Err((at, "expected a name such as @decode".into()));
         };
-        let mut graph = Graph::new(name, Syms { t: 1, p: 0, s: 1 });
+        let mut graph = Graph::new(name, Syms { t: 1, r: 1 });
         let mut names = Names::new();
         self.sign("(")?;
         if !self.accept(")")? {
@@ -98,7 +98,7 @@ impl<'t> Parser<'t> {
                 let (at, name) = self.value_name()?;
                 self.sign(":")?;
                 let (type_at, ty) = (self.start, self.tensor_type()?);
-                let value = graph.leaf(Op::Input { name: name.clone() }, ty).map_err(|e| (type_at, e))?;
+                let value = graph.leaf(Op::input(&name), ty).map_err(|e| (type_at, e))?;
                 define(&mut names, at, name, value)?;
                 if !self.accept(",")? {
                     break;
@@ -115,16 +115,15 @@ impl<'t> Parser<'t> {
     }
 
     fn bounds(&mut self) -> Parsed<Syms> {
-        let (mut t, mut p, mut s) = (None, None, None);
+        let (mut t, mut r) = (None, None);
         if self.token == Token::Word("sym") {
             self.advance()?;
             loop {
                 let at = self.start;
                 let bound = match self.take()? {
                     Token::Word("T") => &mut t,
-                    Token::Word("P") => &mut p,
-                    Token::Word("S") => &mut s,
-                    other => return Err((at, format!("{} is no symbol: T, P or S", other.describe()))),
+                    Token::Word("R") => &mut r,
+                    other => return Err((at, format!("{} is no symbol: T or R", other.describe()))),
                 };
                 self.sign("<=")?;
                 if bound.replace(self.integer()?).is_some() {
@@ -135,8 +134,8 @@ impl<'t> Parser<'t> {
                 }
             }
         }
-        let (t, p) = (t.unwrap_or(1), p.unwrap_or(0));
-        Ok(Syms { t, p, s: s.unwrap_or(t.saturating_add(p)) })
+        let t = t.unwrap_or(1);
+        Ok(Syms { t, r: r.unwrap_or(t) })
     }
 
     /// Statements in braces, the last of which returns.
@@ -172,7 +171,17 @@ impl<'t> Parser<'t> {
                 (Op::Fused(Box::new(fused)), operands, types)
             }
             "weight" => (Op::Weight { name: self.string()? }, vec![], self.result_types()?),
-            "state" => (Op::State { name: self.string()? }, vec![], self.result_types()?),
+            "state" => {
+                let name = self.string()?;
+                let types = self.result_types()?;
+                let role_at = self.start;
+                let role = match self.take()? {
+                    Token::Word(role) => StateRole::from_name(role),
+                    _ => None,
+                };
+                let role = role.ok_or((role_at, "expected `appended` or `replaced`".to_owned()))?;
+                (Op::State { name, role }, vec![], types)
+            }
             "const" => {
                 let value_at = self.start;
                 let token = self.take()?;
@@ -214,7 +223,7 @@ impl<'t> Parser<'t> {
                 let (at, name) = self.value_name()?;
                 self.sign("=")?;
                 let operand = self.operand(names)?;
-                let input = Op::Input { name: name.clone() };
+                let input = Op::Input { name: name.clone(), role: graph.state_role(operand) };
                 let param = body.leaf(input, graph.ty(operand).clone()).map_err(|e| (at, e))?;
                 define(&mut params, at, name, param)?;
                 operands.push(operand);
@@ -299,8 +308,7 @@ impl<'t> Parser<'t> {
             let at = self.start;
             let term = match self.token {
                 Token::Word("T") => Dim::T,
-                Token::Word("P") => Dim::P,
-                Token::Word("S") => Dim::S,
+                Token::Word("R") => Dim::R,
                 Token::Number(_) => Dim::n(self.peek_integer()?),
                 _ => return Err(self.expected("a dimension")),
             };
@@ -482,13 +490,12 @@ fn define(names: &mut Names, at: usize, name: String, value: Value) -> Parsed<()
 
 /// The primitive called `name`; takes the attributes it knows.
 fn primitive(at: usize, name: &str, attributes: &mut Attributes<'_>) -> Parsed<Op> {
-    let mut attribute = |key: &str| match attributes.iter().position(|(_, k, ..)| *k == key) {
-        Some(i) => {
-            let (_, _, at, value) = attributes.remove(i);
-            Ok((at, value))
-        }
-        None => Err((at, format!("{name} needs the attribute {key}"))),
+    let mut optional = |key: &str| {
+        let given = attributes.iter().position(|(_, k, ..)| *k == key);
+        given.map(|i| attributes.remove(i)).map(|(_, _, at, value)| (at, value))
     };
+    let mut attribute =
+        |key: &str| optional(key).ok_or_else(|| (at, format!("{name} needs the attribute {key}")));
     let read = |(at, token): (usize, Token<'_>)| float(at, &token);
     Ok(match name {
         "get_rows" => Op::GetRows,
@@ -501,30 +508,34 @@ fn primitive(at: usize, name: &str, attributes: &mut Attributes<'_>) -> Parsed<O
         "rms_norm" => Op::RmsNorm { eps: attribute("eps").and_then(read)? },
         "rope" => {
             let base = attribute("base").and_then(read)?;
-            let dims = match attribute("dims")? {
-                (at, Token::Number(n)) => n.parse().map_err(|_| (at, format!("{n} is no 32-bit integer")))?,
-                (at, other) => return Err((at, format!("{} is no integer", other.describe()))),
-            };
+            let dims = attribute("dims").and_then(integer)?;
             let style = match attribute("style")? {
                 (_, Token::Word("interleaved")) => RopeStyle::Interleaved,
-                (_, Token::Word("halves")) => RopeStyle::Halves,
+                (_, Token::Word("neox")) => RopeStyle::NeoX,
                 (at, other) => {
-                    return Err((at, format!("{} is no style: interleaved or halves", other.describe())));
+                    return Err((at, format!("{} is no style: interleaved or neox", other.describe())));
                 }
             };
             Op::Rope(Rope { base, dims, style })
         }
         "reshape" => Op::Reshape,
-        "last_row" => Op::LastRow,
         "kv_append" => Op::KvAppend,
-        "kv_read" => Op::KvRead,
+        "kv_read" => Op::KvRead { page: attribute("page").and_then(integer)? },
         "scores" => Op::Scores { scale: attribute("scale").and_then(read)? },
-        "causal_mask" => Op::CausalMask,
+        "causal_mask" => Op::CausalMask { window: optional("window").map(integer).transpose()? },
         "softmax" => Op::Softmax,
         "weighted_sum" => Op::WeightedSum,
+        "gated_scan" => Op::GatedScan,
         "argmax" => Op::ArgMax,
         _ => return Err((at, format!("unknown operation {name:?}"))),
     })
+}
+
+fn integer((at, token): (usize, Token<'_>)) -> Parsed<u32> {
+    match token {
+        Token::Number(n) => n.parse().map_err(|_| (at, format!("{n} is no 32-bit integer"))),
+        other => Err((at, format!("{} is no integer", other.describe()))),
+    }
 }
 
 fn float(at: usize, token: &Token<'_>) -> Parsed<f32> {

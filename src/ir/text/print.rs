@@ -33,19 +33,13 @@ impl fmt::Display for Graph {
 /// The text of a graph by lines. Any graph can be printed, broken ones too.
 pub fn lines(graph: &Graph) -> Vec<Line> {
     let inputs = graph.inputs().iter().map(|&id| {
-        let Op::Input { name } = graph.op(id) else { return String::new() };
+        let Op::Input { name, .. } = graph.op(id) else { return String::new() };
         format!("{}: {}", sigil('%', name), list(&graph.node(id).outs))
     });
     let (inputs, bounds) = (list(inputs), graph.bounds);
     let mut lines = vec![Line {
         at: None,
-        text: format!(
-            "graph {}({inputs}) sym T<={}, P<={}, S<={} {{",
-            sigil('@', &graph.name),
-            bounds.t,
-            bounds.p,
-            bounds.s
-        ),
+        text: format!("graph {}({inputs}) sym T<={}, R<={} {{", sigil('@', &graph.name), bounds.t, bounds.r),
     }];
     block(graph, None, &mut lines);
     lines.push(Line { at: None, text: "}".into() });
@@ -69,11 +63,11 @@ fn block(graph: &Graph, outer: Option<NodeId>, lines: &mut Vec<Line>) {
                 lines.push(Line { at, text: format!("{indent}return{space}{values}") });
                 continue;
             }
-            Op::Weight { name } | Op::State { name } => format!(" {}", quoted(name)),
+            Op::Weight { name } | Op::State { name, .. } => format!(" {}", quoted(name)),
             Op::Const { value } => format!(" {}", float(*value)),
             Op::Fused(fused) => {
                 let params = fused.body.inputs().iter().map(|&id| match fused.body.op(id) {
-                    Op::Input { name } => sigil('%', name),
+                    Op::Input { name, .. } => sigil('%', name),
                     _ => "%?".into(),
                 });
                 let bound = params.zip(&operands).map(|(p, v)| format!("{p} = {}", name(v)));
@@ -85,6 +79,10 @@ fn block(graph: &Graph, outer: Option<NodeId>, lines: &mut Vec<Line>) {
         let results = list((0..node.outs.len() as u32).map(|out| name(&Value { node: id, out })));
         let mut text = format!("{indent}{results} = {}{detail} : {}", node.op.name(), list(&node.outs));
         match &node.op {
+            Op::State { role, .. } => {
+                text += &format!(" {}", role.name());
+                lines.push(Line { at, text });
+            }
             Op::Fused(fused) if outer.is_none() => {
                 text.push_str(" {");
                 lines.push(Line { at, text });
@@ -101,7 +99,7 @@ pub fn names(graph: &Graph) -> HashMap<Value, String> {
     let mut names = HashMap::new();
     let mut taken = HashSet::new();
     for &id in graph.inputs() {
-        if let Op::Input { name } = graph.op(id) {
+        if let Op::Input { name, .. } = graph.op(id) {
             taken.insert(name.as_str());
             names.insert(Value::from(id), sigil('%', name));
         }
@@ -134,11 +132,32 @@ pub fn attributes(op: &Op) -> String {
     match op {
         Op::RmsNorm { eps } => format!(" {{eps={}}}", float(*eps)),
         Op::Scores { scale } => format!(" {{scale={}}}", float(*scale)),
+        Op::KvRead { page } => format!(" {{page={page}}}"),
+        Op::CausalMask { window: Some(window) } => format!(" {{window={window}}}"),
         Op::Rope(rope) => {
             let (base, dims, style) = (float(rope.base), rope.dims, rope.style.name());
             format!(" {{base={base}, dims={dims}, style={style}}}")
         }
-        _ => String::new(),
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::GetRows
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::MatMul
+        | Op::Add
+        | Op::Mul
+        | Op::Silu
+        | Op::Reshape
+        | Op::KvAppend
+        | Op::CausalMask { window: None }
+        | Op::Softmax
+        | Op::WeightedSum
+        | Op::GatedScan
+        | Op::ArgMax
+        | Op::Fused(_)
+        | Op::Return => String::new(),
     }
 }
 
@@ -147,7 +166,7 @@ impl RopeStyle {
     pub const fn name(self) -> &'static str {
         match self {
             RopeStyle::Interleaved => "interleaved",
-            RopeStyle::Halves => "halves",
+            RopeStyle::NeoX => "neox",
         }
     }
 }

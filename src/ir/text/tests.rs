@@ -1,8 +1,8 @@
 use crate::ir::arbitrary::{Rng, random_graph};
-use crate::ir::{DType, Graph, Op, Syms, TensorType, check};
+use crate::ir::{DType, Graph, Op, StateRole, Syms, TensorType, check};
 use proptest::prelude::*;
 
-const EXAMPLE: &str = r#"graph @decode(%tokens: i32[T], %pos: i32[T]) sym T<=1, P<=511, S<=512 {
+const EXAMPLE: &str = r#"graph @decode(%tokens: i32[T], %positions: i32[T], %sequences: i32[T], %rows: i32[T], %tables: i32[2,4], %lengths: i32[2], %wanted: i32[R]) sym T<=4, R<=2 {
   %w0 = weight "token_embd.weight" : q6_k[4096,512]
   %0 = get_rows %w0, %tokens : q6_k[T,512]
   %1 = dequant %0 : f32[T,512]
@@ -14,17 +14,28 @@ const EXAMPLE: &str = r#"graph @decode(%tokens: i32[T], %pos: i32[T]) sym T<=1, 
     %2 = quant_act %1 : q8_act[T,512]
     return %0, %2
   }
-  %5 = dequant %4 : f32[T,512]
+  %5 = get_rows %3, %wanted : f32[R,512]
+  %6 = dequant %4 : f32[T,512]
   %w1 = weight "blk.0.attn_k.weight" : f32[256,512]
-  %6 = matmul %5, %w1 : f32[T,256]
-  %7 = reshape %6 : f32[T,4,64]
-  %8 = rope %7, %pos {base=10000, dims=64, style=interleaved} : f32[T,4,64]
-  %s0 = state "blk.0.k" : f16[S,4,64]
-  %9 = kv_append %s0, %8 : f16[S,4,64]
-  %10 = kv_read %9 : f16[P+T,4,64]
-  %11 = dequant %10 : f32[P+T,4,64]
-  %12 = scores %8, %11 {scale=0.125} : f32[4,T,P+T]
-  return %3, %12, %9
+  %7 = matmul %6, %w1 : f32[T,256]
+  %8 = reshape %7 : f32[T,4,64]
+  %9 = rope %8, %positions {base=10000, dims=64, style=interleaved} : f32[T,4,64]
+  %s0 = state "blk.0.k" : f16[256,4,64] appended
+  %10 = kv_append %s0, %9, %rows : f16[256,4,64]
+  %11 = kv_read %10, %tables, %lengths {page=32} : f16[2,128,4,64]
+  %12 = dequant %11 : f32[2,128,4,64]
+  %13 = scores %9, %12, %sequences {scale=0.125} : f32[4,T,128]
+  %14 = causal_mask %13, %positions {window=100} : f32[4,T,128]
+  %15 = causal_mask %13, %positions : f32[4,T,128]
+  %16 = weighted_sum %15, %12, %sequences : f32[T,4,64]
+  %s1 = state "blk.1.h" : f32[2,256] replaced
+  %17, %18 = fused gated_scan(%h = %s1, %x = %7, %s = %sequences, %p = %positions) : f32[T,256], f32[2,256] {
+    %0 = silu %x : f32[T,256]
+    %1 = mul %0, %x : f32[T,256]
+    %2, %3 = gated_scan %h, %x, %1, %s, %p : f32[T,256], f32[2,256]
+    return %2, %3
+  }
+  return %5, %14, %16, %17, %10, %18
 }"#;
 
 fn parsed(text: &str) -> Graph {
@@ -47,18 +58,35 @@ fn the_example_reads_and_prints_as_it_is() {
 }
 
 #[test]
+fn inputs_of_a_body_have_the_roles_of_what_they_stand_for() {
+    let g = parsed(EXAMPLE);
+    let roles = |kernel: &str| -> Vec<Option<StateRole>> {
+        let fused = g.ids().into_iter().find_map(|id| match g.op(id) {
+            Op::Fused(fused) if fused.kernel.name() == kernel => Some(&fused.body),
+            _ => None,
+        });
+        let body = fused.unwrap();
+        let role = |&id: &_| match body.op(id) {
+            Op::Input { role, .. } => *role,
+            other => panic!("{other:?}"),
+        };
+        body.inputs().iter().map(role).collect()
+    };
+    assert_eq!(roles("add_rmsnorm"), [None; 3]);
+    assert_eq!(roles("gated_scan"), [Some(StateRole::Replaced), None, None, None]);
+}
+
+#[test]
 fn space_comments_and_names_are_free() {
-    let text = "// head\n graph@\"a\"( %x:f32[ 1+T+T ] # T twice\n)sym S<=9,T<=2{%some-name.1=silu %x:f32[T+1+T]return %some-name.1}//";
-    let printed =
-        "graph @a(%x: f32[T+T+1]) sym T<=2, P<=0, S<=9 {\n  %0 = silu %x : f32[T+T+1]\n  return %0\n}";
+    let text = "// head\n graph@\"a\"( %x:f32[ 1+T+T ] # T twice\n)sym R<=1,T<=2{%some-name.1=silu %x:f32[T+1+T]return %some-name.1}//";
+    let printed = "graph @a(%x: f32[T+T+1]) sym T<=2, R<=1 {\n  %0 = silu %x : f32[T+T+1]\n  return %0\n}";
     assert_eq!(parsed(text).to_string(), printed);
 }
 
 #[test]
 fn zeros_keep_their_sign() {
     for zero in ["0", "-0"] {
-        let text =
-            format!("graph @g() sym T<=1, P<=0, S<=1 {{\n  %c0 = const {zero} : f32[4]\n  return %c0\n}}");
+        let text = format!("graph @g() sym T<=1, R<=1 {{\n  %c0 = const {zero} : f32[4]\n  return %c0\n}}");
         let g = parsed(&text);
         assert_eq!(g.to_string(), text);
         let Op::Const { value } = *g.op(g.results()[0].node) else { panic!("{g}") };
@@ -69,19 +97,20 @@ fn zeros_keep_their_sign() {
 #[test]
 fn symbols_have_default_bounds() {
     let bounds = |sym| parsed(&format!("graph @g() {sym} {{ return }}")).bounds;
-    assert_eq!(bounds(""), Syms { t: 1, p: 0, s: 1 });
-    assert_eq!(bounds("sym P<=7"), Syms { t: 1, p: 7, s: 8 });
-    assert_eq!(bounds("sym T<=18446744073709551615, P<=2"), Syms { t: u64::MAX, p: 2, s: u64::MAX });
+    assert_eq!(bounds(""), Syms { t: 1, r: 1 });
+    // All rows are wanted, unless fewer are.
+    assert_eq!(bounds("sym T<=7"), Syms { t: 7, r: 7 });
+    assert_eq!(bounds("sym R<=0"), Syms { t: 1, r: 0 });
+    assert_eq!(bounds("sym T<=18446744073709551615, R<=2"), Syms { t: u64::MAX, r: 2 });
 }
 
 #[test]
 fn names_of_any_kind_survive() {
     let names = ["0", "w0", "s1", "c0", "", "a b", "é\"\\\n\u{202e}'", "%x", "1", "-"];
-    let mut g = Graph::new("a \"graph\"", Syms { t: 1, p: 0, s: 1 });
+    let mut g = Graph::new("a \"graph\"", Syms { t: 1, r: 1 });
     let mut results = vec![];
     for name in names {
-        let input = Op::Input { name: name.into() };
-        let x = g.leaf(input, TensorType::new(DType::F32, [4u64])).unwrap();
+        let x = g.leaf(Op::input(name), TensorType::new(DType::F32, [4u64])).unwrap();
         let w = g.leaf(Op::Weight { name: name.into() }, TensorType::new(DType::F32, [4u64])).unwrap();
         results.push(g.add(Op::Add, &[x, w]).unwrap().into());
     }
@@ -91,7 +120,7 @@ fn names_of_any_kind_survive() {
     assert_eq!(read.to_string(), text);
     assert_eq!(read.name, g.name);
     let inputs: Vec<&Op> = read.inputs().iter().map(|&id| read.op(id)).collect();
-    assert_eq!(inputs, names.map(|n| Op::Input { name: n.into() }).iter().collect::<Vec<_>>());
+    assert_eq!(inputs, names.map(Op::input).iter().collect::<Vec<_>>());
     let weights: Vec<&Op> =
         read.order().into_iter().map(|id| read.op(id)).filter(|o| o.name() == "weight").collect();
     assert_eq!(weights, names.map(|n| Op::Weight { name: n.into() }).iter().collect::<Vec<_>>());
@@ -99,7 +128,7 @@ fn names_of_any_kind_survive() {
 
 #[test]
 fn unused_nodes_are_printed_too() {
-    let text = "graph @g(%x: f32[4]) sym T<=1, P<=0, S<=1 {\n  %0 = silu %x : f32[4]\n  %1 = softmax %x : f32[4]\n  return\n}";
+    let text = "graph @g(%x: f32[4]) sym T<=1, R<=1 {\n  %0 = silu %x : f32[4]\n  %1 = softmax %x : f32[4]\n  return\n}";
     assert_eq!(parsed(text).to_string(), text);
 }
 
@@ -150,9 +179,18 @@ fn mistakes_are_named_with_their_place() {
         ("%0 = rms_norm %x {eps=1, eps=2} : f32[4]", "2:26: attribute eps is given twice"),
         (
             "%0 = rope %x, %n {base=1, dims=2, style=odd} : f32[4]",
-            "2:41: `odd` is no style: interleaved or halves",
+            "2:41: `odd` is no style: interleaved or neox",
         ),
-        ("%0 = rope %x, %n {base=1, dims=2.5, style=halves} : f32[4]", "2:32: 2.5 is no 32-bit integer"),
+        ("%0 = rope %x, %n {base=1, dims=2.5, style=neox} : f32[4]", "2:32: 2.5 is no 32-bit integer"),
+        ("%0 = kv_read %x : f32[T,4]", "2:6: kv_read needs the attribute page"),
+        ("%0 = kv_read %x {page=-1} : f32[T,4]", "2:23: -1 is no 32-bit integer"),
+        ("%0 = causal_mask %x {window=wide} : f32[T,4]", "2:29: `wide` is no integer"),
+        ("%0 = causal_mask %x, %n {scale=1} : f32[T,4]", "2:26: causal_mask has no attribute scale"),
+        ("%0 = causal_mask %x : f32[T,4]", "2:6: causal_mask: takes 2 operands, not 1"),
+        ("%0 = state \"k\" : f32[4]", "3:1: expected `appended` or `replaced`"),
+        ("%0 = state \"k\" : f32[4] kept", "2:25: expected `appended` or `replaced`"),
+        ("%0 = gated_scan %x : f32[4]", "2:6: gated_scan: takes 5 operands, not 1"),
+        ("%0 = last_row %x : f32[1,4]", r#"2:6: unknown operation "last_row""#),
         ("%0 = const : f32[4]", "2:12: `:` is no 32-bit float"),
         ("%0 = weight w : f32[4]", "2:13: expected a name in quotes, found `w`"),
         ("%0 = weight \"a\nb\" : f32[4]", "2:13: the string does not end on its line"),
@@ -161,7 +199,7 @@ fn mistakes_are_named_with_their_place() {
         ("%0 = silu %x : f32[T,99999999999999999999]", "2:22: 99999999999999999999 is no 64-bit integer"),
         ("%0 = silu %x : f32[18446744073709551615+1]", "2:41: the dimension is too large"),
         ("%0 = silu %x : f32[1,2,3,4,5,6,7,8,9]", "2:36: more than 8 dimensions"),
-        ("%0 = silu %x : f32[Q]", "2:20: expected a dimension, found `Q`"),
+        ("%0 = silu %x : f32[S]", "2:20: expected a dimension, found `S`"),
         ("%0 = fused melt(%a = %x) : f32[4] { return }", r#"2:12: unknown kernel "melt""#),
         ("%0 = fused swiglu(%a = %x, %a = %x) : f32[4] { return }", "2:28: %a is defined twice"),
         (
@@ -185,7 +223,7 @@ fn mistakes_are_named_with_their_place() {
     assert_eq!(message(""), "1:1: expected `graph`, found the end");
     assert_eq!(message("graph g"), "1:7: expected a name such as @decode");
     assert_eq!(message("graph @g(%x: f32[4], %x: f32[4])"), "1:22: %x is defined twice");
-    assert_eq!(message("graph @g() sym Q<=1 {"), "1:16: `Q` is no symbol: T, P or S");
+    assert_eq!(message("graph @g() sym S<=1 {"), "1:16: `S` is no symbol: T or R");
     assert_eq!(message("graph @g() sym T<=1, T<=2 {"), "1:22: the symbol is bounded twice");
     assert_eq!(message("graph @g() { return } é"), "1:23: unexpected character 'é'");
     // Columns are characters, however many bytes they take.
@@ -201,7 +239,7 @@ fn mutate(text: &str, rng: &mut Rng) -> String {
         let end = (at + rng.below(12) as usize).min(bytes.len());
         match rng.below(4) {
             0 => drop(bytes.drain(at..end)),
-            1 => bytes.insert(at, *rng.pick(b"%@\"\\{}[](),:=+-<#/0919eTPSx \n\xc3\xff")),
+            1 => bytes.insert(at, *rng.pick(b"%@\"\\{}[](),:=+-<#/0919eTRx \n\xc3\xff")),
             2 => {
                 let copy = bytes[at..end].to_vec();
                 let to = rng.below(bytes.len() as u64 + 1) as usize;
@@ -222,7 +260,7 @@ proptest! {
 
     #[test]
     fn floats_survive(bits: u32) {
-        let mut g = Graph::new("g", Syms { t: 1, p: 0, s: 1 });
+        let mut g = Graph::new("g", Syms { t: 1, r: 1 });
         let value = f32::from_bits(bits);
         g.leaf(Op::Const { value }, TensorType::new(DType::F32, [1u64])).unwrap();
         let read = parsed(&g.to_string());
@@ -232,11 +270,11 @@ proptest! {
 
     #[test]
     fn names_survive(name: String) {
-        let mut g = Graph::new(name.clone(), Syms { t: 1, p: 0, s: 1 });
-        g.leaf(Op::Input { name: name.clone() }, TensorType::new(DType::F32, [1u64])).unwrap();
+        let mut g = Graph::new(name.clone(), Syms { t: 1, r: 1 });
+        g.leaf(Op::input(&name), TensorType::new(DType::F32, [1u64])).unwrap();
         let read = parsed(&g.to_string());
         prop_assert_eq!(&read.name, &name);
-        prop_assert_eq!(read.op(read.inputs()[0]), &Op::Input { name });
+        prop_assert_eq!(read.op(read.inputs()[0]), &Op::input(name));
     }
 
     #[test]

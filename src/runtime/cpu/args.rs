@@ -42,7 +42,8 @@ pub(super) struct Args<'a> {
 impl<'a> Args<'a> {
     /// # Safety
     /// As [`super::CpuKernel::run`] says. The kernel must write only to arguments bound as written, only what its work items own,
-    /// and take slices only of arguments that no alias of its spec names.
+    /// and take slices only of arguments that no alias of its spec names. An item owns the rows that it finds by values that
+    /// the caller promised to be distinct and within bounds; clamping leaves those as they are.
     pub unsafe fn new(raw: &'a [RawArg]) -> Args<'a> {
         Args { raw, memory: PhantomData }
     }
@@ -75,6 +76,21 @@ impl<'a> Args<'a> {
         unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.as_mut_ptr().cast(), size_of_val(to)) }
     }
 
+    /// Value `i` of an argument of integers.
+    #[inline(always)]
+    pub fn integer(self, id: ArgId, i: usize) -> i32 {
+        let mut value = [0i32];
+        self.load(id, i, &mut value);
+        value[0]
+    }
+
+    /// What value `i` of an argument leads to, of `below` there are, which is at least one. Values beside those lead to the first or
+    /// the last.
+    #[inline(always)]
+    pub fn index(self, id: ArgId, i: usize, below: usize) -> usize {
+        usize::try_from(self.integer(id, i)).unwrap_or(0).min(below - 1)
+    }
+
     /// Writes elements that the running work item owns.
     #[inline(always)]
     pub fn store<E: Pod>(self, id: ArgId, start: usize, from: &[E]) {
@@ -103,6 +119,17 @@ mod tests {
         args.load(0, 0, &mut back);
         assert_eq!(back, [0.0, 1.5, -2.0]);
         assert_eq!({ args.slice::<F32>(0, 2, 1)[0].0 }, -2.0);
+    }
+
+    #[test]
+    fn indices_beside_what_is_there_are_clamped() {
+        let mut bytes: Vec<u8> = [7i32, 2, 3, -1, i32::MIN].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let raw = raw(&mut bytes);
+        // SAFETY: `raw` points to twenty bytes that nobody else uses.
+        let args = unsafe { Args::new(&raw) };
+        assert_eq!([0, 1, 2, 3, 4].map(|i| args.index(0, i, 3)), [2, 2, 2, 0, 0]);
+        assert_eq!([args.index(0, 0, 1), args.index(0, 0, 100)], [0, 7]);
+        assert_eq!(args.integer(0, 3), -1);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Causal attention with a running softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867; Dao et al., 2022,
-//! arXiv:2205.14135). An item is some heads that read one cache head, for some tokens; it goes over the cache [`KEYS`]
-//! rows at a time, and decodes each once for all of its queries. Elements of a few queries are lanes of vectors; of many, the
-//! queries are, so that an element of the cache meets all of them at once.
+//! arXiv:2205.14135), over caches in pages (Kwon et al., 2023, arXiv:2309.06180). An item is some heads that read one KV head, for
+//! some tokens, which are taken in runs of one sequence. A run goes over what its queries see [`KEYS`] rows at a time, and decodes
+//! each once for all of them. Elements of a few queries are lanes of vectors; of many, the queries are, so that an element of
+//! the cache meets all of them at once.
 
 use super::args::{Args, F32, Q8Block};
 use super::blocks;
 use super::check::{self, ACTIVATIONS, BindError, CACHES, Check};
 use super::isa::{Isa, WIDE, prefetch};
-use super::math::{LANES, exp, quantise};
+use super::math::{LANES, exp, quantise, seen};
 use super::rope_kv::MAX_HEAD;
 use super::{Kernel, Syms};
 use crate::codegen::spec::{Access, ArgId, AttentionSpec, Extent, KernelSpec};
@@ -18,8 +19,12 @@ use std::ops::Range;
 const QUERIES: usize = WIDE;
 /// The most queries that are taken one by one, not as lanes.
 const FEW: usize = 8;
-/// Cache rows between two updates of the running maximum.
+/// Keys between two updates of the running maximum. Pages are multiples of as many rows, so that they lie one after another.
 const KEYS: usize = 32;
+
+/// Where running maxima begin. It is finite: from -∞, that of a query from which the first keys are hidden, -∞ less that would be
+/// NaN.
+const LOWEST: f32 = f32::MIN;
 
 /// Queries, results and cache rows, [`WIDE`] numbers at a time: at the widest heads 384 KiB, too much for a stack.
 #[derive(Default)]
@@ -44,34 +49,92 @@ pub(super) struct Attention {
     k_type: DType,
     v: ArgId,
     v_type: DType,
+    tables: ArgId,
+    lengths: ArgId,
+    sequences: ArgId,
+    positions: ArgId,
     out: ArgId,
     quantised: bool,
     heads: usize,
-    cache_heads: usize,
+    kv_heads: usize,
     head_dim: usize,
     scale: f32,
+    window: Option<usize>,
+    paging: Paging,
     /// Heads and tokens of an item.
     tile: (usize, usize),
+}
+
+/// How the rows of sequences lie in the caches.
+#[derive(Clone, Copy)]
+struct Paging {
+    /// Rows of a page.
+    page: usize,
+    /// Pages of a cache.
+    pages: usize,
+    sequences: usize,
+    /// Pages that a sequence may have.
+    each: usize,
+}
+
+impl Paging {
+    fn bind(check: &mut Check<'_>, m: &AttentionSpec) -> Result<Paging, BindError> {
+        let shape = |role, arg: ArgId, axis: usize| {
+            let dim = check.ty(role, arg)?.shape.get(axis).and_then(|d| d.as_const());
+            Ok::<u64, BindError>(dim.unwrap_or(0))
+        };
+        let rows = shape("the keys", m.k, 0)?;
+        let (sequences, each) =
+            (shape("the block tables", m.tables, 0)?, shape("the block tables", m.tables, 1)?);
+        let page = u64::from(m.page);
+        if page == 0 || page % KEYS as u64 != 0 || rows % page != 0 {
+            return check::parameter(format!(
+                "{rows} rows in pages of {page} are not whole blocks of {KEYS}"
+            ));
+        }
+        check::size("the rows of a cache", rows)?;
+        let longest = check::size("the positions of a sequence", each.saturating_mul(page))? as u64;
+        check.index(
+            "the block tables",
+            m.tables,
+            &[sequences, each].map(Dim::n),
+            Dim::n(rows / page),
+            false,
+        )?;
+        check.index("the lengths", m.lengths, &[Dim::n(sequences)], Dim::n(longest + 1), false)?;
+        check.index("the sequences", m.sequences, &[Dim::T], Dim::n(sequences), false)?;
+        Ok(Paging {
+            page: page as usize,
+            pages: (rows / page) as usize,
+            sequences: check::size("the sequences", sequences)?,
+            each: each as usize,
+        })
+    }
 }
 
 impl Attention {
     pub fn bind(spec: &KernelSpec, m: &AttentionSpec) -> Result<Attention, BindError> {
         let mut check = Check::new(spec)?;
         let heads = check::size("the heads", m.heads)?;
-        let cache_heads = check::size("the cache heads", m.cache_heads)?;
+        let kv_heads = check::size("the KV heads", m.kv_heads)?;
         let head_dim = check::size("the head dimension", m.head_dim)?;
         let n = check::size("a row of queries", m.heads.saturating_mul(m.head_dim))?;
         if head_dim > MAX_HEAD {
             return check::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
         }
-        if heads % cache_heads != 0 {
-            return check::parameter(format!("{cache_heads} cache heads do not divide {heads} heads"));
+        if heads % kv_heads != 0 {
+            return check::parameter(format!("{kv_heads} KV heads do not divide {heads} heads"));
         }
         if !m.scale.is_finite() {
             return check::parameter(format!("the scale must not be {}", m.scale));
         }
+        if m.window == Some(0) {
+            return check::parameter("a window of 0 sees nothing");
+        }
         check.tokens("the queries", m.q, Access::Read, &[DType::F32], Some(Dim::T), n)?;
-        let shape = [Dim::S, Dim::n(m.cache_heads), Dim::n(m.head_dim)];
+        let paging = Paging::bind(&mut check, m)?;
+        check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[Dim::T])?;
+        let shape = [(paging.page * paging.pages) as u64, m.kv_heads, m.head_dim].map(Dim::n);
         let k_type = check.exact("the keys", m.k, Access::Read, CACHES, &shape)?;
         let v_type = check.exact("the values", m.v, Access::Read, CACHES, &shape)?;
         let (out, _) = check.tokens("the result", m.out, Access::Write, ACTIVATIONS, Some(Dim::T), n)?;
@@ -83,33 +146,79 @@ impl Attention {
         let per = |axis: usize| spec.grid.get(axis).map_or(1, |e| e.per);
         let tile = (per(0) as usize, per(1) as usize);
         let queries = tile.0.saturating_mul(tile.1);
-        if tile.0 == 0 || (heads / cache_heads) % tile.0 != 0 || !(1..=QUERIES).contains(&queries) {
+        if tile.0 == 0 || (heads / kv_heads) % tile.0 != 0 || !(1..=QUERIES).contains(&queries) {
             return check::parameter(format!(
-                "an item must be at most {QUERIES} queries of heads that share a cache head, not {} heads of {} tokens",
+                "an item must be at most {QUERIES} queries of heads that share a KV head, not {} heads of {} tokens",
                 tile.0, tile.1
             ));
         }
         check.done(&[Extent { dim: Dim::n(m.heads), per: per(0) }, Extent { dim: Dim::T, per: per(1) }])?;
-        let AttentionSpec { q, k, v, out, scale, .. } = *m;
-        Ok(Attention { q, k, k_type, v, v_type, out, quantised, heads, cache_heads, head_dim, scale, tile })
+        let AttentionSpec { q, k, v, tables, lengths, sequences, positions, out, scale, .. } = *m;
+        Ok(Attention {
+            q,
+            k,
+            k_type,
+            v,
+            v_type,
+            tables,
+            lengths,
+            sequences,
+            positions,
+            out,
+            quantised,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window: m.window.map(|window| window as usize),
+            paging,
+            tile,
+        })
     }
 
-    /// The rows of one head of a cache.
+    /// The row of the caches where a key of a sequence lies; those of the rest of its block follow.
     #[inline(always)]
-    fn stored<'a>(&self, args: Args<'a>, cache: ArgId, dtype: DType, head: usize, rows: usize) -> Stored<'a> {
+    fn row(&self, args: Args<'_>, sequence: usize, key: usize) -> usize {
+        let Paging { page, pages, each, .. } = self.paging;
+        args.index(self.tables, sequence * each + key / page, pages) * page + key % page
+    }
+
+    /// All rows of one head of a cache.
+    #[inline(always)]
+    fn stored<'a>(&self, args: Args<'a>, cache: ArgId, dtype: DType, head: usize) -> Stored<'a> {
         let width = blocks::bytes_of(dtype, self.head_dim);
-        let stride = self.cache_heads * width;
-        let bytes = args.slice(cache, head * width, rows.saturating_sub(1) * stride + width);
+        let stride = self.kv_heads * width;
+        let bytes =
+            args.slice(cache, head * width, (self.paging.page * self.paging.pages - 1) * stride + width);
         Stored { dtype, bytes, stride, width }
     }
 
+    /// Some heads, for the first of `tokens` and those after it that are of the same sequence.
     #[inline(always)]
-    fn item<'a>(&self, args: Args<'a>, heads: Range<usize>, tokens: Range<usize>, past: usize) -> Item<'a> {
-        let cache_head = heads.start / (self.heads / self.cache_heads);
-        let (first, last) = (past + tokens.start, past + tokens.end);
-        let k = self.stored(args, self.k, self.k_type, cache_head, last);
-        let v = self.stored(args, self.v, self.v_type, cache_head, last);
-        Item { n: heads.len() * tokens.len(), heads, tokens, first, last, k, v }
+    fn item<'a>(&self, args: Args<'a>, heads: Range<usize>, tokens: Range<usize>) -> Item<'a> {
+        let Paging { page, sequences, each, .. } = self.paging;
+        let of = |token: usize| args.index(self.sequences, token, sequences);
+        let sequence = of(tokens.start);
+        let more = tokens.clone().skip(1).take_while(|&token| of(token) == sequence).count();
+        let tokens = tokens.start..tokens.start + 1 + more;
+        let length = args.index(self.lengths, sequence, page * each + 1);
+        // Lanes without a query see all, of nothing; nobody looks at their results.
+        let mut sees = [(0, i32::MAX); QUERIES];
+        let (mut any, mut all) = (usize::MAX..0, 0..length);
+        for (token, sees) in tokens.clone().zip(sees.chunks_mut(heads.len())) {
+            let Range { start, end } = seen(args.integer(self.positions, token), self.window);
+            let (start, end) = if start < end.min(length) { (start, end.min(length)) } else { (0, 0) };
+            sees.fill((start as i32, end as i32));
+            all = all.start.max(start)..all.end.min(end);
+            if start < end {
+                any = any.start.min(start)..any.end.max(end);
+            }
+        }
+        any.start = any.start.min(any.end);
+        let kv_head = heads.start / (self.heads / self.kv_heads);
+        let k = self.stored(args, self.k, self.k_type, kv_head);
+        let v = self.stored(args, self.v, self.v_type, kv_head);
+        Item { n: heads.len() * tokens.len(), heads, tokens, sequence, sees, any, all, k, v }
     }
 
     /// Where a query's row begins in the queries and in the result.
@@ -135,7 +244,7 @@ impl Attention {
     #[inline(always)]
     fn few<I: Isa, const C: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
-        let Item { n, first, last, k, v, .. } = *item;
+        let Item { n, k, v, .. } = *item;
         let chunks = d.div_ceil(WIDE);
         let [queries, out, values] = work.split(FEW * C, FEW * C, KEYS * C);
         let queries = &mut queries.as_chunks_mut::<C>().0[..n];
@@ -150,16 +259,19 @@ impl Attention {
         out.iter_mut().for_each(|out| out[..n].fill([0.0; WIDE]));
         let values = &mut values.as_chunks_mut::<KEYS>().0[..chunks];
         let mut row = [[0.0; WIDE]; C];
-        let (mut max, mut total) = ([f32::NEG_INFINITY; FEW], [0.0; FEW]);
-        for start in (0..last).step_by(KEYS) {
-            let keys = start..last.min(start + KEYS);
+        let (mut max, mut total) = ([LOWEST; FEW], [0.0; FEW]);
+        let mut at = self.row(args, item.sequence, item.any.start);
+        for keys in blocks_of(&item.any) {
+            let more = keys.end < item.any.end;
+            let next = if more { self.row(args, item.sequence, keys.end) } else { at };
+            let whole = item.all.start <= keys.start && keys.end <= item.all.end;
             // What is beyond the last row, or not seen, weighs nothing.
             let mut weights = [[f32::NEG_INFINITY; KEYS]; FEW];
             for (j, key) in keys.clone().enumerate() {
-                v.ask(key);
-                k.decode_wide::<I, C>(key, d, &mut row);
+                v.prefetch(at + j);
+                k.decode_wide::<I, C>(at + j, d, &mut row);
                 for (i, query) in queries.iter().enumerate() {
-                    if key <= item.seen(i) {
+                    if whole || item.sees(i, key) {
                         weights[i][j] = wide_dot::<I, C>(query, &row) * self.scale;
                     }
                 }
@@ -175,9 +287,11 @@ impl Attention {
                 }
             }
             for (j, key) in keys.clone().enumerate() {
-                k.ask(key + KEYS);
-                v.decode_wide::<I, C>(key, d, &mut row);
-                let masked = key > first && !row.as_flattened().iter().all(|v| v.is_finite());
+                if more {
+                    k.prefetch(next + j);
+                }
+                v.decode_wide::<I, C>(at + j, d, &mut row);
+                let masked = !item.all.contains(&key) && !row.as_flattened().iter().all(|v| v.is_finite());
                 for ((values, row), out) in values.iter_mut().zip(&mut row).zip(out.iter_mut()) {
                     if masked {
                         for (out, weights) in out.iter_mut().zip(&weights).filter(|(_, w)| w[j] != 0.0) {
@@ -192,10 +306,12 @@ impl Attention {
             for (values, out) in values.iter().zip(out.iter_mut()) {
                 I::lane_products(&values[..keys.len()], weights, KEYS, 1, &mut out[..n]);
             }
+            at = next;
         }
         for i in 0..n {
+            let total = item.total(i, total[i]);
             for (row, out) in row.iter_mut().zip(out.iter()) {
-                row.iter_mut().zip(&out[i]).for_each(|(to, y)| *to = y / total[i]);
+                row.iter_mut().zip(&out[i]).for_each(|(to, y)| *to = y / total);
             }
             let (token, head) = item.query(i);
             self.store(args, token, head, &row.as_flattened()[..d]);
@@ -206,37 +322,43 @@ impl Attention {
     #[inline(always)]
     fn many<I: Isa, const D: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
-        let Item { n, first, last, k, v, .. } = *item;
+        let Item { n, k, v, .. } = *item;
         let [queries, out, rows] = work.split(d, d, KEYS * D / WIDE);
         let rows = rows.as_flattened_mut().as_chunks_mut::<D>().0;
         out.fill([0.0; WIDE]);
         let mut row = [0.0; D];
-        // Lanes without a query see all, of nothing; nobody looks at their results.
         if n < WIDE {
             queries.fill([0.0; WIDE]);
         }
-        let mut seen = [last as i32; WIDE];
         for i in 0..n {
             let (token, head) = item.query(i);
             args.load(self.q, self.place(token, head), &mut row[..d]);
             for (lanes, x) in queries.iter_mut().zip(&row) {
                 lanes[i] = *x * self.scale;
             }
-            seen[i] = (item.seen(i) + 1) as i32;
         }
-        let (mut max, mut total) = ([f32::NEG_INFINITY; WIDE], [0.0; WIDE]);
-        for start in (0..last).step_by(KEYS) {
-            let keys = start..last.min(start + KEYS);
-            for (key, row) in keys.clone().zip(rows.iter_mut()) {
-                k.decode::<I>(key, &mut row[..d]);
+        let (from, to) = (item.sees.map(|(from, _)| from), item.sees.map(|(_, to)| to));
+        let (mut max, mut total) = ([LOWEST; WIDE], [0.0; WIDE]);
+        for keys in blocks_of(&item.any) {
+            let at = self.row(args, item.sequence, keys.start);
+            for (j, row) in rows[..keys.len()].iter_mut().enumerate() {
+                k.decode::<I>(at + j, &mut row[..d]);
             }
             let mut weights = [[0.0; WIDE]; KEYS];
             let weights = &mut weights[..keys.len()];
             I::lane_products(queries, bytemuck::cast_slice(rows.as_flattened()), D, 1, weights);
+            // Where all see all, nothing need be hidden.
+            if keys.start < item.all.start || keys.end > item.all.end {
+                for (key, weights) in (keys.start as i32..).zip(weights.iter_mut()) {
+                    for l in 0..WIDE {
+                        let sees = key >= from[l] && key < to[l];
+                        weights[l] = if sees { weights[l] } else { f32::NEG_INFINITY };
+                    }
+                }
+            }
             let mut new = max;
-            for (key, weights) in keys.clone().zip(weights.iter_mut()) {
+            for weights in weights.iter() {
                 for l in 0..WIDE {
-                    weights[l] = if (key as i32) < seen[l] { weights[l] } else { f32::NEG_INFINITY };
                     new[l] = if weights[l] > new[l] { weights[l] } else { new[l] };
                 }
             }
@@ -257,10 +379,10 @@ impl Attention {
                     out[l] *= shrink[l];
                 }
             }
-            for ((key, row), weights) in keys.zip(rows.iter_mut()).zip(weights.iter()) {
+            for ((j, key), (row, weights)) in keys.enumerate().zip(rows.iter_mut().zip(weights.iter())) {
                 let row = &mut row[..d];
-                v.decode::<I>(key, row);
-                if key > first && !row.iter().all(|v| v.is_finite()) {
+                v.decode::<I>(at + j, row);
+                if !item.all.contains(&key) && !row.iter().all(|v| v.is_finite()) {
                     add_seen(weights, row, out);
                     row.fill(0.0);
                 }
@@ -268,8 +390,9 @@ impl Attention {
             I::lane_products(weights, bytemuck::cast_slice(rows.as_flattened()), 1, D, out);
         }
         for i in 0..n {
+            let total = item.total(i, total[i]);
             for (y, lanes) in row.iter_mut().zip(out.iter()) {
-                *y = lanes[i] / total[i];
+                *y = lanes[i] / total;
             }
             let (token, head) = item.query(i);
             self.store(args, token, head, &row[..d]);
@@ -327,15 +450,26 @@ fn folded(x: &[f32; KEYS]) -> [f32; LANES] {
     lanes
 }
 
-/// Some heads that read one cache head, for some tokens.
+/// The keys in order, as many at a time as lie in one block.
+#[inline(always)]
+fn blocks_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = *keys;
+    (start / KEYS..end.div_ceil(KEYS)).map(move |block| start.max(block * KEYS)..end.min((block + 1) * KEYS))
+}
+
+/// Some heads that read one KV head, for some tokens of one sequence.
 struct Item<'a> {
     heads: Range<usize>,
     tokens: Range<usize>,
     /// How many queries that are.
     n: usize,
-    /// The last cache row that all of them see, and the end of those that any sees.
-    first: usize,
-    last: usize,
+    sequence: usize,
+    /// From which key on and up to which each query sees.
+    sees: [(i32, i32); QUERIES],
+    /// From the first key that any query sees to the last.
+    any: Range<usize>,
+    /// The keys that all of them see.
+    all: Range<usize>,
     k: Stored<'a>,
     v: Stored<'a>,
 }
@@ -347,10 +481,17 @@ impl Item<'_> {
         (self.tokens.start + i / self.heads.len(), self.heads.start + i % self.heads.len())
     }
 
-    /// The last cache row that query `i` sees.
     #[inline(always)]
-    fn seen(&self, i: usize) -> usize {
-        self.first + i / self.heads.len()
+    fn sees(&self, i: usize, key: usize) -> bool {
+        let (from, to) = self.sees[i];
+        from <= key as i32 && (key as i32) < to
+    }
+
+    /// What the sum of query `i` is divided by, to be the mean. One that sees nothing, as only values that mean nothing make it,
+    /// has a sum of zeros and keeps it.
+    #[inline(always)]
+    fn total(&self, i: usize, weights: f32) -> f32 {
+        if self.sees[i].1 == 0 { 1.0 } else { weights }
     }
 }
 
@@ -380,15 +521,15 @@ impl Stored<'_> {
         let halves = &self.bytes[row * self.stride..][..2 * C * WIDE];
         for (to, halves) in to.iter_mut().zip(halves.as_chunks::<{ 2 * WIDE }>().0) {
             for (to, halves) in to.as_chunks_mut::<16>().0.iter_mut().zip(halves.as_chunks::<32>().0) {
-                I::from_halves(halves, to);
+                I::from_f16(halves, to);
             }
         }
     }
 
-    /// Asks for a row that is needed soon, if there is one. Rows of one head lie so far apart that the processor does not
+    /// Asks for a row that is needed soon. Rows of one head lie so far apart that the processor does not
     /// guess the next.
     #[inline(always)]
-    fn ask(&self, row: usize) {
+    fn prefetch(&self, row: usize) {
         let at = self.bytes.as_ptr().wrapping_add(row * self.stride);
         for line in (0..self.width).step_by(64) {
             prefetch(at.wrapping_add(line));
@@ -401,214 +542,27 @@ impl Kernel for Attention {
 
     #[inline(always)]
     fn run<I: Isa>(&self, work: &mut Work, args: Args<'_>, syms: &Syms, items: Range<usize>) {
-        let (n, past) = (syms.t as usize, syms.p as usize);
+        let n = syms.t as usize;
         let tiles = n.div_ceil(self.tile.1);
         for item in items {
             let (head, t) = (item / tiles * self.tile.0, item % tiles * self.tile.1);
-            let tokens = t..(t + self.tile.1).min(n);
-            let item = self.item(args, head..head + self.tile.0, tokens, past);
-            // Small heads get loops of small constant length.
-            match (item.n <= FEW, self.head_dim) {
-                (true, ..=64) => self.few::<I, 2>(work, args, &item),
-                (true, ..=128) => self.few::<I, 4>(work, args, &item),
-                (true, ..=256) => self.few::<I, 8>(work, args, &item),
-                (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(work, args, &item),
-                (false, ..=128) => self.many::<I, 128>(work, args, &item),
-                (false, _) => self.many::<I, MAX_HEAD>(work, args, &item),
+            let mut tokens = t..(t + self.tile.1).min(n);
+            while !tokens.is_empty() {
+                let item = self.item(args, head..head + self.tile.0, tokens.clone());
+                tokens.start = item.tokens.end;
+                // Small heads get loops of small constant length.
+                match (item.n <= FEW, self.head_dim) {
+                    (true, ..=64) => self.few::<I, 2>(work, args, &item),
+                    (true, ..=128) => self.few::<I, 4>(work, args, &item),
+                    (true, ..=256) => self.few::<I, 8>(work, args, &item),
+                    (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(work, args, &item),
+                    (false, ..=128) => self.many::<I, 128>(work, args, &item),
+                    (false, _) => self.many::<I, MAX_HEAD>(work, args, &item),
+                }
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::*;
-    use super::super::{Features, bind};
-    use super::*;
-    use crate::codegen::spec::{Alias, Template};
-
-    fn attention(heads: u64, cache_heads: u64, head_dim: u64, cache: DType, out: DType) -> KernelSpec {
-        let rows = |access, dtype| arg(access, dtype, [Dim::T, n(heads * head_dim)]);
-        let cache = || arg(Access::Read, cache, [Dim::S, n(cache_heads), n(head_dim)]);
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let m = AttentionSpec { q: 0, k: 1, v: 2, out: 3, heads, cache_heads, head_dim, scale };
-        let args = vec![rows(Access::Read, DType::F32), cache(), cache(), rows(Access::Write, out)];
-        spec(Template::Attention(m), args, grid(heads, 1, 8))
-    }
-
-    /// Items of `a` heads and `b` tokens.
-    fn grid(heads: u64, a: u32, b: u32) -> Vec<Extent> {
-        vec![Extent { dim: n(heads), per: a }, Extent { dim: Dim::T, per: b }]
-    }
-
-    fn inputs(spec: &KernelSpec, at: &Syms, seed: u64) -> Vec<Option<Vec<u8>>> {
-        let mut rng = rng(seed);
-        let mut inputs: Vec<_> = spec
-            .args
-            .iter()
-            .map(|a| Some(random(&mut rng, a.ty.dtype, a.ty.elements(at) as usize)))
-            .collect();
-        inputs[3] = None;
-        inputs
-    }
-
-    fn reference(spec: &KernelSpec, at: &Syms, inputs: &[Option<Vec<u8>>]) -> Vec<f64> {
-        let Template::Attention(m) = &spec.template else { unreachable!() };
-        let get = |i: usize| values(spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
-        let (q, k, v, d) = (get(0), get(1), get(2), m.head_dim as usize);
-        let (h, g) = (m.heads as usize, m.cache_heads as usize);
-        let mut out = vec![0.0; q.len()];
-        for (i, q) in q.chunks(d).enumerate() {
-            let (t, head) = (i / h, i % h);
-            let row = |l: usize| (l * g + head * g / h) * d;
-            let scores: Vec<f64> = (0..=at.p as usize + t)
-                .map(|l| {
-                    let dot: f64 = q.iter().zip(&k[row(l)..]).map(|(q, k)| q * k).sum();
-                    dot * f64::from(m.scale)
-                })
-                .collect();
-            let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
-            let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-            for (l, s) in scores.iter().enumerate() {
-                for (y, v) in out[i * d..(i + 1) * d].iter_mut().zip(&v[row(l)..]) {
-                    *y += (s - max).exp() / total * v;
-                }
-            }
-        }
-        out
-    }
-
-    #[test]
-    fn agrees_with_softmax_in_double_precision() {
-        for (t, past, d, heads, cache_heads, cache, out, tolerance) in [
-            (1, 0, 64, 2, 2, DType::F32, DType::F32, 1e-6),
-            (1, 40, 80, 8, 1, DType::F32, DType::F32, 1e-6),
-            (5, 3, 2, 12, 2, DType::F16, DType::F32, 1e-6),
-            (1, 500, 64, 4, 2, DType::F16, DType::F32, 1e-6),
-            (7, 31, 32, 6, 2, DType::F16, DType::Q8Act, 5e-3),
-            (33, 40, 128, 2, 1, DType::F32, DType::F32, 1e-6),
-            (33, 0, 13, 3, 3, DType::F16, DType::F32, 1e-6),
-            (2, 70, 256, 2, 1, DType::F16, DType::F32, 1e-6),
-            (1, 3, 1024, 1, 1, DType::F32, DType::F32, 1e-6),
-            // Many queries of wide heads, and a cache whose last block is not whole.
-            (33, 5, 192, 2, 1, DType::F16, DType::F32, 1e-6),
-            (10, 601, 160, 2, 2, DType::F32, DType::F32, 2e-6),
-            (1, 777, 128, 4, 1, DType::F16, DType::F32, 2e-6),
-            (9, 31, 1024, 2, 1, DType::F16, DType::Q8Act, 5e-3),
-        ] {
-            let mut spec = attention(heads, cache_heads, d, cache, out);
-            let at = syms(t, past, past + t + 3);
-            let inputs = inputs(&spec, &at, t);
-            let want = reference(&spec, &at, &inputs);
-            let group = (heads / cache_heads) as u32;
-            for (a, b) in [(1, 1), (1, 32), (group, 32 / group), (group, 1)] {
-                spec.grid = grid(heads, a, b);
-                let have = values(out, &launch_all(&spec, &at, &inputs, 3));
-                let have: Vec<f32> = have.iter().map(|x| *x as f32).collect();
-                assert_close(&have, &want, tolerance);
-            }
-        }
-    }
-
-    #[test]
-    fn chunks_change_little_and_the_result_may_lie_on_the_queries() {
-        let mut spec = attention(4, 2, 64, DType::F16, DType::F32);
-        spec.grid = grid(4, 2, 16);
-        spec.may_alias.push(Alias { write: 3, read: 0 });
-        let at = syms(41, 0, 50);
-        let whole = inputs(&spec, &at, 5);
-        for features in Features::available() {
-            let want = to_f32s(&launch(&spec, &features, &at, &whole, None)[3]);
-            let want: Vec<f64> = want.into_iter().map(f64::from).collect();
-            for chunk in [1, 7, 32] {
-                let mut have = vec![];
-                for (i, q) in whole[0].as_ref().unwrap().chunks(chunk * 1024).enumerate() {
-                    let part = [Some(q.to_vec()), whole[1].clone(), whole[2].clone(), None];
-                    let at = syms(q.len() as u64 / 1024, (i * chunk) as u64, 50);
-                    have.extend(launch(&spec, &features, &at, &part, Some((3, 0))).swap_remove(3));
-                }
-                assert_close(&to_f32s(&have), &want, 1e-6);
-            }
-        }
-    }
-
-    #[test]
-    fn large_scores_and_numbers_that_are_none() {
-        let mut spec = attention(1, 1, 32, DType::F32, DType::F32);
-        let Template::Attention(m) = &mut spec.template else { unreachable!() };
-        m.scale = 300.0;
-        let at = syms(2, 60, 62);
-        let mut inputs = inputs(&spec, &at, 6);
-        let have = to_f32s(&launch_all(&spec, &at, &inputs, 3));
-        assert_close(&have, &reference(&spec, &at, &inputs), 1e-2);
-        inputs[1].as_mut().unwrap()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-        let have = to_f32s(&launch(&spec, &Features::detect(), &at, &inputs, None)[3]);
-        assert!(have.iter().all(|x| x.is_nan()), "a NaN among the keys is not lost");
-    }
-
-    #[test]
-    fn what_a_token_does_not_see_does_not_reach_it() {
-        for (t, past, cache) in [(40, 0, DType::F32), (9, 30, DType::F16)] {
-            let mut spec = attention(2, 1, 32, cache, DType::F32);
-            let at = syms(t, past, past + t);
-            let mut inputs = inputs(&spec, &at, 7);
-            // A value that only the last three tokens see.
-            let place = (past + t - 3) as usize * 32 * cache.block_bytes();
-            let infinite = if cache == DType::F32 { vec![0, 0, 0x80, 0x7f] } else { vec![0, 0x7c] };
-            inputs[2].as_mut().unwrap()[place..place + infinite.len()].copy_from_slice(&infinite);
-            for (features, (a, b)) in Features::available()
-                .iter()
-                .flat_map(|f| [(1, 1), (2, 4), (1, 8), (2, 16)].map(|grid| (f, grid)))
-            {
-                spec.grid = grid(2, a, b);
-                let have = to_f32s(&launch(&spec, features, &at, &inputs, None)[3]);
-                for (i, x) in have.iter().enumerate() {
-                    let (token, column) = (i as u64 / 64, i % 32);
-                    assert_eq!(x.is_finite(), token + 3 < t || column > 0, "token {token}, column {column}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn refuses_what_does_not_fit() {
-        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut AttentionSpec)| {
-            let mut spec = attention(4, 2, 64, DType::F16, DType::F32);
-            assert!(bind(&spec, &Features::baseline()).is_ok());
-            let Template::Attention(mut m) = spec.template.clone() else { unreachable!() };
-            change(&mut spec, &mut m);
-            spec.template = Template::Attention(m);
-            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
-        };
-        refuse("no heads", &|_, m| m.heads = 0);
-        refuse("no cache heads", &|_, m| m.cache_heads = 0);
-        refuse("cache heads", &|s, m| {
-            m.cache_heads = 3;
-            s.args[1].ty.shape[1] = n(3);
-            s.args[2].ty.shape[1] = n(3);
-        });
-        refuse("head dimension", &|_, m| m.head_dim = 32);
-        refuse("wide heads", &|s, m| {
-            m.head_dim = 2048;
-            s.args.iter_mut().for_each(|a| *a.ty.shape.last_mut().unwrap() = n(2048));
-        });
-        refuse("scale", &|_, m| m.scale = f32::INFINITY);
-        refuse("queries of one token", &|s, _| s.args[0].ty.shape[0] = n(1));
-        refuse("queries of halves", &|s, _| s.args[0].ty.dtype = DType::F16);
-        refuse("keys of few rows", &|s, _| s.args[1].ty.shape[0] = Dim::T);
-        refuse("quantised values", &|s, _| s.args[2].ty.dtype = DType::Q8_0);
-        refuse("keys written", &|s, _| s.args[1].access = Access::Update);
-        refuse("result", &|s, _| s.args[3].ty.shape[1] = n(64));
-        refuse("a quantised result on the queries", &|s, _| {
-            s.args[3].ty.dtype = DType::Q8Act;
-            s.may_alias.push(Alias { write: 3, read: 0 });
-        });
-        refuse("a result on the keys", &|s, _| s.may_alias.push(Alias { write: 3, read: 1 }));
-        refuse("grid", &|s, _| s.grid.swap(0, 1));
-        refuse("an item without heads", &|s, _| s.grid = grid(4, 0, 8));
-        refuse("an item across cache heads", &|s, _| s.grid = grid(4, 4, 8));
-        refuse("more queries than lanes", &|s, _| s.grid = grid(4, 2, 17));
-        let odd = attention(8, 8, 20, DType::F16, DType::Q8Act);
-        assert!(bind(&odd, &Features::baseline()).is_err(), "blocks across heads");
-    }
-}
+mod tests;

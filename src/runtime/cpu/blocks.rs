@@ -162,7 +162,7 @@ pub(super) fn decode_plain<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) 
         let (whole, rest) = out.as_chunks_mut::<16>();
         let (halves, rest_halves) = bytes.as_chunks::<32>();
         for (out, h) in whole.iter_mut().zip(halves) {
-            I::from_halves(h, out);
+            I::from_f16(h, out);
         }
         for (out, h) in rest.iter_mut().zip(rest_halves.as_chunks::<2>().0) {
             *out = I::from_half(*h);
@@ -176,16 +176,16 @@ pub(super) fn decode_plain<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) 
 
 /// Halves of `x`, into the front of `out`.
 #[inline(always)]
-pub(super) fn encode_halves<I: Isa>(x: &[f32], out: &mut [u8]) {
+pub(super) fn encode_f16<I: Isa>(x: &[f32], out: &mut [u8]) {
     let (whole, rest) = x.as_chunks::<8>();
     let (halves, rest_halves) = out.as_chunks_mut::<16>();
     for (x, h) in whole.iter().zip(halves.iter_mut()) {
-        *h = I::to_halves(x);
+        *h = I::to_f16(x);
     }
     if !rest.is_empty() {
         let mut padded = [0.0; 8];
         padded[..rest.len()].copy_from_slice(rest);
-        let h = I::to_halves(&padded);
+        let h = I::to_f16(&padded);
         let to = match halves.get_mut(whole.len()) {
             Some(to) => &mut to[..],
             None => rest_halves,

@@ -1,6 +1,6 @@
 //! The checks that every kernel makes of its spec when it is bound.
 
-use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec};
+use crate::codegen::spec::{Access, Arg, ArgId, Extent, Index, IndexSource, KernelSpec};
 use crate::ir::{DType, Dim, TensorType};
 use thiserror::Error;
 
@@ -13,6 +13,8 @@ pub enum BindError {
     Access { role: &'static str, arg: ArgId, want: Access, have: Access },
     #[error("{role} (argument {arg}) must be {want}, not {have}")]
     Type { role: &'static str, arg: ArgId, want: String, have: TensorType },
+    #[error("the values of {role} (argument {arg}) must be {want}, not {have}")]
+    Index { role: &'static str, arg: ArgId, want: String, have: String },
     #[error("argument {0} is written under two names")]
     WrittenTwice(ArgId),
     #[error("argument {0} is not used")]
@@ -35,6 +37,15 @@ pub(super) fn size(what: &str, n: u64) -> Result<usize, BindError> {
     match usize::try_from(n) {
         Ok(n) if (1..1 << 31).contains(&n) => Ok(n),
         _ => parameter(format!("{what} must lie in 1..2^31, not {n}")),
+    }
+}
+
+/// The rows of a table: some in every step. A step has at least one token, but may want no results.
+pub(super) fn table_rows(rows: Dim) -> Result<(), BindError> {
+    match rows.as_const() {
+        Some(rows) => size("the rows of the table", rows).map(|_| ()),
+        None if rows.c > 0 || rows.t > 0 => Ok(()),
+        None => parameter(format!("a table may have no rows, as it has {rows}")),
     }
 }
 
@@ -69,18 +80,57 @@ impl<'a> Check<'a> {
         Ok(Check { spec, used: vec![false; spec.args.len()], safe: vec![] })
     }
 
-    /// The type of an argument that must have this access. One that is not only read must have but one role.
-    pub fn arg(&mut self, role: &'static str, arg: ArgId, want: Access) -> Result<&'a TensorType, BindError> {
-        let i = usize::from(arg);
+    fn find(&self, role: &'static str, arg: ArgId) -> Result<&'a Arg, BindError> {
         let args = self.spec.args.len();
-        let found = self.spec.args.get(i).ok_or(BindError::NoSuchArg { role, arg, args })?;
+        self.spec.args.get(usize::from(arg)).ok_or(BindError::NoSuchArg { role, arg, args })
+    }
+
+    /// The type of an argument that is still to be checked, where it decides what others must be.
+    pub fn ty(&self, role: &'static str, arg: ArgId) -> Result<&'a TensorType, BindError> {
+        Ok(&self.find(role, arg)?.ty)
+    }
+
+    /// An argument that must have this access. One that is not only read must have but one role.
+    fn touched(&mut self, role: &'static str, arg: ArgId, want: Access) -> Result<&'a Arg, BindError> {
+        let found = self.find(role, arg)?;
         if found.access != want {
             return Err(BindError::Access { role, arg, want, have: found.access });
         }
-        if std::mem::replace(&mut self.used[i], true) && want != Access::Read {
+        if std::mem::replace(&mut self.used[usize::from(arg)], true) && want != Access::Read {
             return Err(BindError::WrittenTwice(arg));
         }
-        Ok(&found.ty)
+        Ok(found)
+    }
+
+    /// The type of an argument that must have this access, and whose values the kernel does not follow.
+    pub fn arg(&mut self, role: &'static str, arg: ArgId, want: Access) -> Result<&'a TensorType, BindError> {
+        let found = self.touched(role, arg, want)?;
+        match &found.index {
+            None => Ok(&found.ty),
+            have => Err(BindError::Index { role, arg, want: held(None), have: held(have.as_ref()) }),
+        }
+    }
+
+    /// Values that the kernel reads by, or writes by if they are `distinct`. Those must be inputs of the step: only of inputs is
+    /// it checked.
+    pub fn index(
+        &mut self,
+        role: &'static str,
+        arg: ArgId,
+        shape: &[Dim],
+        below: Dim,
+        distinct: bool,
+    ) -> Result<(), BindError> {
+        let found = self.touched(role, arg, Access::Read)?;
+        exactly(role, arg, &found.ty, &[DType::I32], shape)?;
+        let held_so = |i: &Index| {
+            i.below == below && i.distinct == distinct && !(distinct && i.source == IndexSource::Device)
+        };
+        if found.index.as_ref().is_some_and(held_so) {
+            return Ok(());
+        }
+        let want = held(Some(&Index { below, distinct, source: IndexSource::Input }));
+        Err(BindError::Index { role, arg, want, have: held(found.index.as_ref()) })
     }
 
     /// An argument of exactly one shape.
@@ -93,12 +143,7 @@ impl<'a> Check<'a> {
         shape: &[Dim],
     ) -> Result<DType, BindError> {
         let have = self.arg(role, arg, access)?;
-        if dtypes.contains(&have.dtype) && have.shape == shape {
-            return Ok(have.dtype);
-        }
-        let shape = shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(",");
-        let want = format!("{}[{shape}]", names(dtypes));
-        Err(BindError::Type { role, arg, want, have: have.clone() })
+        exactly(role, arg, have, dtypes, shape)
     }
 
     /// Rows of `n` elements, which may be split into heads, one for each token; tells the number of tokens.
@@ -165,6 +210,30 @@ pub(super) fn product(dims: &[Dim]) -> Option<u64> {
 /// All dimensions but the last, each an extent.
 pub(super) fn rows_grid(shape: &[Dim]) -> Vec<Extent> {
     shape.split_last().map_or(&[][..], |(_, rows)| rows).iter().map(|d| Extent::each(*d)).collect()
+}
+
+/// The element type of a tensor that must have one of `dtypes` and this shape.
+fn exactly(
+    role: &'static str,
+    arg: ArgId,
+    have: &TensorType,
+    dtypes: &[DType],
+    shape: &[Dim],
+) -> Result<DType, BindError> {
+    if dtypes.contains(&have.dtype) && have.shape == shape {
+        return Ok(have.dtype);
+    }
+    let shape = shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(",");
+    let want = format!("{}[{shape}]", names(dtypes));
+    Err(BindError::Type { role, arg, want, have: have.clone() })
+}
+
+/// What the values of an argument are held to, in words.
+fn held(index: Option<&Index>) -> String {
+    let Some(Index { below, distinct, source }) = index else { return "of any kind".into() };
+    let distinct = if *distinct { ", each once" } else { "" };
+    let source = if *source == IndexSource::Device { ", computed" } else { "" };
+    format!("below {below}{distinct}{source}")
 }
 
 fn names(dtypes: &[DType]) -> String {

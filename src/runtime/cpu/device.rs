@@ -1,11 +1,11 @@
 //! The CPU as a device.
 
 use super::{CpuKernel, Features, Pool, RawArg, bind};
-use crate::codegen::spec::KernelSpec;
+use crate::codegen::spec::{Access, KernelSpec};
 use crate::gguf::GgufFile;
-use crate::ir::{Syms, TensorType};
+use crate::ir::{StateRole, Syms, TensorType};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions};
-use crate::runtime::plan::{BufRef, LoadedPlan, Plan, PlannedLaunch, PlannedProgram};
+use crate::runtime::plan::{BufRef, LoadedPlan, Plan, PlannedLaunch, PlannedProgram, State};
 use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use memmap2::{MmapMut, MmapRaw};
@@ -25,7 +25,7 @@ pub struct CpuDevice {
     launches: Vec<AtomicU64>,
     /// The arguments and items of the step's launches; kept to keep its memory.
     args: Vec<RawArg>,
-    items: Vec<usize>,
+    items: Vec<Option<usize>>,
     /// The launches point into its bytes.
     _model: Arc<GgufFile>,
 }
@@ -67,7 +67,7 @@ impl CpuDevice {
             };
             program.launches.iter().map(one).collect()
         };
-        let programs = plan.programs.values().map(placed).collect();
+        let programs = plan.programs.iter().map(placed).collect();
         let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
         tracing::debug!(threads = threads.threads(), features = features.name(), "cpu device");
         Ok(CpuDevice {
@@ -88,6 +88,16 @@ impl CpuDevice {
     fn buffer(&self, program: usize, buffer: u32) -> *mut u8 {
         let offset = self.plan.programs[program].buffers[buffer as usize].offset;
         pool_at(&self.memory, self.plan.arena_offset + offset)
+    }
+}
+
+impl CpuDevice {
+    /// Where some rows of a state lie, and how many bytes they are.
+    fn rows(&self, state: &State, first: u64, rows: u64) -> (*mut u8, usize) {
+        let all = state.ty.first().as_const().unwrap_or(0);
+        assert!(first.checked_add(rows).is_some_and(|end| end <= all), "rows {first}..+{rows} of {all}");
+        let row = state.ty.bytes(&Syms { t: 0, r: 0 }) / all.max(1);
+        (pool_at(&self.memory, state.offset + first * row), (rows * row) as usize)
     }
 }
 
@@ -129,7 +139,7 @@ impl Device for CpuDevice {
     fn write_input(&mut self, program: usize, input: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         let planned = &self.plan.programs[program];
         let buffer = planned.inputs[input].buffer;
-        let room = planned.buffers[buffer as usize].ty.max_bytes(&planned.bounds);
+        let room = planned.buffers[buffer as usize].ty.bytes(&planned.bounds);
         assert!(bytes.len() as u64 <= room, "input {input} has {room} bytes, not {}", bytes.len());
         // SAFETY: the plan is validated, so the buffer's `room` bytes lie within the pool; they are as many as
         // asserted. No launch runs, as that takes `&mut self` too.
@@ -139,15 +149,21 @@ impl Device for CpuDevice {
 
     fn run(&mut self, program: usize, at: &Syms) -> Result<(), DeviceError> {
         let bounds = self.plan.programs[program].bounds;
-        let inside = at.t <= bounds.t && at.p <= bounds.p && at.s == bounds.s;
-        assert!(inside && at.t.saturating_add(at.p) <= at.s, "{at:?} is out of {bounds:?}");
+        let inside = 1 <= at.t && at.t <= bounds.t && at.r <= bounds.r && at.r <= at.t;
+        assert!(inside, "{at:?} is out of {bounds:?}");
         let launches = &self.programs[program];
         self.args.clear();
         self.items.clear();
         for launch in launches {
-            self.items.push(self.plan.kernels[launch.kernel].items(at) as usize);
+            let kernel = &self.plan.kernels[launch.kernel];
             let sized = |(raw, ty): &(RawArg, TensorType)| RawArg { len: ty.bytes(at) as usize, ..*raw };
+            let first = self.args.len();
             self.args.extend(launch.args.iter().map(sized));
+            // Where no rows are wanted, nothing that only they need is launched.
+            let written =
+                kernel.args.iter().zip(&self.args[first..]).filter(|(arg, _)| arg.access != Access::Read);
+            let empty = written.into_iter().all(|(_, raw)| raw.len == 0);
+            self.items.push((!empty).then(|| kernel.items(at) as usize));
         }
         let (kernels, counts, args, items) = (&self.kernels, &self.launches, &self.args, &self.items);
         self.threads.run(&|worker| {
@@ -156,6 +172,7 @@ impl Device for CpuDevice {
                 let (own, rest) = args.split_at(launch.args.len());
                 args = rest;
                 let kernel = &kernels[launch.kernel];
+                let Some(items) = items else { continue };
                 // SAFETY: the plan is validated: within the bounds, as asserted, every argument fits its buffer,
                 // which lies in the pool or is a weight of this size; only the pool is written. Buffers overlap
                 // none that the launch writes, but by `may_alias`. Launches are apart, as `share` ends in a
@@ -175,15 +192,30 @@ impl Device for CpuDevice {
     fn read_result(&mut self, program: usize, result: usize, bytes: usize) -> Result<&[u8], DeviceError> {
         let planned = &self.plan.programs[program];
         let buffer = planned.results[result];
-        let room = planned.buffers[buffer as usize].ty.max_bytes(&planned.bounds);
+        let room = planned.buffers[buffer as usize].ty.bytes(&planned.bounds);
         assert!(bytes as u64 <= room, "result {result} has {room} bytes, not {bytes}");
         // SAFETY: as in `write_input`; the pool was zero before anything wrote it, so all bytes are initialised.
         Ok(unsafe { std::slice::from_raw_parts(self.buffer(program, buffer), bytes) })
     }
 
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        // SAFETY: the states lie before the arena, within the pool; no launch runs.
-        unsafe { pool_at(&self.memory, 0).write_bytes(0, self.plan.arena_offset as usize) };
+    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
+        for state in self.plan.states.iter().filter(|s| s.role == role) {
+            let apart = from.saturating_add(rows) <= to || to.saturating_add(rows) <= from;
+            assert!(apart, "rows {from}.. and {to}.. overlap");
+            let (source, len) = self.rows(state, from, rows);
+            let (target, _) = self.rows(state, to, rows);
+            // SAFETY: both lie within the state, and apart, as asserted; no launch runs, as that takes `&mut self` too.
+            unsafe { source.copy_to_nonoverlapping(target, len) };
+        }
+        Ok(())
+    }
+
+    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
+        for state in self.plan.states.iter().filter(|s| s.role == role) {
+            let (start, len) = self.rows(state, first, rows);
+            // SAFETY: within the state, as asserted there; no launch runs.
+            unsafe { start.write_bytes(byte, len) };
+        }
         Ok(())
     }
 

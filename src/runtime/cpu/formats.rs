@@ -68,7 +68,7 @@ fn halves<I: Isa, const BYTES: usize>(blocks: &[u8], at: usize) -> [f32; 8] {
     for (i, block) in blocks_of_32::<BYTES>(blocks) {
         halves[i] = u16::from_le_bytes([block[at], block[at + 1]]);
     }
-    I::from_eight_halves(halves)
+    I::from_f16x8(halves)
 }
 
 /// See [`crate::ir::DType::Q4_0`].

@@ -130,16 +130,16 @@ pub(super) trait Isa: Sized + 'static {
     fn from_half(h: [u8; 2]) -> f32;
 
     /// Little-endian halves as floats.
-    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]);
+    fn from_f16(h: &[u8; 32], x: &mut [f32; 16]);
 
     /// Halves as floats.
-    fn from_eight_halves(h: [u16; 8]) -> [f32; 8];
+    fn from_f16x8(h: [u16; 8]) -> [f32; 8];
 
     /// A byte of ones for each bit that is set, of zeros for each that is not.
     fn spread(bits: [u8; 4]) -> [u8; 32];
 
     /// Eight floats as little-endian halves, rounded to nearest even.
-    fn to_halves(x: &[f32; 8]) -> [u8; 16];
+    fn to_f16(x: &[f32; 8]) -> [u8; 16];
 
     /// `table[i]` for each `i`, which are below 16.
     fn look_up(table: &[u8; 16], i: &[u8; 32]) -> [u8; 32];
@@ -203,14 +203,14 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]) {
+    fn from_f16(h: &[u8; 32], x: &mut [f32; 16]) {
         for (x, h) in x.iter_mut().zip(h.as_chunks().0) {
             *x = Baseline::from_half(*h);
         }
     }
 
     #[inline(always)]
-    fn from_eight_halves(h: [u16; 8]) -> [f32; 8] {
+    fn from_f16x8(h: [u16; 8]) -> [f32; 8] {
         h.map(half_to_f32)
     }
 
@@ -224,7 +224,7 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn to_halves(x: &[f32; 8]) -> [u8; 16] {
+    fn to_f16(x: &[f32; 8]) -> [u8; 16] {
         let mut h = [0; 16];
         for (h, x) in h.chunks_exact_mut(2).zip(x) {
             h.copy_from_slice(&half::f16::from_f32(*x).to_le_bytes());
@@ -320,7 +320,7 @@ mod tests {
                 eight[..x.len()].copy_from_slice(x);
                 let want: Vec<u8> =
                     eight.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
-                assert_eq!(I::to_halves(&eight)[..], want[..], "{eight:?}");
+                assert_eq!(I::to_f16(&eight)[..], want[..], "{eight:?}");
             }
         }
         check::<Baseline>();

@@ -2,6 +2,7 @@
 
 use super::args::{F32, Q8Block};
 use super::isa::Isa;
+use std::ops::Range;
 
 /// Lanes in which dot products are summed.
 pub(super) const LANES: usize = 16;
@@ -114,6 +115,13 @@ pub(super) fn quantise(x: &[f32; 32]) -> Q8Block {
     Q8Block { d, s: d * total as f32, q }
 }
 
+/// The positions that a token sees: its own and those before, of which only the last `window`. Before the first, none.
+#[inline(always)]
+pub(super) fn seen(position: i32, window: Option<usize>) -> Range<usize> {
+    let end = usize::try_from(i64::from(position) + 1).unwrap_or(0);
+    window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::isa::Baseline;
@@ -159,6 +167,16 @@ mod tests {
         assert_eq!({ quantise(&x).d }, f32::INFINITY);
         assert!({ quantise(&x).s }.is_nan());
         assert_eq!(quantise(&[f32::from_bits(180); 32]).q, [127; 32]);
+    }
+
+    #[test]
+    fn tokens_see_back_as_far_as_their_window() {
+        assert_eq!((seen(5, None), seen(5, Some(2)), seen(5, Some(9))), (0..6, 4..6, 0..6));
+        assert_eq!((seen(0, None), seen(0, Some(1))), (0..1, 0..1));
+        assert_eq!(seen(i32::MAX, Some(1)), i32::MAX as usize..1 << 31);
+        assert!(
+            [-1, -2, i32::MIN].into_iter().all(|p| seen(p, None).is_empty() && seen(p, Some(3)).is_empty())
+        );
     }
 
     #[test]

@@ -13,15 +13,17 @@
 //! | norm | the rows: every dimension but the last |
 //! | rope_kv, kv_append | `T` |
 //! | swiglu | the rows, then `⌈n/1024⌉` |
-//! | attention | heads, then `⌈T/8⌉` |
+//! | attention | `⌈heads/a⌉`, then `⌈T/b⌉`, of at most 32 queries `a·b`, where `a` divides the heads that share a KV head |
+//! | gated_scan | `⌈n/256⌉` |
 //! | argmax | the rows of the operand |
-//! | last_row | one |
 //! | other primitives | the rows of the result: every dimension but the last |
 //!
 //! A kernel uses less than [`STACK`] bytes of stack, whatever its spec says, so that any thread can call it. What needs more is
 //! in its `Work`, on the heap.
 //!
-//! Token ids are clamped into the table, so none can read beside it; the executor refuses such ids before a step.
+//! What a kernel follows, as token ids, pages and sequences, it clamps into what is there, whoever computed it, so that no value
+//! leads it astray; the executor refuses inputs that would be clamped, before a step. It also refuses rows to write that are
+//! not distinct, which a kernel cannot see: see [`CpuKernel::run`].
 
 mod args;
 mod attention;
@@ -29,6 +31,7 @@ mod blocks;
 mod check;
 mod device;
 mod formats;
+mod gated_scan;
 mod isa;
 mod math;
 mod matmul;
@@ -69,10 +72,11 @@ pub trait CpuKernel: Send + Sync {
     /// `args` has one entry for each argument of the spec, and each is valid for its `len`, which is
     /// `ty.bytes(syms)`, at any alignment: for reads, and unless its access is `Read` for writes. During the launch nobody else
     /// writes to any of them or reads what the kernel writes, and an argument that is not only read overlaps no other, but for
-    /// the pairs of `may_alias`, which lie exactly on each other.
+    /// the pairs of `may_alias`, which lie exactly on each other. Where the spec says that the values of an argument are distinct,
+    /// they are that and lie below their bound: work items write by them, and would write to the same memory.
     ///
     /// # Panics
-    /// If an argument is shorter than its type says, `items` leaves the grid, or `P + T > S`.
+    /// If an argument is shorter than its type says, or `items` leaves the grid. No value of an argument makes a kernel panic.
     unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: &mut dyn Iterator<Item = Range<usize>>);
 
     /// Ends a launch, on one thread, after all its items.
@@ -94,6 +98,7 @@ pub fn bind(spec: &KernelSpec, features: &Features) -> Result<Box<dyn CpuKernel>
         Template::RopeKv(r) => Ok(boxed(rope_kv::RopeKv::bind(spec, r)?, spec, level)),
         Template::Swiglu(s) => Ok(boxed(swiglu::Swiglu::bind(spec, s)?, spec, level)),
         Template::Attention(a) => Ok(boxed(attention::Attention::bind(spec, a)?, spec, level)),
+        Template::GatedScan(g) => Ok(boxed(gated_scan::GatedScan::bind(spec, g)?, spec, level)),
         Template::Primitive(p) => Ok(boxed(primitive::PrimitiveKernel::bind(spec, p)?, spec, level)),
     }
 }
@@ -171,7 +176,7 @@ mod tests {
     /// Does the tests of the kernels again, in another process, as one that overflows its stack is aborted.
     #[test]
     fn no_kernel_uses_more_stack_than_is_said() {
-        let rooms = ["attention", "matmul::tests", "norm", "primitive", "rope_kv", "swiglu"];
+        let rooms = ["attention", "gated_scan", "matmul::tests", "norm", "primitive", "rope_kv", "swiglu"];
         let mut tests = Command::new(std::env::current_exe().unwrap());
         tests.args(rooms.map(|room| format!("runtime::cpu::{room}")));
         // To say where a panic came from takes more stack than any kernel.

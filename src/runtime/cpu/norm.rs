@@ -23,7 +23,7 @@ pub(super) struct Norm {
 }
 
 enum Source {
-    Embedding { table: ArgId, format: DType, rows: usize, ids: ArgId },
+    Embedding { table: ArgId, format: DType, rows: Dim, ids: ArgId },
     Sum { a: ArgId, b: ArgId },
     Rows { x: ArgId },
 }
@@ -40,30 +40,23 @@ impl Norm {
         let mut alias = vec![];
         let (source, shape) = match m.source {
             NormSource::Embedding { table, ids } => {
-                let ty = check.arg("the table", table, Access::Read)?;
-                let (format, rows) = (ty.dtype, ty.shape.first().and_then(|d| d.as_const()).unwrap_or(0));
-                let rows = check::size("the rows of the table", rows)?;
-                check.exact(
-                    "the table",
-                    table,
-                    Access::Read,
-                    WEIGHTS,
-                    &[Dim::n(rows as u64), Dim::n(m.n)],
-                )?;
-                let ty = check.arg("the ids", ids, Access::Read)?;
-                let tokens = ty.shape.first().copied().unwrap_or(Dim::ZERO);
-                check.exact("the ids", ids, Access::Read, &[DType::I32], &[tokens])?;
+                let ty = check.ty("the table", table)?;
+                let (format, rows) = (ty.dtype, ty.first());
+                check::table_rows(rows)?;
+                check.exact("the table", table, Access::Read, WEIGHTS, &[rows, Dim::n(m.n)])?;
+                let tokens = check.ty("the ids", ids)?.shape.first().copied().unwrap_or(Dim::ZERO);
+                check.index("the ids", ids, &[tokens], rows, false)?;
                 (Source::Embedding { table, format, rows, ids }, vec![tokens, Dim::n(m.n)])
             }
             NormSource::Sum { a, b } => {
-                let shape = check.arg("the first summand", a, Access::Read)?.shape.clone();
+                let shape = check.ty("the first summand", a)?.shape.clone();
                 check.exact("the first summand", a, Access::Read, f32s, &shape)?;
                 check.exact("the second summand", b, Access::Read, f32s, &shape)?;
                 alias.extend([a, b]);
                 (Source::Sum { a, b }, shape)
             }
             NormSource::Rows { x } => {
-                let shape = check.arg("the operand", x, Access::Read)?.shape.clone();
+                let shape = check.ty("the operand", x)?.shape.clone();
                 check.exact("the operand", x, Access::Read, f32s, &shape)?;
                 alias.push(x);
                 (Source::Rows { x }, shape)
@@ -89,12 +82,10 @@ impl Norm {
 
     /// Elements from `start` on of row `row`.
     #[inline(always)]
-    fn load<I: Isa>(&self, args: Args<'_>, row: usize, start: usize, to: &mut [f32]) {
+    fn load<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize, start: usize, to: &mut [f32]) {
         match self.source {
             Source::Embedding { table, format, rows, ids } => {
-                let mut id = [0i32];
-                args.load(ids, row, &mut id);
-                let first = clamp_id(id[0], rows) * blocks::bytes_of(format, self.n);
+                let first = args.index(ids, row, rows.eval(syms) as usize) * blocks::bytes_of(format, self.n);
                 let bytes = blocks::bytes_of(format, to.len());
                 let from = args.slice::<u8>(table, first + blocks::bytes_of(format, start), bytes);
                 blocks::decode::<I>(format, from, to);
@@ -111,17 +102,11 @@ impl Norm {
     }
 }
 
-/// The row of a table that an id means; ids beside the table mean its first or last row.
-#[inline(always)]
-pub(super) fn clamp_id(id: i32, rows: usize) -> usize {
-    usize::try_from(id).unwrap_or(0).min(rows - 1)
-}
-
 impl Kernel for Norm {
     type Work = ();
 
     #[inline(always)]
-    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, _: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let mut x = [0.0; GROUP];
         let mut w = [0.0; GROUP];
         let groups = |n: usize| (0..n).step_by(GROUP).map(move |start| (start, GROUP.min(n - start)));
@@ -129,7 +114,7 @@ impl Kernel for Norm {
             let mut squares = 0.0;
             for (start, len) in groups(self.n) {
                 let x = &mut x[..len];
-                self.load::<I>(args, row, start, x);
+                self.load::<I>(args, syms, row, start, x);
                 squares += sum_of_squares(x);
                 // Where this lies on a summand, the sum is not taken again: see below.
                 if let Some(out) = self.rows_out {
@@ -141,7 +126,7 @@ impl Kernel for Norm {
                 let (x, w) = (&mut x[..len], &mut w[..len]);
                 match self.rows_out {
                     Some(rows) => args.load(rows, row * self.n + start, x),
-                    None => self.load::<I>(args, row, start, x),
+                    None => self.load::<I>(args, syms, row, start, x),
                 }
                 let bytes = blocks::bytes_of(self.weight_type, len);
                 let from = args.slice(self.weight, blocks::bytes_of(self.weight_type, start), bytes);
@@ -196,7 +181,7 @@ mod tests {
     }
 
     fn embedding(format: DType, rows: u64, width: u64) -> KernelSpec {
-        let args = vec![arg(Access::Read, format, [rows, width]), arg(Access::Read, DType::I32, [T])];
+        let args = vec![arg(Access::Read, format, [rows, width]), index([T], rows)];
         norm(NormSource::Embedding { table: 0, ids: 1 }, args, width, false)
     }
 
@@ -213,7 +198,7 @@ mod tests {
     #[test]
     fn sums_and_their_norms() {
         for (t, width) in [(1, 288), (2, 32), (7, 100), (33, 1), (3, 257), (2, 4128), (1, 8192)] {
-            let (spec, at, mut rng) = (sums(width), syms(t, 0, 64), rng(t));
+            let (spec, at, mut rng) = (sums(width), syms(t, 0), rng(t));
             let mut fill = |k| Some(random(&mut rng, DType::F32, k as usize));
             let mut inputs = vec![fill(t * width), fill(t * width), fill(width), None, None];
             inputs.resize(spec.args.len(), None);
@@ -237,7 +222,7 @@ mod tests {
         let mut spec = sums(300);
         let pairs = [(3, 0), (3, 1), (4, 0), (4, 1)];
         spec.may_alias = pairs.map(|(write, read)| Alias { write, read }).to_vec();
-        let (at, mut rng) = (syms(5, 0, 64), rng(2));
+        let (at, mut rng) = (syms(5, 0), rng(2));
         let mut fill = |k| Some(random(&mut rng, DType::F32, k));
         let inputs = [fill(1500), fill(1500), fill(300), None, None];
         let want = launch(&spec, &Features::baseline(), &at, &inputs, None);
@@ -250,7 +235,7 @@ mod tests {
     #[test]
     fn embeddings_of_every_format_and_ids_beside_the_table() {
         for format in WEIGHTS.iter().copied() {
-            let (spec, at, mut rng) = (embedding(format, 9, 512), syms(5, 0, 64), rng(3));
+            let (spec, at, mut rng) = (embedding(format, 9, 512), syms(5, 0), rng(3));
             let table = random(&mut rng, format, 9 * 512);
             let w = random(&mut rng, DType::F32, 512);
             let ids = i32_bytes(&[3, 0, 8, 9999, -5]);
@@ -261,6 +246,42 @@ mod tests {
             let inputs = [Some(table), Some(ids), Some(w), None, None];
             assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 3)), &x, 1e-7);
             assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 4)), &want, 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_rows_may_be_those_that_are_wanted() {
+        let mut spec = sums(100);
+        spec.args.iter_mut().for_each(|a| a.ty.shape.iter_mut().for_each(|d| d.r = std::mem::take(&mut d.t)));
+        spec.grid = vec![Extent::each(Dim::R)];
+        let mut rng = rng(4);
+        for r in [0, 1, 3] {
+            let mut fill = |k| Some(random(&mut rng, DType::F32, k));
+            let inputs = [fill(r * 100), fill(r * 100), fill(100), None, None];
+            let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
+            let sum: Vec<f64> = get(0).iter().zip(get(1)).map(|(a, b)| a + b).collect();
+            let have = launch_all(&spec, &syms(5, r as u64), &inputs, 4);
+            assert_close(&to_f32s(&have), &reference(&sum, &get(2)), 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_table_may_be_of_tokens() {
+        let mut spec = embedding(DType::F32, 9, 100);
+        spec.args.iter_mut().skip(3).for_each(|a| a.ty.shape[0] = Dim::R);
+        spec.args[0].ty.shape[0] = T;
+        spec.args[1] = index([Dim::R], T);
+        spec.grid = vec![Extent::each(Dim::R)];
+        for (t, ids) in [(1u64, &[][..]), (1, &[0]), (5, &[4, 1]), (3, &[0, 2, 2, -1, 3, i32::MAX])] {
+            let mut rng = rng(5);
+            let mut fill = |k| Some(random(&mut rng, DType::F32, k));
+            let inputs = [fill(t as usize * 100), Some(i32_bytes(ids)), fill(100), None, None];
+            let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
+            let x = get(0);
+            let row = |id: &i32| x[(*id).clamp(0, t as i32 - 1) as usize * 100..][..100].to_vec();
+            let want = reference(&ids.iter().flat_map(row).collect::<Vec<_>>(), &get(2));
+            let have = launch_all(&spec, &syms(t, ids.len() as u64), &inputs, 4);
+            assert_close(&to_f32s(&have), &want, 1e-6);
         }
     }
 
@@ -279,7 +300,7 @@ mod tests {
         };
         let mut spec = spec(Template::Norm(m), args, vec![Extent::each(T), Extent::each(3)]);
         spec.may_alias.push(Alias { write: 2, read: 0 });
-        let (at, mut rng) = (syms(4, 0, 64), rng(8));
+        let (at, mut rng) = (syms(4, 0), rng(8));
         let inputs = [Some(random(&mut rng, DType::F32, 768)), Some(random(&mut rng, DType::Q8_0, 64)), None];
         let want = reference(
             &values(DType::F32, inputs[0].as_ref().unwrap()),
@@ -312,13 +333,21 @@ mod tests {
             m.quant_out = Some(4);
         });
         refuse("eps", sums(64), &|_, m| m.eps = f32::NAN);
-        refuse("grid", sums(64), &|s, _| s.grid = vec![Extent::each(Dim::S)]);
+        refuse("grid", sums(64), &|s, _| s.grid = vec![Extent::each(Dim::R)]);
         refuse("quantised on a summand", sums(64), &|s, _| s.may_alias.push(Alias { write: 5, read: 0 }));
         refuse("a result on the weight", sums(64), &|s, _| s.may_alias.push(Alias { write: 3, read: 2 }));
         let table = || embedding(DType::Q4_K, 9, 256);
         refuse("ids", table(), &|s, _| s.args[1].ty.dtype = DType::F32);
+        for wrong in wrong_indices(table().args[1].index.unwrap()) {
+            refuse("what ids are held to", table(), &|s, _| s.args[1].index = wrong);
+        }
+        refuse("summands that are followed", sums(64), &|s, _| s.args[0].index = table().args[1].index);
         refuse("no rows", table(), &|s, _| s.args[0].ty.shape[0] = n(0));
-        refuse("rows without end", table(), &|s, _| s.args[0].ty.shape[0] = T);
+        refuse("rows of tokens", table(), &|s, _| s.args[0].ty.shape[0] = T);
+        refuse("a table that may be empty", table(), &|s, _| {
+            s.args[0].ty.shape[0] = Dim::R;
+            s.args[1] = index([T], Dim::R);
+        });
         refuse("columns", table(), &|s, _| s.args[0].ty.shape[1] = n(512));
         refuse("a table of integers", table(), &|s, _| s.args[0].ty.dtype = DType::I32);
         refuse("a result on the table", table(), &|s, _| s.may_alias.push(Alias { write: 3, read: 0 }));

@@ -4,13 +4,12 @@ use super::args::Args;
 use super::blocks::{self, GROUP};
 use super::check::{self, BindError, Check, product, rows_grid};
 use super::isa::Isa;
-use super::math::{LANES, dot_lanes, exp, quantise, rms_factor, silu, sum, sum_of_squares};
+use super::math::{LANES, dot_lanes, exp, quantise, rms_factor, seen, silu, sum, sum_of_squares};
 use super::matmul::{index_of, larger};
-use super::norm::clamp_id;
 use super::rope_kv::{MAX_HEAD, Rotation, store_cache};
 use super::{Kernel, Syms};
 use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec, Primitive};
-use crate::ir::{Op, TensorType};
+use crate::ir::{Dim, Op, TensorType};
 use std::ops::Range;
 
 /// Elements that elementwise kernels hold at a time.
@@ -37,10 +36,12 @@ enum PrimitiveOp {
     Silu,
     RmsNorm(f32),
     Rope(Rotation),
-    LastRow,
     KvAppend,
+    /// Rows of a page.
+    KvRead(usize),
     Scores(f32),
-    CausalMask,
+    /// The window, if there is one.
+    CausalMask(Option<usize>),
     Softmax,
     WeightedSum,
     ArgMax,
@@ -57,9 +58,7 @@ impl PrimitiveKernel {
         };
         let out = last as ArgId;
         let out_type = check.arg("the result", out, Access::Write)?.clone();
-        let types = (0..out)
-            .map(|i| check.arg("an operand", i, Access::Read).cloned())
-            .collect::<Result<Vec<_>, _>>()?;
+        let types = (0..out).map(|i| check.ty("an operand", i).cloned()).collect::<Result<Vec<_>, _>>()?;
         let op = match primitive {
             Primitive::Fill { value } => Op::Const { value: *value },
             Primitive::GetRows => Op::GetRows,
@@ -71,10 +70,10 @@ impl PrimitiveKernel {
             Primitive::Silu => Op::Silu,
             Primitive::RmsNorm { eps } => Op::RmsNorm { eps: *eps },
             Primitive::Rope(rope) => Op::Rope(*rope),
-            Primitive::LastRow => Op::LastRow,
             Primitive::KvAppend => Op::KvAppend,
+            Primitive::KvRead { page } => Op::KvRead { page: *page },
             Primitive::Scores { scale } => Op::Scores { scale: *scale },
-            Primitive::CausalMask => Op::CausalMask,
+            Primitive::CausalMask { window } => Op::CausalMask { window: *window },
             Primitive::Softmax => Op::Softmax,
             Primitive::WeightedSum => Op::WeightedSum,
             Primitive::ArgMax => Op::ArgMax,
@@ -88,14 +87,19 @@ impl PrimitiveKernel {
             let want = inferred.iter().map(TensorType::to_string).collect::<String>();
             return Err(BindError::Type { role: "the result", arg: out, want, have: out_type });
         }
+        for (i, ty) in (0..).zip(&types) {
+            match followed(primitive, &types, i) {
+                Some(below) => check.index("an index", i, &ty.shape, below, false)?,
+                None => drop(check.arg("an operand", i, Access::Read)?),
+            }
+        }
         let mut grid = rows_grid(&out_type.shape);
         let mut in_place: &[ArgId] = &[];
         let per_row = types.len() == 2 && types[1].shape.len() == 1 && types[0].shape.len() != 1;
         let op = match primitive {
             Primitive::Fill { value } => PrimitiveOp::Fill(*value),
             Primitive::GetRows => {
-                let rows = types[0].shape[0].as_const().unwrap_or(0);
-                check::size("the rows of the table", rows)?;
+                check::table_rows(types[0].first())?;
                 constant_row(&out_type)?;
                 PrimitiveOp::GetRows
             }
@@ -110,13 +114,17 @@ impl PrimitiveKernel {
                     PrimitiveOp::Mul(per_row)
                 }
             }
-            Primitive::Silu | Primitive::CausalMask | Primitive::Softmax => {
+            Primitive::Silu => {
                 in_place = &[0];
-                match primitive {
-                    Primitive::Silu => PrimitiveOp::Silu,
-                    Primitive::CausalMask => PrimitiveOp::CausalMask,
-                    _ => PrimitiveOp::Softmax,
-                }
+                PrimitiveOp::Silu
+            }
+            Primitive::CausalMask { window } => {
+                in_place = &[0];
+                PrimitiveOp::CausalMask(window.map(|window| window as usize))
+            }
+            Primitive::Softmax => {
+                in_place = &[0];
+                PrimitiveOp::Softmax
             }
             Primitive::RmsNorm { eps } => {
                 if !(eps.is_finite() && *eps >= 0.0) {
@@ -135,16 +143,19 @@ impl PrimitiveKernel {
                     (types.len() == 3).then_some(2),
                 )?)
             }
-            Primitive::LastRow => {
-                grid = vec![];
-                PrimitiveOp::LastRow
+            Primitive::KvRead { page } => {
+                check::size("the rows of a cache", types[0].shape[0].c)?;
+                check::size("the positions of a sequence", out_type.shape[1].c)?;
+                PrimitiveOp::KvRead(*page as usize)
             }
             Primitive::Scores { scale } => {
                 constant_row(&types[0])?;
+                sequences(&types[1])?;
                 PrimitiveOp::Scores(*scale)
             }
             Primitive::WeightedSum => {
                 constant_row(&out_type)?;
+                sequences(&types[1])?;
                 PrimitiveOp::WeightedSum
             }
             Primitive::ArgMax => {
@@ -164,23 +175,57 @@ fn constant_row(ty: &TensorType) -> Result<usize, BindError> {
     check::size("the last dimension", ty.last().as_const().unwrap_or(0))
 }
 
+/// The constant number of sequences whose keys or values `[B,C,G,D]` are given.
+fn sequences(ty: &TensorType) -> Result<usize, BindError> {
+    check::size("the sequences", ty.shape[0].as_const().unwrap_or(0))
+}
+
+/// Below what the values of operand `i` lie, if the kernel reads by them. The types are those of the operation.
+fn followed(primitive: &Primitive, types: &[TensorType], i: ArgId) -> Option<Dim> {
+    let first = |operand: usize| types[operand].shape[0];
+    match primitive {
+        Primitive::GetRows => (i == 1).then(|| first(0)),
+        Primitive::KvRead { page } => {
+            let (page, tables) = (u64::from(*page), &types[1].shape);
+            match i {
+                1 => Some(Dim::n(first(0).c / page)),
+                2 => Some(Dim::n(tables[1].c.saturating_mul(page).saturating_add(1))),
+                _ => None,
+            }
+        }
+        Primitive::Scores { .. } | Primitive::WeightedSum => (i == 2).then(|| first(1)),
+        Primitive::KvAppend
+        | Primitive::Fill { .. }
+        | Primitive::Dequant
+        | Primitive::QuantAct
+        | Primitive::MatMul
+        | Primitive::Add
+        | Primitive::Mul
+        | Primitive::Silu
+        | Primitive::RmsNorm { .. }
+        | Primitive::Rope(_)
+        | Primitive::CausalMask { .. }
+        | Primitive::Softmax
+        | Primitive::ArgMax => None,
+    }
+}
+
 fn bind_append(mut check: Check<'_>) -> Result<PrimitiveKernel, BindError> {
     let cache = check.arg("the cache", 0, Access::Update)?.clone();
-    let rows = check.arg("the rows", 1, Access::Read)?.clone();
-    if let Err(why) = Op::KvAppend.infer(&[&cache, &rows], &[]) {
+    let x = check.arg("the new rows", 1, Access::Read)?.clone();
+    let rows = check.ty("the row numbers", 2)?.clone();
+    if let Err(why) = Op::KvAppend.infer(&[&cache, &x, &rows], &[]) {
         return check::parameter(format!("kv_append: {why}"));
     }
-    match product(&rows.shape[1..]) {
+    check.index("the row numbers", 2, &rows.shape, cache.shape[0], true)?;
+    check::size("the rows of a cache", cache.shape[0].c)?;
+    match product(&x.shape[1..]) {
         Some(n) => check::size("a row of a cache", n)?,
         None => return check::parameter("the rows of a cache must have constant dimensions"),
     };
-    check.done(&[Extent::each(rows.shape[0])])?;
-    Ok(PrimitiveKernel {
-        op: PrimitiveOp::KvAppend,
-        types: vec![cache.clone(), rows],
-        out: 0,
-        out_type: cache,
-    })
+    check.done(&[Extent::each(x.shape[0])])?;
+    let types = vec![cache.clone(), x, rows];
+    Ok(PrimitiveKernel { op: PrimitiveOp::KvAppend, types, out: 0, out_type: cache })
 }
 
 /// The last dimension of each tensor as the kernels need it, at one step.
@@ -253,27 +298,49 @@ impl PrimitiveKernel {
         self.map(args, row, n, |_, x| exp::<I>(x - max) * factor);
     }
 
-    /// Row `(h, t)` of the scores, or row `(t, h)` of the sums.
+    /// Dimension `i` of operand `arg`.
+    #[inline(always)]
+    fn dim(&self, syms: &Syms, arg: usize, i: usize) -> usize {
+        self.types[arg].shape[i].eval(syms) as usize
+    }
+
+    /// Row `(b, l, g)` of what is read: bytes of the cache, or zeros beyond what the sequence has filled.
+    #[inline(always)]
+    fn kv_read(&self, args: Args<'_>, syms: &Syms, row: usize, page: usize) {
+        let (kv_heads, longest) = (self.dim(syms, 0, 1), self.out_type.shape[1].eval(syms) as usize);
+        let (b, l, g) = (row / kv_heads / longest, row / kv_heads % longest, row % kv_heads);
+        let bytes = blocks::bytes_of(self.out_type.dtype, width(&self.out_type, syms));
+        if l >= args.index(2, b, longest + 1) {
+            return spans(bytes, |start, len| args.store(self.out, row * bytes + start, &[0u8; SPAN][..len]));
+        }
+        let pages = rows_of(&self.types[0]) / page;
+        let from = args.index(1, b * (longest / page) + l / page, pages) * page + l % page;
+        args.store(self.out, row * bytes, args.slice::<u8>(0, (from * kv_heads + g) * bytes, bytes));
+    }
+
+    /// Row `(h, t)` of the scores.
     #[inline(always)]
     fn scores<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize, scale: f32) {
-        let dim = |ty: &TensorType, i: usize| ty.shape[i].eval(syms) as usize;
-        let (tokens, heads, d) = (dim(&self.types[0], 0), dim(&self.types[0], 1), dim(&self.types[0], 2));
-        let (len, cache_heads) = (dim(&self.types[1], 0), dim(&self.types[1], 1));
+        let (tokens, heads, d) = (self.dim(syms, 0, 0), self.dim(syms, 0, 1), self.dim(syms, 0, 2));
+        let (len, kv_heads) = (self.dim(syms, 1, 1), self.dim(syms, 1, 2));
         let (h, t) = (row / tokens, row % tokens);
-        let g = h / (heads / cache_heads);
+        let first = args.index(2, t, rows_of(&self.types[1])) * len;
+        let g = h / (heads / kv_heads);
         for l in 0..len {
-            let s = Self::dot::<I>(args, d, (0, (t * heads + h) * d), (1, (l * cache_heads + g) * d));
+            let k = ((first + l) * kv_heads + g) * d;
+            let s = Self::dot::<I>(args, d, (0, (t * heads + h) * d), (1, k));
             args.store(self.out, row * len + l, &[s * scale]);
         }
     }
 
+    /// Row `(t, h)` of the sums.
     #[inline(always)]
     fn weighted_sum<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize) {
-        let dim = |ty: &TensorType, i: usize| ty.shape[i].eval(syms) as usize;
-        let (heads, tokens, len) = (dim(&self.types[0], 0), dim(&self.types[0], 1), dim(&self.types[0], 2));
-        let (cache_heads, d) = (dim(&self.types[1], 1), dim(&self.types[1], 2));
+        let (heads, tokens, len) = (self.dim(syms, 0, 0), self.dim(syms, 0, 1), self.dim(syms, 0, 2));
+        let (kv_heads, d) = (self.dim(syms, 1, 2), self.dim(syms, 1, 3));
         let (t, h) = (row / heads, row % heads);
-        let g = h / (heads / cache_heads);
+        let first = args.index(2, t, rows_of(&self.types[1])) * len;
+        let g = h / (heads / kv_heads);
         let (mut v, mut y) = ([0.0; SPAN], [0.0; SPAN]);
         spans(d, |start, n| {
             let (v, y) = (&mut v[..n], &mut y[..n]);
@@ -284,7 +351,7 @@ impl PrimitiveKernel {
                 if p[0] == 0.0 {
                     continue;
                 }
-                args.load(1, (l * cache_heads + g) * d + start, v);
+                args.load(1, ((first + l) * kv_heads + g) * d + start, v);
                 y.iter_mut().zip(v.iter()).for_each(|(y, v)| *y = I::mul_add(p[0], *v, *y));
             }
             args.store(self.out, row * d + start, y);
@@ -310,10 +377,8 @@ impl PrimitiveKernel {
                 spans(n, |start, len| args.store(self.out, row * n + start, &[*value; SPAN][..len]));
             }
             PrimitiveOp::GetRows => {
-                let mut id = [0i32];
-                args.load(1, row, &mut id);
                 let bytes = blocks::bytes_of(self.out_type.dtype, n);
-                let from = clamp_id(id[0], rows_of(&self.types[0])) * bytes;
+                let from = args.index(1, row, self.dim(syms, 0, 0)) * bytes;
                 args.store(self.out, row * bytes, args.slice::<u8>(0, from, bytes));
             }
             PrimitiveOp::Decode => {
@@ -354,34 +419,25 @@ impl PrimitiveKernel {
             PrimitiveOp::Rope(rotation) => {
                 let (mut head, mut turns) = ([0.0; MAX_HEAD], [(0.0, 0.0); MAX_HEAD / 2]);
                 let head = &mut head[..n];
-                let mut position = [0i32];
-                args.load(1, row / (self.out_type.shape[1].eval(syms) as usize), &mut position);
-                rotation.turns(args, position[0], &mut turns);
+                rotation.turns(args, args.integer(1, row / self.dim(syms, 0, 1)), &mut turns);
                 args.load(0, row * n, head);
                 rotation.rotate(head, &turns);
                 args.store(self.out, row * n, head);
             }
-            PrimitiveOp::LastRow => {
-                let bytes = self.out_type.bytes(syms) as usize;
-                let last = (self.types[0].shape[0].eval(syms) as usize).saturating_sub(1);
-                args.store(self.out, 0, args.slice::<u8>(0, last * bytes, bytes));
-            }
             PrimitiveOp::KvAppend => {
-                let heads = self.types[1].shape[1].eval(syms) as usize;
-                let d = width(&self.types[1], syms);
-                let (n, to) = (heads * d, (syms.p as usize + row) * heads * d);
+                let n = self.dim(syms, 1, 1) * self.dim(syms, 1, 2);
+                let to = args.index(2, row, rows_of(&self.out_type)) * n;
                 let mut x = [0.0; SPAN];
                 spans(n, |start, len| {
                     args.load(1, row * n + start, &mut x[..len]);
                     store_cache::<I>(args, self.out, self.out_type.dtype, to + start, &x[..len]);
                 });
             }
+            PrimitiveOp::KvRead(page) => self.kv_read(args, syms, row, *page),
             PrimitiveOp::Scores(scale) => self.scores::<I>(args, syms, row, *scale),
-            PrimitiveOp::CausalMask => {
-                let tokens = self.out_type.shape[1].eval(syms) as usize;
-                // Positions from here on lie ahead of the token.
-                let hidden = (n + row % tokens + 1).saturating_sub(tokens);
-                self.map(args, row, n, |l, x| if l < hidden { x } else { f32::NEG_INFINITY });
+            PrimitiveOp::CausalMask(window) => {
+                let seen = seen(args.integer(1, row % self.dim(syms, 0, 1)), *window);
+                self.map(args, row, n, |l, x| if seen.contains(&l) { x } else { f32::NEG_INFINITY });
             }
             PrimitiveOp::Softmax => self.softmax::<I>(args, row, n),
             PrimitiveOp::WeightedSum => self.weighted_sum::<I>(args, syms, row),
@@ -390,10 +446,10 @@ impl PrimitiveKernel {
     }
 }
 
-/// The rows of a table, constant as checked.
+/// The first dimension, constant as checked.
 #[inline(always)]
-fn rows_of(table: &TensorType) -> usize {
-    table.shape[0].c as usize
+fn rows_of(ty: &TensorType) -> usize {
+    ty.shape[0].c as usize
 }
 
 impl Kernel for PrimitiveKernel {

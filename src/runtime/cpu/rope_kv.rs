@@ -75,7 +75,7 @@ impl Rotation {
                     turn(a, b, *t);
                 }
             }
-            RopeStyle::Halves => {
+            RopeStyle::NeoX => {
                 let (low, high) = head.split_at_mut(pairs);
                 for ((a, b), t) in low.iter_mut().zip(high).zip(turns) {
                     turn(a, b, *t);
@@ -88,7 +88,10 @@ impl Rotation {
 pub(super) struct RopeKv {
     rotation: Rotation,
     head_dim: usize,
-    pos: ArgId,
+    positions: ArgId,
+    rows: ArgId,
+    /// Rows of a cache.
+    cache_rows: usize,
     q: Option<Queries>,
     k: Rows,
     k_norm: Option<HeadNorm>,
@@ -114,7 +117,10 @@ impl RopeKv {
         let mut check = Check::new(spec)?;
         let head_dim = check::size("the head dimension", m.head_dim)?;
         let rotation = Rotation::bind(&mut check, m.rope, head_dim, m.factors)?;
-        check.exact("the positions", m.pos, Access::Read, &[DType::I32], &[Dim::T])?;
+        check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[Dim::T])?;
+        let cache = check.ty("a cache", m.k.rows.cache)?;
+        let cache_rows = cache.shape.first().and_then(|d| d.as_const()).unwrap_or(0);
+        check.index("the rows", m.rows, &[Dim::T], Dim::n(cache_rows), true)?;
         let f32s = &[DType::F32];
         let norm = |check: &mut Check<'_>, norm: &Option<HeadNorm>| {
             let Some(norm) = norm else { return Ok(()) };
@@ -136,10 +142,12 @@ impl RopeKv {
             }
         };
         norm(&mut check, &m.k.norm)?;
-        let k = append(&mut check, &m.k.rows, m.head_dim)?;
-        let v = m.v.as_ref().map(|v| append(&mut check, v, m.head_dim)).transpose()?;
+        let k = append(&mut check, &m.k.rows, cache_rows, m.head_dim)?;
+        let v = m.v.as_ref().map(|v| append(&mut check, v, cache_rows, m.head_dim)).transpose()?;
         check.done(&[Extent::each(Dim::T)])?;
-        Ok(RopeKv { rotation, head_dim, pos: m.pos, q, k, k_norm: m.k.norm.clone(), v })
+        let cache_rows = check::size("the rows of a cache", cache_rows)?;
+        let (positions, rows, k_norm) = (m.positions, m.rows, m.k.norm.clone());
+        Ok(RopeKv { rotation, head_dim, positions, rows, cache_rows, q, k, k_norm, v })
     }
 
     #[inline(always)]
@@ -155,11 +163,16 @@ impl RopeKv {
     }
 }
 
-fn append(check: &mut Check<'_>, rows: &CacheRows, head_dim: u64) -> Result<Rows, BindError> {
-    let heads = check::size("the cache heads", rows.heads)?;
+fn append(
+    check: &mut Check<'_>,
+    rows: &CacheRows,
+    cache_rows: u64,
+    head_dim: u64,
+) -> Result<Rows, BindError> {
+    let heads = check::size("the KV heads", rows.heads)?;
     let n = check::size("a row of a cache", rows.heads.saturating_mul(head_dim))?;
     check.tokens("the rows for a cache", rows.x, Access::Read, &[DType::F32], Some(Dim::T), n)?;
-    let shape = [Dim::S, Dim::n(rows.heads), Dim::n(head_dim)];
+    let shape = [cache_rows, rows.heads, head_dim].map(Dim::n);
     let cache_type = check.exact("a cache", rows.cache, Access::Update, CACHES, &shape)?;
     Ok(Rows { x: rows.x, heads, cache: rows.cache, cache_type })
 }
@@ -172,7 +185,7 @@ pub(super) fn store_cache<I: Isa>(args: Args<'_>, cache: ArgId, dtype: DType, st
     }
     let mut halves = [0u8; 2 * MAX_HEAD];
     let halves = &mut halves[..2 * x.len()];
-    blocks::encode_halves::<I>(x, halves);
+    blocks::encode_f16::<I>(x, halves);
     args.store(cache, bytes_of(dtype, start), halves);
 }
 
@@ -180,14 +193,13 @@ impl Kernel for RopeKv {
     type Work = ();
 
     #[inline(always)]
-    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, syms: &Syms, items: Range<usize>) {
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, _: &Syms, items: Range<usize>) {
         let mut turns = [(0.0, 0.0); MAX_HEAD / 2];
         let mut head = [0.0; MAX_HEAD];
         let head = &mut head[..self.head_dim];
         for t in items {
-            let mut position = [0i32];
-            args.load(self.pos, t, &mut position);
-            self.rotation.turns(args, position[0], &mut turns);
+            let row = args.index(self.rows, t, self.cache_rows);
+            self.rotation.turns(args, args.integer(self.positions, t), &mut turns);
             if let Some(q) = &self.q {
                 for h in t * q.heads..(t + 1) * q.heads {
                     self.load_head(args, q.x, h, &q.norm, head);
@@ -195,7 +207,6 @@ impl Kernel for RopeKv {
                     args.store(q.out, h * self.head_dim, head);
                 }
             }
-            let row = syms.p as usize + t;
             for h in 0..self.k.heads {
                 self.load_head(args, self.k.x, t * self.k.heads + h, &self.k_norm, head);
                 self.rotation.rotate(head, &turns);
@@ -222,10 +233,13 @@ mod tests {
 
     const EPS: f32 = 1e-6;
 
-    /// Arguments: positions, factors, queries, their norm, result, keys, their norm, cache, values, cache.
-    fn rope_kv(rope: Rope, head_dim: u64, heads: u64, cache_heads: u64, cache: DType) -> KernelSpec {
+    /// Rows of the caches.
+    const ROWS: u64 = 40;
+
+    /// Arguments: positions, factors, queries, their norm, result, keys, their norm, cache, values, cache, rows.
+    fn rope_kv(rope: Rope, head_dim: u64, heads: u64, kv_heads: u64, cache: DType) -> KernelSpec {
         let rows = |access, heads: u64| arg(access, DType::F32, [Dim::T, n(heads * head_dim)]);
-        let cache = || arg(Access::Update, cache, [Dim::S, n(cache_heads), n(head_dim)]);
+        let cache = || arg(Access::Update, cache, [ROWS, kv_heads, head_dim]);
         let weight = || arg(Access::Read, DType::F32, [head_dim]);
         let args = vec![
             arg(Access::Read, DType::I32, [Dim::T]),
@@ -233,21 +247,23 @@ mod tests {
             rows(Access::Read, heads),
             weight(),
             rows(Access::Write, heads),
-            rows(Access::Read, cache_heads),
+            rows(Access::Read, kv_heads),
             weight(),
             cache(),
-            rows(Access::Read, cache_heads),
+            rows(Access::Read, kv_heads),
             cache(),
+            written_by([Dim::T], ROWS),
         ];
         let norm = |weight| Some(HeadNorm { weight, eps: EPS });
         let m = RopeKvSpec {
             rope,
             head_dim,
-            pos: 0,
+            positions: 0,
+            rows: 10,
             factors: Some(1),
             q: Some(RopeQ { x: 2, heads, norm: norm(3), out: 4 }),
-            k: RopeK { rows: CacheRows { x: 5, heads: cache_heads, cache: 7 }, norm: norm(6) },
-            v: Some(CacheRows { x: 8, heads: cache_heads, cache: 9 }),
+            k: RopeK { rows: CacheRows { x: 5, heads: kv_heads, cache: 7 }, norm: norm(6) },
+            v: Some(CacheRows { x: 8, heads: kv_heads, cache: 9 }),
         };
         spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)])
     }
@@ -262,7 +278,7 @@ mod tests {
                 f64::from(position) * f64::from(rope.base).powf(-2.0 * i as f64 / dims as f64) / factor;
             let (a, b) = match rope.style {
                 RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-                RopeStyle::Halves => (i, i + dims / 2),
+                RopeStyle::NeoX => (i, i + dims / 2),
             };
             (y[a], y[b]) = (y[a] * angle.cos() - y[b] * angle.sin(), y[a] * angle.sin() + y[b] * angle.cos());
         }
@@ -273,14 +289,16 @@ mod tests {
     fn queries_keys_and_values_go_where_they_belong() {
         for (style, cache, dims, d, t, (h, g), tolerance) in [
             (RopeStyle::Interleaved, DType::F32, 64, 64, 7, (6u64, 2u64), 1e-6),
-            (RopeStyle::Halves, DType::F16, 64, 64, 1, (6, 2), 1e-3),
-            (RopeStyle::Halves, DType::F32, 10, 13, 2, (71, 34), 1e-6),
+            (RopeStyle::NeoX, DType::F16, 64, 64, 1, (6, 2), 1e-3),
+            (RopeStyle::NeoX, DType::F32, 10, 13, 2, (71, 34), 1e-6),
             (RopeStyle::Interleaved, DType::F16, 6, 13, 33, (6, 2), 1e-3),
-            (RopeStyle::Halves, DType::F16, 1024, 1024, 2, (6, 2), 1e-3),
+            (RopeStyle::NeoX, DType::F16, 1024, 1024, 2, (6, 2), 1e-3),
         ] {
             let rope = Rope { base: 10_000.0, dims, style };
-            let (d, past, rows) = (d as u64, 5u64, 40u64);
-            let (mut spec, at, mut rng) = (rope_kv(rope, d, h, g, cache), syms(t, past, rows), rng(t));
+            let d = d as u64;
+            let (mut spec, at, mut rng) = (rope_kv(rope, d, h, g, cache), syms(t, 0), rng(t));
+            // Scattered: 27 and the number of rows have no common divisor.
+            let rows: Vec<i32> = (0..t as i32).map(|t| (t * 27 + 5) % ROWS as i32).collect();
             // Far ones too: a float32 angle of 3000 radians is off by 1e-4, and turns come from the exact one.
             let positions: Vec<i32> =
                 (0..t as i32).map(|t| if t % 2 == 0 { 511 - t } else { 3000 + t }).collect();
@@ -294,9 +312,10 @@ mod tests {
                 None,
                 fill(DType::F32, t * g * d),
                 fill(DType::F32, d),
-                fill(cache, rows * g * d),
+                fill(cache, ROWS * g * d),
                 fill(DType::F32, t * g * d),
-                fill(cache, rows * g * d),
+                fill(cache, ROWS * g * d),
+                Some(i32_bytes(&rows)),
             ];
             let get = |i: usize| values(spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
             let (factors, d) = (get(1), d as usize);
@@ -307,9 +326,11 @@ mod tests {
                 get(x).chunks(d).enumerate().flat_map(each).collect()
             };
             let filled = |cache: usize, new: Vec<f64>| {
-                let (mut rows, start) = (get(cache), past as usize * g as usize * d);
-                rows[start..start + new.len()].copy_from_slice(&new);
-                rows
+                let (mut all, n) = (get(cache), g as usize * d);
+                for (row, new) in rows.iter().zip(new.chunks(n)) {
+                    all[*row as usize * n..][..n].copy_from_slice(new);
+                }
+                all
             };
             let floats =
                 |dtype, bytes: &[u8]| values(dtype, bytes).iter().map(|x| *x as f32).collect::<Vec<_>>();
@@ -325,44 +346,56 @@ mod tests {
         }
     }
 
-    #[test]
-    fn queries_values_and_norms_may_be_absent() {
+    /// Keys alone: positions, keys, a cache of three rows, and the rows.
+    fn keys_alone() -> KernelSpec {
         let args = vec![
             arg(Access::Read, DType::I32, [Dim::T]),
             arg(Access::Read, DType::F32, [Dim::T, n(2), n(8)]),
-            arg(Access::Update, DType::F32, [Dim::S, n(2), n(8)]),
+            arg(Access::Update, DType::F32, [3u64, 2, 8]),
+            written_by([Dim::T], 3),
         ];
         let m = RopeKvSpec {
-            rope: Rope { base: 1e4, dims: 8, style: RopeStyle::Halves },
+            rope: Rope { base: 1e4, dims: 8, style: RopeStyle::NeoX },
             head_dim: 8,
-            pos: 0,
+            positions: 0,
+            rows: 3,
             factors: None,
             q: None,
             k: RopeK { rows: CacheRows { x: 1, heads: 2, cache: 2 }, norm: None },
             v: None,
         };
-        let spec = spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)]);
+        spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)])
+    }
+
+    #[test]
+    fn queries_values_and_norms_may_be_absent() {
         let x: Vec<f32> = (0..16).map(|i| i as f32).collect();
-        let inputs = [Some(i32_bytes(&[0])), Some(f32_bytes(&x)), Some(f32_bytes(&[9.0; 48]))];
-        let cache = to_f32s(&launch_all(&spec, &syms(1, 2, 3), &inputs, 2));
+        let cache = Some(f32_bytes(&[9.0; 48]));
+        let inputs = [Some(i32_bytes(&[0])), Some(f32_bytes(&x)), cache, Some(i32_bytes(&[2]))];
+        let cache = to_f32s(&launch_all(&keys_alone(), &syms(1, 1), &inputs, 2));
         assert_eq!((&cache[..32], &cache[32..]), (&[9.0; 32][..], &x[..]), "position 0 turns nothing");
     }
 
     #[test]
-    #[should_panic(expected = "has no elements")]
-    fn rows_beyond_the_cache_are_not_written() {
-        let rope = Rope { base: 1e4, dims: 8, style: RopeStyle::Halves };
-        let spec = rope_kv(rope, 8, 2, 1, DType::F32);
-        let at = syms(2, 3, 4);
-        let inputs: Vec<_> = spec.args.iter().map(|a| Some(vec![0; a.ty.bytes(&at) as usize])).collect();
-        launch(&spec, &Features::baseline(), &at, &inputs, None);
+    fn rows_beside_the_cache_are_clamped() {
+        for (row, to) in [(3, 2), (i32::MAX, 2), (-1, 0), (i32::MIN, 0)] {
+            for position in [0, -1, i32::MIN, i32::MAX] {
+                let cache = Some(f32_bytes(&[9.0; 48]));
+                let positions = Some(i32_bytes(&[position, 0]));
+                let inputs = [positions, Some(f32_bytes(&[1.0; 32])), cache, Some(i32_bytes(&[row, 1]))];
+                let cache = to_f32s(&launch_all(&keys_alone(), &syms(2, 0), &inputs, 2));
+                for (i, x) in cache.iter().enumerate() {
+                    assert_eq!(*x == 9.0, i / 16 != 1 && i / 16 != to, "element {i}: {x}");
+                    assert!(x.is_finite());
+                }
+            }
+        }
     }
 
     #[test]
     fn refuses_what_does_not_fit() {
         let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut RopeKvSpec)| {
-            let mut spec =
-                rope_kv(Rope { base: 1e4, dims: 8, style: RopeStyle::Halves }, 16, 4, 2, DType::F16);
+            let mut spec = rope_kv(Rope { base: 1e4, dims: 8, style: RopeStyle::NeoX }, 16, 4, 2, DType::F16);
             assert!(bind(&spec, &Features::baseline()).is_ok());
             let Template::RopeKv(mut m) = spec.template.clone() else { unreachable!() };
             change(&mut spec, &mut m);
@@ -385,7 +418,18 @@ mod tests {
         refuse("eps", &|_, m| m.k.norm = Some(HeadNorm { weight: 6, eps: -1.0 }));
         refuse("turned queries", &|s, _| s.args[4].access = Access::Read);
         refuse("keys", &|s, _| s.args[5].ty.shape[0] = n(1));
-        refuse("cache of another length", &|s, _| s.args[7].ty.shape[0] = Dim::T);
+        refuse("cache of another length", &|s, _| s.args[7].ty.shape[0] = n(ROWS + 1));
+        refuse("cache of few rows", &|s, _| s.args[7].ty.shape[0] = Dim::T);
+        refuse("caches without rows", &|s, _| {
+            s.args[7].ty.shape[0] = n(0);
+            s.args[9].ty.shape[0] = n(0);
+            s.args[10] = written_by([Dim::T], 0);
+        });
+        refuse("number of rows", &|s, _| s.args[10].ty.shape[0] = Dim::R);
+        for wrong in wrong_indices(written_by([Dim::T], ROWS).index.unwrap()) {
+            refuse("what rows are held to", &|s, _| s.args[10].index = wrong);
+        }
+        refuse("positions that are followed", &|s, _| s.args[0].index = s.args[10].index);
         refuse("cache that is written", &|s, _| s.args[7].access = Access::Write);
         refuse("cache of integers", &|s, _| s.args[9].ty.dtype = DType::I32);
         refuse("one cache for both", &|_, m| m.v.as_mut().unwrap().cache = 7);

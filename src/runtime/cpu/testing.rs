@@ -1,7 +1,7 @@
 //! What the tests of the kernels share: random tensors, memory with guards around each argument, and references.
 
 use super::{CpuKernel, Features, RawArg, bind};
-use crate::codegen::spec::{Access, Arg, ArgId, Extent, KernelSpec, Template};
+use crate::codegen::spec::{Access, Arg, ArgId, Extent, Index, IndexSource, KernelSpec, Template};
 use crate::ir::{DType, Dim, Syms, TensorType};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,8 +15,8 @@ pub fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-pub fn syms(t: u64, p: u64, s: u64) -> Syms {
-    Syms { t, p, s }
+pub fn syms(t: u64, r: u64) -> Syms {
+    Syms { t, r }
 }
 
 /// Random floats of about unit size.
@@ -87,7 +87,27 @@ pub fn values(dtype: DType, bytes: &[u8]) -> Vec<f64> {
 }
 
 pub fn arg<D: Into<Dim>>(access: Access, dtype: DType, shape: impl IntoIterator<Item = D>) -> Arg {
-    Arg { access, ty: TensorType::new(dtype, shape) }
+    Arg::new(access, TensorType::new(dtype, shape))
+}
+
+/// Inputs of the step that a kernel reads by.
+pub fn index<D: Into<Dim>>(shape: impl IntoIterator<Item = D>, below: impl Into<Dim>) -> Arg {
+    let index = Index { below: below.into(), distinct: false, source: IndexSource::Input };
+    Arg { index: Some(index), ..arg(Access::Read, DType::I32, shape) }
+}
+
+/// Inputs of the step that a kernel writes by.
+pub fn written_by<D: Into<Dim>>(shape: impl IntoIterator<Item = D>, below: impl Into<Dim>) -> Arg {
+    let index = Index { below: below.into(), distinct: true, source: IndexSource::Input };
+    Arg { index: Some(index), ..arg(Access::Read, DType::I32, shape) }
+}
+
+/// Ways in which what an argument is held to may be said wrongly.
+pub fn wrong_indices(right: Index) -> impl Iterator<Item = Option<Index>> {
+    let below = right.below.checked_add(n(1)).unwrap();
+    let computed = (right.distinct).then_some(Index { source: IndexSource::Device, ..right });
+    let others = [Index { below, ..right }, Index { distinct: !right.distinct, ..right }];
+    [None].into_iter().chain(others.into_iter().chain(computed).map(Some))
 }
 
 pub fn spec(template: Template, args: Vec<Arg>, grid: Vec<Extent>) -> KernelSpec {

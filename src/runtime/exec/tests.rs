@@ -69,69 +69,106 @@ fn close(have: &[f32], want: &[f32]) {
     }
 }
 
+/// Tokens of the one sequence, after others.
+fn rows(tokens: &[i32], cached: i32) -> StepRows {
+    let end = cached + tokens.len() as i32;
+    let rows: Vec<i32> = (cached..end).collect();
+    StepRows { tokens: tokens.to_vec(), rows, tables: vec![0], lengths: vec![end], ..StepRows::default() }
+}
+
+const PREFILL: usize = 0;
+const DECODE: usize = 1;
+
+/// The rows that are filled; the others are zero.
+fn filled(exec: &mut Executor, tokens: usize) -> Vec<f32> {
+    let all = exec.result_f32(0).unwrap();
+    assert!(all.len() == 128 && all[tokens * 8..].iter().all(|x| *x == 0.0), "{all:?}");
+    all[..tokens * 8].to_vec()
+}
+
 #[test]
 fn programs_run_and_states_last_from_step_to_step() {
     let mut exec = executor();
     let tokens = [3, 0, 4, 1, 2, 2, 0];
-    exec.forward("prefill", &tokens[..4], 0).unwrap();
-    close(exec.result_f32(0).unwrap(), &expected(&tokens[..4]));
+    exec.forward(PREFILL, &rows(&tokens[..4], 0)).unwrap();
+    close(&filled(&mut exec, 4), &expected(&tokens[..4]));
     for i in 4..7 {
-        exec.forward("decode", &tokens[i..=i], i as u64).unwrap();
-        close(exec.result_f32(0).unwrap(), &expected(&tokens[..=i]));
+        exec.forward(DECODE, &rows(&tokens[i..=i], i as i32)).unwrap();
+        close(&filled(&mut exec, i + 1), &expected(&tokens[..=i]));
     }
-    assert_eq!(exec.result(0).unwrap().len(), 7 * 8 * 4);
+    assert_eq!(exec.result(0).unwrap().len(), 16 * 8 * 4);
     // In other chunks, the same.
-    exec.reset().unwrap();
     for (chunk, at) in [(&tokens[..3], 0), (&tokens[3..6], 3), (&tokens[6..], 6)] {
-        exec.forward("prefill", chunk, at).unwrap();
+        exec.forward(PREFILL, &rows(chunk, at)).unwrap();
     }
-    close(exec.result_f32(0).unwrap(), &expected(&tokens));
+    close(&filled(&mut exec, 7), &expected(&tokens));
 }
 
 #[test]
-fn reset_empties_the_states() {
+fn rows_of_states_are_copied_and_filled() {
     let mut exec = executor();
-    exec.forward("prefill", &[1, 2], 0).unwrap();
-    exec.reset().unwrap();
-    exec.forward("decode", &[3], 2).unwrap();
-    let want = [vec![0.0; 16], expected(&[3])].concat();
-    close(exec.result_f32(0).unwrap(), &want);
+    exec.forward(PREFILL, &rows(&[1, 2], 0)).unwrap();
+    exec.copy_rows(StateRole::Appended, 0, 2, 2).unwrap();
+    // The next token lies after the copies.
+    exec.forward(DECODE, &rows(&[3], 4)).unwrap();
+    close(&filled(&mut exec, 5), &expected(&[1, 2, 1, 2, 3]));
+    exec.fill_rows(StateRole::Appended, 1, 2, 0xff).unwrap();
+    exec.forward(DECODE, &rows(&[3], 4)).unwrap();
+    let nan: Vec<bool> = exec.result_f32(0).unwrap().chunks(8).map(|row| row[0].is_nan()).collect();
+    assert_eq!(nan[..5], [false, true, true, false, false]);
+    // No state is replaced.
+    exec.copy_rows(StateRole::Replaced, 0, 99, 1).unwrap();
+    let says = exec.copy_rows(StateRole::Appended, 0, 15, 2).unwrap_err().to_string();
+    assert_eq!(says, "state \"cache\" has no rows 15 to 17");
+    let says = exec.copy_rows(StateRole::Appended, 2, 3, 2).unwrap_err().to_string();
+    assert_eq!(says, "2 rows from 2 and from 3 on overlap");
+    assert!(exec.fill_rows(StateRole::Appended, u64::MAX, 2, 0).is_err());
 }
 
 #[test]
 fn launches_are_counted_by_kernel() {
     let mut exec = executor();
     assert!(exec.launch_counts().is_empty());
-    exec.forward("prefill", &[1, 2], 0).unwrap();
-    exec.forward("decode", &[1], 2).unwrap();
+    exec.forward(PREFILL, &rows(&[1, 2], 0)).unwrap();
+    exec.forward(DECODE, &rows(&[1], 2)).unwrap();
     let counts: Vec<_> = exec.launch_counts().into_iter().collect();
-    assert_eq!(counts, [("get_rows", 2), ("add", 2), ("kv_append", 2), ("silu", 2)]);
+    assert_eq!(counts, [("get_rows", 2), ("add", 2), ("kv_append", 2), ("silu", 2), ("kv_read", 2)]);
 }
 
 #[test]
 fn steps_out_of_bounds_are_refused_and_change_nothing() {
     let mut exec = executor();
     assert_eq!(exec.result(0).unwrap_err().to_string(), "nothing has run yet, so there are no results");
-    exec.forward("prefill", &[1], 0).unwrap();
-    let mut says = |program: &str, tokens: &[i32], cached| {
-        exec.forward(program, tokens, cached).unwrap_err().to_string()
-    };
-    assert_eq!(says("chat", &[1], 0), "the plan has no program \"chat\", only prefill, decode");
-    assert_eq!(says("prefill", &[], 0), "program \"prefill\" takes 1 to 4 tokens a step, not 0");
-    assert_eq!(says("prefill", &[1; 5], 0), "program \"prefill\" takes 1 to 4 tokens a step, not 5");
+    exec.forward(PREFILL, &rows(&[1], 0)).unwrap();
+    let mut says = |program, step: &StepRows| exec.forward(program, step).unwrap_err().to_string();
+    assert_eq!(says(2, &rows(&[1], 0)), "the plan has no program 2: there are 2");
+    for n in [0, 5] {
+        let sizes = format!("takes 1 to 4 token rows a step, of which 0 to 0 wanted, not {n} of which 0");
+        assert_eq!(says(PREFILL, &rows(&vec![1; n], 0)), format!("program \"prefill\" {sizes}"));
+    }
+    let wanted = StepRows { wanted: vec![0], ..rows(&[1], 0) };
+    assert!(says(PREFILL, &wanted).ends_with("not 1 of which 1"));
+    assert_eq!(says(PREFILL, &rows(&[1; 4], 13)), "input \"rows\" must lie in 0..16, not 16");
+    assert_eq!(says(PREFILL, &rows(&[0, 5], 0)), "input \"tokens\" must lie in 0..5, not 5");
+    assert_eq!(says(PREFILL, &rows(&[-1], 0)), "input \"tokens\" must lie in 0..5, not -1");
+    let twice = StepRows { rows: vec![3, 5, 3], ..rows(&[0; 3], 0) };
+    assert_eq!(says(PREFILL, &twice), "input \"rows\" must not have 3 twice");
+    let page = StepRows { tables: vec![1], ..rows(&[0], 0) };
+    assert_eq!(says(PREFILL, &page), "input \"tables\" must lie in 0..1, not 1");
+    let length = StepRows { lengths: vec![17], ..rows(&[0], 0) };
+    assert_eq!(says(PREFILL, &length), "input \"lengths\" must lie in 0..17, not 17");
+    let at = Syms { t: 1, r: 0 };
+    let mut step = |inputs: &[(&str, &[u8])]| exec.step(DECODE, &at, inputs).unwrap_err().to_string();
+    let takes = "program \"decode\" takes the inputs tokens, rows, tables, lengths";
+    assert_eq!(step(&[]), takes);
+    let four: &[u8] = &[0; 4];
+    assert_eq!(step(&[("tokens", four), ("rows", four), ("tables", four), ("positions", four)]), takes);
     assert_eq!(
-        says("prefill", &[1; 4], 13),
-        "13 cached tokens and 4 new ones exceed the context of 16; use a larger one (-c)"
+        step(&[("tokens", &[0; 5]), ("rows", four), ("tables", four), ("lengths", four)]),
+        "input \"tokens\" takes 4 bytes in this step, not 5"
     );
-    assert!(says("decode", &[1], u64::MAX).contains("exceed the context of 16"));
-    assert_eq!(says("prefill", &[0, 5], 0), "input \"tokens\" must lie in 0..5, not 5");
-    assert_eq!(says("prefill", &[-1], 0), "input \"tokens\" must lie in 0..5, not -1");
-    let mut step = |inputs: &[(&str, &[u8])]| exec.step("decode", 1, 1, inputs).unwrap_err().to_string();
-    assert_eq!(step(&[]), "program \"decode\" takes the inputs tokens");
-    assert_eq!(step(&[("pos", &[0; 4])]), "program \"decode\" takes the inputs tokens");
-    assert_eq!(step(&[("tokens", &[0; 5])]), "input \"tokens\" takes 4 bytes in this step, not 5");
     // The results of the last good step are still there.
-    close(exec.result_f32(0).unwrap(), &expected(&[1]));
+    close(&filled(&mut exec, 1), &expected(&[1]));
     assert_eq!(exec.result(1).unwrap_err().to_string(), "program \"prefill\" has 1 results, so none at 1");
     assert_eq!(exec.result_i32(0).unwrap_err().to_string(), "result 0 is f32, not i32");
 }
@@ -177,18 +214,20 @@ fn weights_must_be_as_the_plan_has_them() {
 
 #[test]
 fn a_context_beyond_all_memory_is_refused() {
-    let (context, heads) = (1 << 30, 1 << 20);
+    let (context, heads) = (1u64 << 30, 1u64 << 20);
     let huge = |parts: &mut Parts| {
         parts.options.context = context;
         for (program, _) in &mut parts.programs {
-            program.bounds = Syms { t: 1, p: context, s: context };
+            program.bounds = Syms { t: 1, r: 0 };
             // No launch reads all of the cache, so that no activation is as large.
             program.launches.truncate(2);
             program.results = vec![4];
-            program.buffers[5].ty.shape[1] = heads.into();
-            program.kernels[2].args[0].ty.shape[1] = heads.into();
+            program.kernels.truncate(3);
+            for ty in [&mut program.buffers[5].ty, &mut program.kernels[2].args[0].ty] {
+                ty.shape = [context, heads, 8].map(Into::into).into();
+            }
             program.kernels[2].args[1].ty.shape = vec![1.into(), 8.into()];
-            program.launches.push(Launch { kernel: 2, args: vec![5, 4], label: "append".into() });
+            program.launches.push(Launch { kernel: 2, args: vec![5, 4, 8], label: "append".into() });
         }
     };
     let mut parts = parts(model().identity());
@@ -206,7 +245,7 @@ fn threads_and_overlaps_do_not_change_results() {
         let plan = Plan::build(parts(model().identity())).unwrap();
         let plan = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
         // The sum lies where the rows lay: the alias is used.
-        let decode = &plan.programs["decode"];
+        let decode = &plan.programs[DECODE];
         let place = |arg: BufRef| match arg {
             BufRef::Arena(b) => decode.buffers[b as usize].offset,
             _ => u64::MAX,
@@ -214,7 +253,7 @@ fn threads_and_overlaps_do_not_change_results() {
         assert_eq!(place(decode.launches[1].args[0]), place(decode.launches[1].args[2]));
         let options = DeviceOptions { threads: Some(threads), ..options() };
         let mut exec = Executor::new(plan, model(), &options).unwrap();
-        exec.forward("prefill", &[4, 3, 2, 1], 0).unwrap();
-        close(exec.result_f32(0).unwrap(), &expected(&[4, 3, 2, 1]));
+        exec.forward(PREFILL, &rows(&[4, 3, 2, 1], 0)).unwrap();
+        close(&filled(&mut exec, 4), &expected(&[4, 3, 2, 1]));
     }
 }

@@ -15,10 +15,16 @@ fn spec(primitive: Primitive, args: Vec<Arg>, may_alias: Vec<Alias>) -> KernelSp
 }
 
 fn arg(access: Access, ty: &TensorType) -> Arg {
-    Arg { access, ty: ty.clone() }
+    Arg::new(access, ty.clone())
 }
 
-/// Rows of a table plus a bias, appended to a cache, whose filled rows go through SiLU: the result.
+/// An index argument that comes from an input.
+fn index(ty: &TensorType, below: u64, distinct: bool) -> Arg {
+    let index = Index { below: Dim::n(below), distinct, source: IndexSource::Input };
+    Arg { index: Some(index), ..arg(Access::Read, ty) }
+}
+
+/// Rows of a table plus a bias, appended to a cache of one page, whose filled rows go through SiLU: the result.
 pub(in crate::runtime) fn toy(name: &str, t: u64) -> Program {
     use Access::{Read, Update, Write};
     let ids = TensorType::new(DType::I32, [Dim::T]);
@@ -26,39 +32,57 @@ pub(in crate::runtime) fn toy(name: &str, t: u64) -> Program {
     let bias = TensorType::new(DType::F32, [8]);
     let rows = TensorType::new(DType::F32, [Dim::T, Dim::n(8)]);
     let heads = TensorType::new(DType::F32, [Dim::T, Dim::n(1), Dim::n(8)]);
-    let cache = TensorType::new(DType::F32, [Dim::S, Dim::n(1), Dim::n(8)]);
-    let filled = TensorType::new(DType::F32, [Dim { p: 1, ..Dim::T }, Dim::n(1), Dim::n(8)]);
+    let cache = TensorType::new(DType::F32, [16, 1, 8]);
+    let filled = TensorType::new(DType::F32, [1, 16, 1, 8]);
+    let (tables, lengths) = (TensorType::new(DType::I32, [1, 1]), TensorType::new(DType::I32, [1]));
     let alias = |write, read| vec![Alias { write, read }];
-    let append = vec![arg(Update, &cache), arg(Read, &heads)];
-    let mut append = spec(Primitive::KvAppend, append, vec![]);
-    append.grid = vec![Extent::each(Dim::T)];
+    let append = vec![arg(Update, &cache), arg(Read, &heads), index(&ids, 16, true)];
+    let over_filled = vec![Extent::each(1), Extent::each(16), Extent::each(1)];
+    let read =
+        vec![arg(Read, &cache), index(&tables, 1, false), index(&lengths, 17, false), arg(Write, &filled)];
+    let mut read = spec(Primitive::KvRead { page: 16 }, read, vec![]);
     let mut silu = spec(Primitive::Silu, vec![arg(Read, &filled), arg(Write, &filled)], vec![]);
-    silu.grid.push(Extent::each(1));
+    (read.grid, silu.grid) = (over_filled.clone(), over_filled);
+    let fetch = vec![arg(Read, &table), index(&ids, 5, false), arg(Write, &rows)];
+    let state = Place::State { name: "cache".into(), role: StateRole::Appended };
     Program {
         name: name.into(),
-        bounds: Syms { t, p: 16, s: 16 },
+        bounds: Syms { t, r: 0 },
         kernels: vec![
-            spec(Primitive::GetRows, vec![arg(Read, &table), arg(Read, &ids), arg(Write, &rows)], vec![]),
+            spec(Primitive::GetRows, fetch, vec![]),
             spec(Primitive::Add, vec![arg(Read, &rows), arg(Read, &bias), arg(Write, &rows)], alias(2, 0)),
-            append,
+            spec(Primitive::KvAppend, append, vec![]),
             silu,
+            read,
         ],
-        launches: [(0, vec![1, 0, 3]), (1, vec![3, 2, 4]), (2, vec![5, 4]), (3, vec![5, 6])]
-            .into_iter()
-            .map(|(kernel, args)| Launch { kernel, args, label: format!("node {kernel}") })
-            .collect(),
+        launches: [
+            (0, vec![1, 0, 3]),
+            (1, vec![3, 2, 4]),
+            (2, vec![5, 4, 8]),
+            (4, vec![5, 9, 10, 7]),
+            (3, vec![7, 6]),
+        ]
+        .into_iter()
+        .map(|(kernel, args)| Launch { kernel, args, label: format!("node {kernel}") })
+        .collect(),
         buffers: [
             (&ids, Place::Arena),
             (&table, Place::Weight("table".into())),
             (&bias, Place::Weight("bias".into())),
             (&rows, Place::Arena),
             (&rows, Place::Arena),
-            (&cache, Place::State("cache".into())),
+            (&cache, state),
             (&filled, Place::Arena),
+            (&filled, Place::Arena),
+            (&ids, Place::Arena),
+            (&tables, Place::Arena),
+            (&lengths, Place::Arena),
         ]
         .map(|(ty, place)| Buffer { ty: ty.clone(), place })
         .into(),
-        inputs: vec![("tokens".into(), 0)],
+        inputs: [("tokens", 0), ("rows", 8), ("tables", 9), ("lengths", 10)]
+            .map(|(name, buffer)| (name.into(), buffer))
+            .into(),
         results: vec![6],
     }
 }
@@ -78,7 +102,14 @@ pub(in crate::runtime) fn parts(identity: Identity) -> Parts {
             name: "Toy".into(),
         },
         target: Target::test_cpu(),
-        options: Options { exact: true, kv: DType::F32, context: 16, chunk: 4, greedy: false },
+        options: Options {
+            exact: true,
+            kv: KvTypes::both(DType::F32),
+            context: 16,
+            sequences: 1,
+            chunk: 4,
+            greedy: false,
+        },
         programs: vec![(toy("prefill", 4), vec![decision]), (toy("decode", 1), vec![])],
     }
 }
@@ -96,38 +127,49 @@ fn a_plan_is_readable() {
     plan by sinter 0.1.0, kernels 0123456789ab
     model   "Toy" (toy), toy.gguf: 1000 bytes, header abababababab, samples cdcdcdcdcdcd
     target  test-cpu (cpu)
-    options context 16, chunk 4, kv f32, exact
-    pool    1024 bytes: states 512, arena 512
-      @0          "cache" f32[S,1,8]
+    options context 16, sequences 1, chunk 4, kv f32, exact
+    pool    1536 bytes: states 512, arena 1024
+      @0          "cache" f32[16,1,8] appended
     weights 2 (192 bytes)
       "table" f32[5,8]
       "bias" f32[8]
-    kernels 4
+    kernels 5
       k0 get_rows(f32[5,8], i32[T], >f32[T,8]) grid T
       k1 add(f32[T,8], f32[8], >f32[T,8]) 2=0 grid T
-      k2 kv_append(&f32[S,1,8], f32[T,1,8]) grid T
-      k3 silu(f32[P+T,1,8], >f32[P+T,1,8]) grid P+T 1
-    program "prefill" T<=4 P<=16 S=16
-      arena 512 bytes, 512 live at once
+      k2 kv_append(&f32[16,1,8], f32[T,1,8], i32[T]) grid T
+      k3 silu(f32[1,16,1,8], >f32[1,16,1,8]) grid 1 16 1
+      k4 kv_read(f32[16,1,8], i32[1,1], i32[1], >f32[1,16,1,8]) grid 1 16 1
+    program "prefill" T<=4 R<=0
+      arena 1024 bytes, 1024 live at once
       b0 i32[T] @128..144 input %tokens < 5
-      b1 f32[T,8] @0..128
-      b2 f32[T,8] @0..128
-      b3 f32[P+T,1,8] @0..512 result 0
-         0: k0 get_rows("table", b0, >b1)  node 0
-         1: k1 add(b1, "bias", >b2)  node 1
-         2: k2 kv_append(&"cache", b2)  node 2
-         3: k3 silu("cache", >b3)  node 3
+      b1 i32[T] @192..208 input %rows < 16 distinct
+      b2 i32[1,1] @512..516 input %tables < 1
+      b3 i32[1] @576..580 input %lengths < 17
+      b4 f32[T,8] @0..128
+      b5 f32[T,8] @0..128
+      b6 f32[1,16,1,8] @0..512
+      b7 f32[1,16,1,8] @512..1024 result 0
+         0: k0 get_rows("table", b0, >b4)  node 0
+         1: k1 add(b4, "bias", >b5)  node 1
+         2: k2 kv_append(&"cache", b5, b1)  node 2
+         3: k4 kv_read("cache", b2, b3, >b6)  node 4
+         4: k3 silu(b6, >b7)  node 3
       decisions: 1
-    program "decode" T<=1 P<=16 S=16
-      arena 512 bytes, 512 live at once
+    program "decode" T<=1 R<=0
+      arena 1024 bytes, 1024 live at once
       b0 i32[T] @0..4 input %tokens < 5
-      b1 f32[T,8] @64..96
-      b2 f32[T,8] @64..96
-      b3 f32[P+T,1,8] @0..512 result 0
-         0: k0 get_rows("table", b0, >b1)  node 0
-         1: k1 add(b1, "bias", >b2)  node 1
-         2: k2 kv_append(&"cache", b2)  node 2
-         3: k3 silu("cache", >b3)  node 3
+      b1 i32[T] @64..68 input %rows < 16 distinct
+      b2 i32[1,1] @512..516 input %tables < 1
+      b3 i32[1] @576..580 input %lengths < 17
+      b4 f32[T,8] @128..160
+      b5 f32[T,8] @128..160
+      b6 f32[1,16,1,8] @0..512
+      b7 f32[1,16,1,8] @512..1024 result 0
+         0: k0 get_rows("table", b0, >b4)  node 0
+         1: k1 add(b4, "bias", >b5)  node 1
+         2: k2 kv_append(&"cache", b5, b1)  node 2
+         3: k4 kv_read("cache", b2, b3, >b6)  node 4
+         4: k3 silu(b6, >b7)  node 3
       decisions: 0
     "#);
 }
@@ -135,11 +177,11 @@ fn a_plan_is_readable() {
 #[test]
 fn kernels_states_and_weights_are_shared_by_programs() {
     let plan = plan();
-    assert_eq!(plan.kernels.len(), 4);
+    assert_eq!(plan.kernels.len(), 5);
     assert_eq!((plan.weights.len(), plan.states.len()), (2, 1));
-    assert_eq!(plan.programs["decode"].inputs[0].below, Some(5));
+    assert_eq!(plan.programs[1].inputs[0].below, Some(Dim::n(5)));
     assert_eq!(plan.arena_offset, plan.state_bytes());
-    assert_eq!(plan.pool_bytes(), plan.arena_offset + plan.programs["prefill"].arena_bytes);
+    assert_eq!(plan.pool_bytes(), plan.arena_offset + plan.programs[0].arena_bytes);
 }
 
 #[test]
@@ -164,7 +206,7 @@ fn the_format_has_one_schema() {
         ($($ty:ty)*) => { $(tracer.trace_type::<$ty>(&samples).unwrap();)* };
     }
     trace!(DType Outcome Why Template Primitive Access BufRef TargetKind);
-    trace!(crate::ir::Kernel crate::ir::RopeStyle NormSource crate::codegen::spec::Epilogue);
+    trace!(crate::ir::Kernel crate::ir::RopeStyle StateRole IndexSource NormSource crate::codegen::spec::Epilogue);
     let registry = tracer.registry().unwrap();
     let mut text = String::new();
     for (name, format) in &registry {
@@ -174,7 +216,7 @@ fn the_format_has_one_schema() {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (2, "d9ebb707254dc8c5"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (3, "565a9ec628d78c6b"), "the schema of plans:\n{text}");
 }
 
 fn refused(bytes: &[u8]) -> String {
@@ -218,17 +260,17 @@ fn invalid(change: impl FnOnce(&mut Plan)) -> String {
 }
 
 fn decode(plan: &mut Plan) -> &mut PlannedProgram {
-    &mut plan.programs["decode"]
+    &mut plan.programs[1]
 }
 
 #[test]
 fn every_rule_is_checked() {
     type Change = Box<dyn FnOnce(&mut Plan)>;
     let cases: Vec<(&str, Change)> = vec![
-        ("kernel 9 does not exist: there are 4", Box::new(|p| decode(p).launches[0].kernel = 9)),
-        ("buffer 7 does not exist: there are 4", Box::new(|p| decode(p).results[0] = 7)),
-        ("buffer 7 does not exist", Box::new(|p| decode(p).inputs[0].buffer = 7)),
-        ("buffer 7 does not exist", Box::new(|p| decode(p).launches[0].args[2] = BufRef::Arena(7))),
+        ("kernel 9 does not exist: there are 5", Box::new(|p| decode(p).launches[0].kernel = 9)),
+        ("buffer 17 does not exist: there are 8", Box::new(|p| decode(p).results[0] = 17)),
+        ("buffer 17 does not exist", Box::new(|p| decode(p).inputs[0].buffer = 17)),
+        ("buffer 17 does not exist", Box::new(|p| decode(p).launches[0].args[2] = BufRef::Arena(17))),
         (
             "state 1 does not exist: there are 1",
             Box::new(|p| decode(p).launches[2].args[0] = BufRef::State(1)),
@@ -247,13 +289,13 @@ fn every_rule_is_checked() {
         ),
         ("may not write weight \"bias\"", Box::new(|p| decode(p).launches[1].args[2] = BufRef::Weight(1))),
         ("may not write state \"cache\"", Box::new(|p| decode(p).launches[1].args[2] = BufRef::State(0))),
-        ("lies at 65536", Box::new(|p| decode(p).buffers[1].offset = 65536)),
-        ("not a multiple of 64", Box::new(|p| decode(p).buffers[1].offset = 4)),
+        ("lies at 65536", Box::new(|p| decode(p).buffers[4].offset = 65536)),
+        ("not a multiple of 64", Box::new(|p| decode(p).buffers[4].offset = 4)),
         (
             "share bytes while both are in use",
             Box::new(|p| decode(p).buffers[1].offset = decode(p).buffers[0].offset),
         ),
-        ("reads buffer b1 f32[T,8] before", Box::new(|p| decode(p).launches.swap(0, 1))),
+        ("reads buffer b4 f32[T,8] before", Box::new(|p| decode(p).launches.swap(0, 1))),
         ("runs on stream 1, but there are 1", Box::new(|p| decode(p).launches[0].slot.stream = 1)),
         ("waits for event 3", Box::new(|p| decode(p).launches[0].slot.waits.push(3))),
         ("bytes of arena, the plan has 1", Box::new(|p| p.arena_bytes = 1)),
@@ -268,18 +310,35 @@ fn every_rule_is_checked() {
             Box::new(|p| decode(p).inputs = vec![decode(p).inputs[0].clone(); 2]),
         ),
         ("state \"cache\" cannot be f32[T,1,8]", Box::new(|p| p.states[0].ty.shape[0] = Dim::T)),
-        ("weight \"bias\" cannot be f32[S]", Box::new(|p| p.weights[1].ty.shape[0] = Dim::S)),
+        ("weight \"bias\" cannot be f32[R]", Box::new(|p| p.weights[1].ty.shape[0] = Dim::R)),
         ("larger than any memory", Box::new(|p| p.states[0].ty.shape[1] = Dim::n(1 << 60))),
         ("not whole blocks", Box::new(|p| p.weights[1].ty.dtype = DType::Q8_0)),
-        ("are not those of a context of 16", Box::new(|p| decode(p).bounds.t = 17)),
-        ("are not those of a context of 16", Box::new(|p| decode(p).bounds.s = 32)),
-        ("are not those of a context of 16", Box::new(|p| decode(p).bounds.t = 0)),
-        ("a context of 16 tokens with chunks of 0", Box::new(|p| p.options.chunk = 0)),
-        ("a cache of q8_0 makes no sense", Box::new(|p| p.options.kv = DType::Q8_0)),
+        ("bounds need 1 <= T and R <= T", Box::new(|p| decode(p).bounds.t = 0)),
+        ("bounds need 1 <= T and R <= T", Box::new(|p| decode(p).bounds.r = 2)),
+        ("1 sequences of 16 tokens with chunks of 0", Box::new(|p| p.options.chunk = 0)),
+        ("with chunks of 17", Box::new(|p| p.options.chunk = 17)),
+        ("make no sense", Box::new(|p| p.options.sequences = 1 << 40)),
+        ("caches of f32,q8_0 make no sense", Box::new(|p| p.options.kv.v = DType::Q8_0)),
         ("values that are not checked inputs", Box::new(|p| decode(p).inputs[0].below = None)),
         (
-            "input \"tokens\" allows values that launch \"node 0\" has no row for",
-            Box::new(|p| decode(p).inputs[0].below = Some(6)),
+            "input \"tokens\" allows values that launch \"node 0\" cannot follow",
+            Box::new(|p| decode(p).inputs[0].below = Some(Dim::n(6))),
+        ),
+        (
+            "input \"tokens\" allows values that launch \"node 0\" cannot follow",
+            Box::new(|p| decode(p).inputs[0].below = Some(Dim::T)),
+        ),
+        (
+            "input \"rows\" allows values that launch \"node 2\" cannot follow",
+            Box::new(|p| decode(p).inputs[1].distinct = false),
+        ),
+        (
+            "cache has not 16 rows",
+            Box::new(|p| {
+                p.states.push(State { name: "more cache".into(), offset: 512, ..p.states[0].clone() });
+                p.states[1].ty.shape[0] = Dim::n(8);
+                p.arena_offset += 512;
+            }),
         ),
         ("streams and wave must lie in 1..=64", Box::new(|p| p.target.streams = 0)),
     ];
@@ -297,11 +356,10 @@ fn looked_up_values_must_come_from_an_input_that_nothing_writes() {
         let program = &mut parts.programs[0].0;
         let ids = program.buffers[0].ty.clone();
         program.kernels.push(spec(Primitive::ArgMax, vec![arg(access, &ids)], vec![]));
-        program.launches.insert(0, Launch { kernel: 4, args: vec![0], label: "evil".into() });
+        program.launches.insert(0, Launch { kernel: 5, args: vec![0], label: "evil".into() });
         let says = Plan::build(parts).unwrap_err().to_string();
         assert_eq!(
-            says,
-            "program \"prefill\": launch \"node 0\" looks up rows by values that are not checked inputs",
+            says, "program \"prefill\": launch \"node 0\" follows values that are not checked inputs",
             "{access:?}"
         );
     }
@@ -317,22 +375,21 @@ fn ids_of_two_tables_are_held_to_the_smaller() {
         decode.buffers[1].ty.shape[0] = first.into();
         let mut lookup = decode.kernels[0].clone();
         lookup.args[0].ty.shape[0] = second.into();
+        for (kernel, rows) in [(&mut decode.kernels[0], first), (&mut lookup, second)] {
+            kernel.args[1].index.as_mut().unwrap().below = rows.into();
+        }
         let table = lookup.args[0].ty.clone();
         decode.buffers.push(Buffer { ty: table, place: Place::Weight("other".into()) });
         decode.buffers.push(Buffer { ty: lookup.args[2].ty.clone(), place: Place::Arena });
         decode.kernels.push(lookup);
         let other = decode.buffers.len() as u32 - 2;
-        decode.launches.push(Launch { kernel: 4, args: vec![other, 0, other + 1], label: "other".into() });
+        decode.launches.push(Launch { kernel: 5, args: vec![other, 0, other + 1], label: "other".into() });
         parts.programs.remove(0);
         let mut plan = Plan::build(parts).unwrap();
-        assert_eq!(plan.programs["decode"].inputs[0].below, Some(3));
-        decode_input(&mut plan).below = Some(4);
+        assert_eq!(plan.programs[0].inputs[0].below, Some(Dim::n(3)));
+        plan.programs[0].inputs[0].below = Some(Dim::n(4));
         assert!(plan.validate().unwrap_err().to_string().contains("allows values that launch"));
     }
-}
-
-fn decode_input(plan: &mut Plan) -> &mut Input {
-    &mut decode(plan).inputs[0]
 }
 
 /// Two states and the arena, each a line too near to the next.
@@ -361,18 +418,23 @@ fn programs_that_do_not_go_together_are_refused() {
         change(&mut parts);
         Plan::build(parts).unwrap_err().to_string()
     };
-    assert_eq!(
-        built(&|p| p.programs[1].0.name = "prefill".into()),
-        "there are two programs called \"prefill\""
-    );
     let says = built(&|p| p.programs[1].0.buffers[2].ty.shape[0] = Dim::n(16));
     assert_eq!(says, "weight \"bias\" is f32[8] in one program and f32[16] in another");
     let says = built(&|p| p.programs[1].0.inputs[0].1 = 1);
     assert_eq!(says, "program \"decode\": the input \"tokens\" must be planned in the arena");
     assert!(built(&|p| p.programs[1].0.results[0] = 5).contains("the result \"0\" must be planned"));
-    assert!(built(&|p| p.programs[1].0.results[0] = 50).contains("buffer 50 does not exist: there are 7"));
-    assert!(built(&|p| p.programs[1].0.launches[0].kernel = 4).contains("kernel 4 does not exist"));
-    assert!(built(&|p| p.options.context = 32).contains("not those of a context of 32"));
+    assert!(built(&|p| p.programs[1].0.results[0] = 50).contains("buffer 50 does not exist: there are 11"));
+    assert!(built(&|p| p.programs[1].0.launches[0].kernel = 5).contains("kernel 5 does not exist"));
+    let says = built(&|p| {
+        p.programs[1].0.buffers[5].place = Place::State { name: "cache".into(), role: StateRole::Replaced }
+    });
+    assert_eq!(
+        says,
+        "state \"cache\" is f32[16,1,8] appended in one program and f32[16,1,8] replaced in another"
+    );
+    let says =
+        built(&|p| p.programs[1].0.kernels[4].template = Template::Primitive(Primitive::KvRead { page: 8 }));
+    assert!(says.contains("do not agree on the pages"), "{says}");
 }
 
 #[test]

@@ -13,7 +13,8 @@ impl fmt::Display for Plan {
         let source = model.source.as_deref().unwrap_or("embedded");
         writeln!(f, "model   {:?} ({}), {source}: {}", model.name, model.architecture, model.identity)?;
         writeln!(f, "target  {} ({})", target.name, kind_name(target.kind))?;
-        write!(f, "options context {}, chunk {}, kv {}", options.context, options.chunk, options.kv)?;
+        write!(f, "options context {}, sequences {}, ", options.context, options.sequences)?;
+        write!(f, "chunk {}, kv {}", options.chunk, options.kv)?;
         for (on, name) in [(options.exact, "exact"), (options.greedy, "greedy")] {
             if on {
                 write!(f, ", {name}")?;
@@ -22,7 +23,7 @@ impl fmt::Display for Plan {
         let (pool, weights) = (self.pool_bytes(), self.weight_bytes());
         writeln!(f, "\npool    {pool} bytes: states {}, arena {}", self.arena_offset, self.arena_bytes)?;
         for state in &self.states {
-            writeln!(f, "  @{:<10} {:?} {}", state.offset, state.name, state.ty)?;
+            writeln!(f, "  @{:<10} {:?} {} {}", state.offset, state.name, state.ty, state.role.name())?;
         }
         writeln!(f, "weights {} ({weights} bytes)", self.weights.len())?;
         for weight in &self.weights {
@@ -32,8 +33,8 @@ impl fmt::Display for Plan {
         for (i, kernel) in self.kernels.iter().enumerate() {
             writeln!(f, "  k{i} {}", kernel)?;
         }
-        for (name, program) in &self.programs {
-            write!(f, "program {name:?} ")?;
+        for program in &self.programs {
+            write!(f, "program {:?} ", program.name)?;
             self.fmt_program(f, program)?;
         }
         Ok(())
@@ -43,15 +44,18 @@ impl fmt::Display for Plan {
 impl Plan {
     fn fmt_program(&self, f: &mut fmt::Formatter<'_>, program: &PlannedProgram) -> fmt::Result {
         let at = program.bounds;
-        writeln!(f, "T<={} P<={} S={}", at.t, at.p, at.s)?;
+        writeln!(f, "T<={} R<={}", at.t, at.r)?;
         writeln!(f, "  arena {} bytes, {} live at once", program.arena_bytes, program.lower_bound)?;
         for (i, buffer) in program.buffers.iter().enumerate() {
-            let end = buffer.offset.saturating_add(buffer.ty.max_bytes(&at));
+            let end = buffer.offset.saturating_add(buffer.ty.bytes(&at));
             write!(f, "  b{i} {} @{}..{end}", buffer.ty, buffer.offset)?;
             for input in program.inputs.iter().filter(|x| x.buffer as usize == i) {
                 write!(f, " input %{}", input.name)?;
                 if let Some(below) = input.below {
                     write!(f, " < {below}")?;
+                }
+                if input.distinct {
+                    write!(f, " distinct")?;
                 }
             }
             for (r, _) in program.results.iter().enumerate().filter(|(_, b)| **b as usize == i) {
@@ -95,10 +99,10 @@ impl Plan {
     }
 
     /// The launches of a program as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
-    pub fn to_dot(&self, program: &str) -> String {
-        let mut dot = format!("digraph {program:?} {{\n  node [shape=box, fontname=monospace];\n");
+    pub fn to_dot(&self, program: &PlannedProgram) -> String {
+        let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", program.name);
         let mut writer: HashMap<BufRef, usize> = HashMap::new();
-        let launches = self.programs.get(program).map_or(&[][..], |p| &p.launches);
+        let launches = &program.launches;
         for (i, launch) in launches.iter().enumerate() {
             dot += &format!("  l{i} [label={:?}];\n", format!("{i}: {}", launch.label));
             let Some(kernel) = self.kernels.get(launch.kernel as usize) else { continue };

@@ -1,7 +1,7 @@
 //! The rules of a plan, checked.
 
-use super::{BufRef, Plan, PlanError, PlannedProgram, lookups, rows, state_bytes};
-use crate::codegen::spec::Access;
+use super::{BufRef, Plan, PlanError, PlannedProgram, state_bytes};
+use crate::codegen::spec::{Access, IndexSource};
 use crate::ir::DType;
 use crate::runtime::pool::{PoolError, check_placement, check_region};
 use crate::runtime::schedule::Slot;
@@ -14,11 +14,12 @@ impl Plan {
     /// The first rule that it breaks.
     pub fn validate(&self) -> Result<(), PlanError> {
         self.target.validate().map_err(PlanError::Target)?;
-        let (context, chunk, kv) = (self.options.context, self.options.chunk, self.options.kv);
-        // Tokens are counted in i32 wherever they are positions.
-        let sane = 1 <= chunk && chunk <= context && i32::try_from(context).is_ok();
-        if !sane || !matches!(kv, DType::F32 | DType::F16) {
-            return Err(PlanError::Options { context, chunk, kv });
+        let super::Options { context, sequences, chunk, kv, .. } = self.options;
+        // Tokens are counted in i32 wherever they are positions or rows.
+        let all = context.checked_mul(sequences).filter(|n| i32::try_from(*n).is_ok());
+        let sane = 1 <= chunk && all.is_some_and(|all| chunk <= all);
+        if !sane || [kv.k, kv.v].iter().any(|kv| !matches!(kv, DType::F32 | DType::F16)) {
+            return Err(PlanError::Options { context, sequences, chunk, kv });
         }
         unique("weights", self.weights.iter().map(|w| &w.name))?;
         unique("states", self.states.iter().map(|s| &s.name))?;
@@ -29,9 +30,10 @@ impl Plan {
             }
         }
         self.validate_pool()?;
-        for (name, program) in &self.programs {
-            self.validate_program(name, program)?;
+        for program in &self.programs {
+            self.validate_program(&program.name, program)?;
         }
+        self.paging()?;
         Ok(())
     }
 
@@ -39,7 +41,7 @@ impl Plan {
     fn validate_pool(&self) -> Result<(), PlanError> {
         let mut regions = vec![];
         for state in &self.states {
-            let bytes = state_bytes(&state.name, &state.ty, self.options.context)?;
+            let bytes = state_bytes(&state.name, &state.ty)?;
             let name = format!("state {:?}", state.name);
             check_region(&name, state.offset, bytes, self.arena_offset)?;
             regions.push((state.offset, bytes, name));
@@ -57,9 +59,8 @@ impl Plan {
 
     fn validate_program(&self, name: &str, program: &PlannedProgram) -> Result<(), PlanError> {
         let bounds = program.bounds;
-        let context = self.options.context;
-        if bounds.s != context || bounds.t < 1 || bounds.t > context || bounds.p > context {
-            return Err(PlanError::Bounds { program: name.to_owned(), bounds, context });
+        if bounds.t < 1 || bounds.r > bounds.t || i32::try_from(bounds.t).is_err() {
+            return Err(PlanError::Bounds { program: name.to_owned(), bounds });
         }
         self.validate_indices(program)?;
         unique("inputs", program.inputs.iter().map(|i| &i.name))?;
@@ -105,7 +106,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Rule 5: what a kernel looks up exists. Every index is known to be in range.
+    /// Rule 5: what a kernel follows exists. Every index of the plan is known to be in range.
     fn validate_lookups(&self, name: &str, program: &PlannedProgram) -> Result<(), PlanError> {
         let mut written = BTreeSet::new();
         for launch in &program.launches {
@@ -117,21 +118,23 @@ impl Plan {
         }
         for launch in &program.launches {
             let kernel = &self.kernels[launch.kernel as usize];
-            let Some((table, ids)) = lookups(kernel) else { continue };
-            let unchecked =
-                || PlanError::Unchecked { program: name.to_owned(), launch: launch.label.clone() };
-            let at = launch.args.get(usize::from(ids)).copied();
-            let Some(at @ BufRef::Arena(buffer)) = at else { return Err(unchecked()) };
-            let mut inputs = program.inputs.iter().filter(|i| i.buffer == buffer);
-            let (Some(input), None) = (inputs.next(), inputs.next()) else { return Err(unchecked()) };
-            let below = input.below.ok_or_else(unchecked)?;
-            let plain = program.buffers[buffer as usize].ty.dtype == DType::I32;
-            if !plain || written.contains(&at) {
-                return Err(unchecked());
-            }
-            if below > rows(kernel, table) {
-                let (input, launch) = (input.name.clone(), launch.label.clone());
-                return Err(PlanError::Below { program: name.to_owned(), input, launch });
+            for (arg, at) in kernel.args.iter().zip(&launch.args) {
+                let Some(index) = arg.index.filter(|index| index.source == IndexSource::Input) else {
+                    continue;
+                };
+                let unchecked =
+                    || PlanError::Unchecked { program: name.to_owned(), launch: launch.label.clone() };
+                let BufRef::Arena(buffer) = *at else { return Err(unchecked()) };
+                let mut inputs = program.inputs.iter().filter(|i| i.buffer == buffer);
+                let (Some(input), None) = (inputs.next(), inputs.next()) else { return Err(unchecked()) };
+                let plain = program.buffers[buffer as usize].ty.dtype == DType::I32;
+                if !plain || written.contains(at) || input.below.is_none() {
+                    return Err(unchecked());
+                }
+                if !input.suits(&index) {
+                    let (input, launch) = (input.name.clone(), launch.label.clone());
+                    return Err(PlanError::Below { program: name.to_owned(), input, launch });
+                }
             }
         }
         Ok(())

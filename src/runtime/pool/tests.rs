@@ -4,7 +4,7 @@ use crate::ir::{DType, Syms, TensorType};
 use crate::runtime::schedule::FlowBuffer;
 use proptest::prelude::*;
 
-const BOUNDS: Syms = Syms { t: 1, p: 0, s: 1 };
+const BOUNDS: Syms = Syms { t: 1, r: 1 };
 
 fn ty(elements: u64) -> TensorType {
     TensorType::new(DType::F32, [elements])
@@ -14,7 +14,7 @@ fn kernel(args: &[(Access, u64)], aliases: &[(u16, u16)]) -> KernelSpec {
     KernelSpec {
         kernel: None,
         template: Template::Primitive(Primitive::Add),
-        args: args.iter().map(|(access, n)| Arg { access: *access, ty: ty(*n) }).collect(),
+        args: args.iter().map(|(access, n)| Arg::new(*access, ty(*n))).collect(),
         may_alias: aliases.iter().map(|(write, read)| Alias { write: *write, read: *read }).collect(),
         grid: vec![],
     }

@@ -114,7 +114,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]) {
+    fn from_f16(h: &[u8; 32], x: &mut [f32; 16]) {
         // SAFETY: the processor has F16C; loads and stores are unaligned and within the arrays.
         unsafe {
             for at in [0, 8] {
@@ -125,7 +125,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn from_eight_halves(h: [u16; 8]) -> [f32; 8] {
+    fn from_f16x8(h: [u16; 8]) -> [f32; 8] {
         // SAFETY: the processor has F16C; all types are plain bytes.
         unsafe { std::mem::transmute(_mm256_cvtph_ps(std::mem::transmute::<[u16; 8], __m128i>(h))) }
     }
@@ -144,7 +144,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn to_halves(x: &[f32; 8]) -> [u8; 16] {
+    fn to_f16(x: &[f32; 8]) -> [u8; 16] {
         // SAFETY: the processor has F16C; both types are plain bytes.
         unsafe {
             let x = _mm256_loadu_ps(x.as_ptr());
@@ -257,7 +257,7 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn from_halves(h: &[u8; 32], x: &mut [f32; 16]) {
+    fn from_f16(h: &[u8; 32], x: &mut [f32; 16]) {
         // SAFETY: the processor has AVX-512; load and store are unaligned and within the arrays.
         unsafe {
             let h = _mm256_loadu_si256(h.as_ptr().cast());
@@ -266,8 +266,8 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn from_eight_halves(h: [u16; 8]) -> [f32; 8] {
-        Avx2::from_eight_halves(h)
+    fn from_f16x8(h: [u16; 8]) -> [f32; 8] {
+        Avx2::from_f16x8(h)
     }
 
     #[inline(always)]
@@ -277,8 +277,8 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn to_halves(x: &[f32; 8]) -> [u8; 16] {
-        Avx2::to_halves(x)
+    fn to_f16(x: &[f32; 8]) -> [u8; 16] {
+        Avx2::to_f16(x)
     }
 
     #[inline(always)]
