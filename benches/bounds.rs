@@ -61,7 +61,7 @@ const K: u64 = 4096;
 
 /// A lone token times a matrix of some rows, none of which need memory: what decoding a format takes.
 fn matvec(format: DType) -> KernelSpec {
-    let arg = |access, dtype, shape: &[Dim]| Arg { access, ty: TensorType { dtype, shape: shape.to_vec() } };
+    let arg = |access, dtype, shape: &[Dim]| Arg::new(access, TensorType { dtype, shape: shape.to_vec() });
     let rows = 32;
     let part = MatmulPart { weight: 1, format, rows, bias: None, residual: None, out: Some(2) };
     let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store, tile: 32 };
@@ -81,7 +81,7 @@ fn matvec(format: DType) -> KernelSpec {
 
 /// Formats take up to 2.5 times as long as Q8_0; one that the compiler does not turn into vectors, ten times.
 fn formats() -> bool {
-    let at = Syms { t: 1, p: 0, s: 1 };
+    let at = Syms { t: 1, r: 1 };
     let mut all = true;
     for features in Features::available() {
         let time = |format: DType| {

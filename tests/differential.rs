@@ -25,7 +25,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise.
-const GRAPHS: u64 = 130;
+const GRAPHS: u64 = 160;
 
 /// What must have been launched this often, or the run says nothing.
 const LEAST: u64 = 10;

@@ -47,7 +47,8 @@ pub enum Op {
     /// reads KV head `h·G/H`.
     Scores { scale: f32 },
     /// `(scores [H,T,C], positions i32 [T])`: a token sees its own position and those before, of which only the last `window`
-    /// where there is a window; the rest becomes -∞.
+    /// where there is a window; the rest becomes -∞. A position is below the length of its sequence: what lies beyond that
+    /// no kernel has to show.
     CausalMask { window: Option<u32> },
     /// `e^(x - max) / Σ` over the last dimension.
     Softmax,

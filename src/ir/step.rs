@@ -33,7 +33,7 @@ impl fmt::Display for KvTypes {
 pub enum StepInput {
     /// i32 `[T]`: the tokens.
     Tokens,
-    /// i32 `[T]`: the position of each token in its sequence.
+    /// i32 `[T]`: the position of each token in its sequence, below the length of that.
     Positions,
     /// i32 `[T]`: the sequence of each token, below `B`.
     Sequences,

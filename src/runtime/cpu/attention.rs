@@ -204,7 +204,7 @@ impl Attention {
         let length = args.index(self.lengths, sequence, page * each + 1);
         // Lanes without a query see all, of nothing; nobody looks at their results.
         let mut sees = [(0, i32::MAX); QUERIES];
-        let (mut any, mut all) = (usize::MAX..0, 0..length);
+        let (mut any, mut all) = (Range { start: usize::MAX, end: 0 }, 0..length);
         for (token, sees) in tokens.clone().zip(sees.chunks_mut(heads.len())) {
             let Range { start, end } = seen(args.integer(self.positions, token), self.window);
             let (start, end) = if start < end.min(length) { (start, end.min(length)) } else { (0, 0) };

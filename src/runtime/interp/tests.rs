@@ -291,8 +291,11 @@ fn rows_pages_and_lengths_beyond_the_cache_are_refused() {
     }
 }
 
+/// Sequence, position, decay and input of a token.
+type ScanToken = (i32, i32, [f32; 2], [f32; 2]);
+
 /// Three sequences of two channels.
-fn scanned(state: [f32; 6], tokens: &[(i32, i32, [f32; 2], [f32; 2])]) -> Result<[Vec<f32>; 2]> {
+fn scanned(state: [f32; 6], tokens: &[ScanToken]) -> Result<[Vec<f32>; 2]> {
     let text =
         "graph @g(%decay: f32[T,2], %x: f32[T,2], %sequences: i32[T], %positions: i32[T]) sym T<=4, R<=1 {
         %h = state \"h\" : f32[3,2] replaced
@@ -301,9 +304,8 @@ fn scanned(state: [f32; 6], tokens: &[(i32, i32, [f32; 2], [f32; 2])]) -> Result
     }";
     let graph = Graph::parse(text).unwrap();
     let t = tokens.len();
-    let column =
-        |f: fn(&(i32, i32, [f32; 2], [f32; 2])) -> i32| i32s(&tokens.iter().map(f).collect::<Vec<_>>());
-    let rows = |f: fn(&(i32, i32, [f32; 2], [f32; 2])) -> [f32; 2]| {
+    let column = |f: fn(&ScanToken) -> i32| i32s(&tokens.iter().map(f).collect::<Vec<_>>());
+    let rows = |f: fn(&ScanToken) -> [f32; 2]| {
         f32s(&[t, 2], tokens.iter().map(f).collect::<Vec<_>>().as_flattened())
     };
     let inputs = [rows(|t| t.2), rows(|t| t.3), column(|t| t.0), column(|t| t.1)];

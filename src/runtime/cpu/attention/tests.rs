@@ -328,10 +328,9 @@ fn what_a_token_does_not_see_does_not_reach_it() {
                     // Of keys, no more is known than that nothing else reaches what does not see them.
                     let touched = sees && (column == 0 || argument == 1);
                     assert!(touched || x.is_finite(), "position {token}, column {column}: {x}");
-                    assert!(
-                        !(sees && column == 0 && argument == 2) || !x.is_finite(),
-                        "position {token}: {x}"
-                    );
+                    if sees && column == 0 && argument == 2 {
+                        assert!(!x.is_finite(), "position {token}: {x}");
+                    }
                 }
             }
             inputs[argument] = Some(before);
