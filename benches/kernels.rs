@@ -5,8 +5,8 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 use sinter::codegen::spec::{
-    Access, Arg, AttentionSpec, Epilogue, Extent, KernelSpec, MatmulPart, MatmulSpec, NormSource, NormSpec,
-    Template,
+    Access, Arg, AttentionSpec, Epilogue, Extent, Index, IndexSource, KernelSpec, MatmulPart, MatmulSpec,
+    NormSource, NormSpec, Template,
 };
 use sinter::ir::{DType, Dim, Syms, TensorType};
 use sinter::runtime::cpu::{Features, RawArg, bind};
@@ -14,7 +14,7 @@ use sinter::runtime::cpu::{Features, RawArg, bind};
 const K: u64 = 4096;
 
 fn arg(access: Access, dtype: DType, shape: &[Dim]) -> Arg {
-    Arg { access, ty: TensorType { dtype, shape: shape.to_vec() } }
+    Arg::new(access, TensorType { dtype, shape: shape.to_vec() })
 }
 
 fn spec(template: Template, args: Vec<Arg>, grid: Vec<Extent>) -> KernelSpec {
@@ -56,12 +56,35 @@ fn norm() -> KernelSpec {
 
 /// One layer's attention of a model with 32 heads on 8.
 fn attention() -> KernelSpec {
-    let m = AttentionSpec { q: 0, k: 1, v: 2, out: 3, heads: 32, kv_heads: 8, head_dim: 64, scale: 0.125 };
-    let cache = || arg(Access::Read, DType::F16, &[Dim::S, Dim::n(8), Dim::n(64)]);
+    let m = AttentionSpec {
+        q: 0,
+        k: 1,
+        v: 2,
+        tables: 3,
+        lengths: 4,
+        sequences: 5,
+        positions: 6,
+        out: 7,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 64,
+        scale: 0.125,
+        page: 32,
+        window: None,
+    };
+    let cache = || arg(Access::Read, DType::F16, &[Dim::n(1024), Dim::n(8), Dim::n(64)]);
+    let index = |shape: &[Dim], below: u64| Arg {
+        index: Some(Index { below: Dim::n(below), distinct: false, source: IndexSource::Input }),
+        ..arg(Access::Read, DType::I32, shape)
+    };
     let args = vec![
         arg(Access::Read, DType::F32, &[Dim::T, Dim::n(2048)]),
         cache(),
         cache(),
+        index(&[Dim::n(1), Dim::n(32)], 32),
+        index(&[Dim::n(1)], 1025),
+        index(&[Dim::T], 1),
+        arg(Access::Read, DType::I32, &[Dim::T]),
         arg(Access::Write, DType::Q8Act, &[Dim::T, Dim::n(2048)]),
     ];
     spec(Template::Attention(m), args, vec![Extent::each(32), Extent { dim: Dim::T, per: 8 }])
@@ -93,7 +116,16 @@ fn fill(dtype: DType, n: u64) -> Vec<u8> {
     bytes
 }
 
-fn run(c: &mut Criterion, group: &str, name: &str, spec: &KernelSpec, at: Syms, read: usize) {
+/// Measures a kernel on made-up arguments, but for those that are `given`.
+fn run(
+    c: &mut Criterion,
+    group: &str,
+    name: &str,
+    spec: &KernelSpec,
+    at: Syms,
+    given: &[(usize, Vec<i32>)],
+    read: usize,
+) {
     let mut group = c.benchmark_group(group);
     group.sample_size(10).warm_up_time(std::time::Duration::from_millis(300));
     group.measurement_time(std::time::Duration::from_secs(1)).throughput(Throughput::Bytes(read as u64));
@@ -101,6 +133,9 @@ fn run(c: &mut Criterion, group: &str, name: &str, spec: &KernelSpec, at: Syms, 
         let kernel = bind(spec, &features).expect("the spec is right");
         let mut memory: Vec<Vec<u8>> =
             spec.args.iter().map(|a| fill(a.ty.dtype, a.ty.elements(&at))).collect();
+        for (arg, values) in given {
+            memory[*arg] = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        }
         let args: Vec<RawArg> =
             memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
         let items = spec.items(&at) as usize;
@@ -113,20 +148,25 @@ fn run(c: &mut Criterion, group: &str, name: &str, spec: &KernelSpec, at: Syms, 
 
 fn kernels(c: &mut Criterion) {
     for t in [1, 32] {
-        let at = Syms { t, p: 0, s: 512 };
+        let at = Syms { t, r: t };
         for x in [DType::Q8Act, DType::F32] {
             for format in DType::WEIGHTS.into_iter().filter(|w| x == DType::F32 || w.is_quantised()) {
                 let spec = matmul(x, format);
                 let bytes = spec.args[1].ty.bytes(&at) as usize;
-                run(c, "matmul", &format!("{format}/{x}/T={t}"), &spec, at, bytes);
+                run(c, "matmul", &format!("{format}/{x}/T={t}"), &spec, at, &[], bytes);
             }
         }
-        run(c, "norm", &format!("T={t}"), &norm(), at, (t * K * 8) as usize);
+        run(c, "norm", &format!("T={t}"), &norm(), at, &[], (t * K * 8) as usize);
     }
-    let decode = Syms { t: 1, p: 1023, s: 1024 };
-    run(c, "attention", "T=1,P=1023", &attention(), decode, 2 * 1024 * 512 * 2);
-    let prefill = Syms { t: 512, p: 0, s: 1024 };
-    run(c, "attention", "T=512,P=0", &attention(), prefill, 2 * 512 * 512 * 2);
+    for (t, before) in [(1, 1023), (512, 0)] {
+        let all = before + t;
+        // Pages in no order.
+        let tables = (0..32).map(|page| page * 13 % 32).collect();
+        let given = [(3, tables), (4, vec![all]), (6, (before..all).collect())];
+        let at = Syms { t: t as u64, r: t as u64 };
+        let name = format!("T={t} after {before}");
+        run(c, "attention", &name, &attention(), at, &given, 2 * all as usize * 512 * 2);
+    }
 }
 
 criterion_group!(benches, kernels);
