@@ -81,9 +81,12 @@ fn part(sequence: SequenceId, tokens: &[u32]) -> Part<'_> {
     Part { sequence, tokens, wanted: Wanted::All }
 }
 
+/// Tokens of a sequence, and the logits that are expected of them.
+type Read<'a> = (SequenceId, &'a [u32], &'a [Vec<f32>]);
+
 /// Reads these parts and holds the logits to what is expected.
 #[track_caller]
-fn reads(sequences: &mut Sequences, parts: &[(SequenceId, &[u32], &[Vec<f32>])]) {
+fn reads(sequences: &mut Sequences, parts: &[Read<'_>]) {
     let steps: Vec<Part<'_>> = parts.iter().map(|&(id, tokens, _)| part(id, tokens)).collect();
     sequences.step(&steps, Output::Logits).unwrap();
     let found = sequences.logits().unwrap().to_vec();
