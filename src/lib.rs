@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  GGUF file ─▶ lower ─▶ graph ─▶ passes ─▶ codegen ─▶ plan ─▶ executor ─▶ tokens
-//!    gguf       lower     ir      passes    codegen    └── runtime ──┘    generate
+//!    gguf       lower     ir      passes    codegen    plan     runtime    generate
 //! ```
 //!
 //! Data flows one way, and so do the imports; a test holds every path in the source to this list.
@@ -23,11 +23,14 @@
 //!   the cost model ([`passes::cost`]), on bytes that are those [`mod@bench`] counts. A fused node keeps the primitives it stands
 //!   for as its body.
 //! - [`codegen`] reads kernel parameters off those bodies and yields a [`codegen::spec::Program`].
-//! - [`runtime`] plans launches and memory ([`runtime::plan`], [`runtime::pool`]), and executes plans. What runs has always gone
-//!   through the plan's byte form, so a plan is data. The interpreter ([`runtime::interp`]) is the oracle of every kernel.
-//! - [`generate`] is the loop around it: tokenizer, sampler, sessions.
+//! - [`mod@plan`] puts launches in order ([`plan::schedule`]) and places their memory ([`plan::memory`]); a plan is data, and has
+//!   a byte form.
+//! - [`runtime`] executes plans that went through that form, on sequences whose rows it batches ([`runtime::Sequences`]). The
+//!   interpreter ([`runtime::interp`]) is the oracle of every kernel.
+//! - [`generate`] is the loop around it: tokenizer, sampler, sessions, and a scheduler of many texts.
 //!
-//! [`compile::compile`] reads as the pipeline; [`model`] goes from a file to a session; [`check`] compares every kernel of a
+//! [`compile::compile`] reads as the pipeline; [`model`] goes from a file to a session, [`load`] from a plan to one without
+//! compiling anything; [`check`] compares every kernel of a
 //! model with its body; [`mod@bench`] measures how fast it runs.
 //!
 //! # Example
@@ -62,8 +65,10 @@ pub mod compile;
 pub mod generate;
 pub mod gguf;
 pub mod ir;
+pub mod load;
 pub mod lower;
 pub mod model;
 pub mod passes;
+pub mod plan;
 pub mod runtime;
 pub mod target;

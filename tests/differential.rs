@@ -15,9 +15,9 @@ use sinter::ir::arbitrary::{
 };
 use sinter::ir::{DType, Graph, KvTypes, Op, Syms, TensorType, Value, Verified, verify};
 use sinter::passes::Pipeline;
+use sinter::plan::{self, BufRef, LoadedPlan, Parts, Plan};
 use sinter::runtime::cpu::{Features, RawArg, bind};
 use sinter::runtime::interp::{Tensor, eval};
-use sinter::runtime::plan::{self, BufRef, LoadedPlan, Parts, Plan};
 use sinter::runtime::{DeviceOptions, Executor};
 use sinter::target::{Target, TargetKind};
 use std::collections::{BTreeMap, BTreeSet};

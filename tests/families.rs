@@ -8,7 +8,7 @@ use sinter::compile::{self, Options, Purpose};
 use sinter::ir::{DType, Outcome};
 use sinter::lower::Config;
 use sinter::passes::Report;
-use sinter::runtime::plan::LoadedPlan;
+use sinter::plan::LoadedPlan;
 use sinter::target::Target;
 use std::fmt::Write;
 use std::process::{Command, Stdio};

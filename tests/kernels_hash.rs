@@ -1,6 +1,6 @@
 //! A plan refuses to run on other kernels than it was compiled for, so the hash it knows them by must be of all they rely on.
 
-use sinter::runtime::plan::KERNELS_HASH;
+use sinter::plan::KERNELS_HASH;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

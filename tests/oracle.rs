@@ -68,7 +68,7 @@ fn another_epsilon_is_seen() {
             norm.eps *= 2.0;
         }
     }
-    let plan = sinter::runtime::plan::LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+    let plan = sinter::plan::LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
     let executor = sinter::runtime::Executor::new(plan, file, &Default::default()).unwrap();
     let found = rows(&mut sinter::generate::Session::new(executor).unwrap(), &oracle().tokens);
     let error = worst(&found, &oracle_logits("q4_k_m"));

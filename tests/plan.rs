@@ -8,7 +8,7 @@ use sinter::compile::{self, Options, Purpose};
 use sinter::gguf::GgufFile;
 use sinter::model;
 use sinter::passes::{NOT_FUSIONS, names};
-use sinter::runtime::plan::{FORMAT, LoadedPlan, Output, Plan, PlanError};
+use sinter::plan::{FORMAT, LoadedPlan, Output, Plan, PlanError};
 use sinter::runtime::{DeviceOptions, Executor, Wanted};
 use sinter::target::{Target, TargetKind};
 use std::collections::BTreeMap;

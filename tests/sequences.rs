@@ -12,7 +12,7 @@ use sinter::generate::{
 };
 use sinter::gguf::GgufFile;
 use sinter::ir::DType;
-use sinter::runtime::plan::Output;
+use sinter::plan::Output;
 use sinter::runtime::{BatchError, Part, SequenceId, Sequences, Wanted};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

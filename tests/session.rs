@@ -6,7 +6,7 @@ use sinter::compile::{self, Options, Purpose};
 use sinter::generate::{Perplexity, Sampler, Sampling, Session, SessionError, Stop};
 use sinter::gguf::GgufFile;
 use sinter::model;
-use sinter::runtime::plan::{LoadedPlan, Parts, Plan};
+use sinter::plan::{LoadedPlan, Parts, Plan};
 use sinter::runtime::{DeviceOptions, Executor};
 use std::ops::ControlFlow;
 use std::sync::Arc;

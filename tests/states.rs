@@ -7,7 +7,7 @@ use sinter::codegen;
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
 use sinter::ir::{DType, Graph, KvTypes, verify};
 use sinter::passes::Pipeline;
-use sinter::runtime::plan::{LoadedPlan, Model, Options, Output, Parts, Plan};
+use sinter::plan::{LoadedPlan, Model, Options, Output, Parts, Plan};
 use sinter::runtime::{BatchError, DeviceOptions, Executor, Part, SequenceId, Sequences, Wanted};
 use sinter::target::Target;
 use std::sync::Arc;

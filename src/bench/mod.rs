@@ -11,7 +11,7 @@ pub use bandwidth::{BandwidthError, read_bandwidth};
 pub use measurement::Measurement;
 
 use crate::ir::{StepInput, Syms};
-use crate::runtime::plan::Output;
+use crate::plan::Output;
 use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -185,7 +185,7 @@ impl Bench {
     }
 
     /// The bytes of weights and cache that a step of generation moves, on average over a repetition; none for prompts, whose
-    /// speed is one of arithmetic. See [`crate::runtime::plan::Plan::bytes_per_step`].
+    /// speed is one of arithmetic. See [`crate::plan::Plan::bytes_per_step`].
     pub fn bytes_per_step(&self, test: &Test) -> Option<u64> {
         let Work::Generate { logits, .. } = test.work else { return None };
         let (plan, b) = (self.executor().plan(), test.sequences);
@@ -293,7 +293,7 @@ mod tests {
     use crate::compile::{Options, Purpose};
     use crate::ir::Dim;
     use crate::model;
-    use crate::runtime::plan::Plan;
+    use crate::plan::Plan;
     use crate::target::Target;
     use std::collections::BTreeMap;
     use std::sync::Arc;

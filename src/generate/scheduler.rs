@@ -1,7 +1,7 @@
 //! Many texts at once: requests are admitted, batched step by step, and finished.
 
 use super::{Sampler, SessionError, Stop};
-use crate::runtime::plan::Output;
+use crate::plan::Output;
 use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
 use std::collections::VecDeque;
 

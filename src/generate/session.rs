@@ -1,7 +1,7 @@
 //! One sequence and its text: prompts, generation and scoring.
 
 use super::{Sampler, SamplingError};
-use crate::runtime::plan::Output;
+use crate::plan::Output;
 use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
 use std::ops::ControlFlow;
 

@@ -8,8 +8,8 @@ mod pages;
 mod tests;
 
 use super::exec::{ExecError, Executor, StepRows};
-use super::plan::{Output, Paging, PlanError};
 use crate::ir::{StateRole, Syms};
+use crate::plan::{Output, Paging, PlanError};
 use pages::{Page, Pages};
 
 /// A sequence of [`Sequences`]. It is told from one that had its place before.

@@ -1,9 +1,9 @@
 //! What the executor asks of a device.
 
 use super::cpu::Features;
-use super::plan::kind_name;
 use super::weights::WeightError;
 use crate::ir::{StateRole, Syms};
+use crate::plan::kind_name;
 use crate::target::TargetKind;
 
 /// A device that holds one plan with its weights, states and arena.

@@ -5,9 +5,9 @@ mod tests;
 
 use super::cpu::CpuDevice;
 use super::device::{Device, DeviceError, DeviceOptions};
-use super::plan::{Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms};
+use crate::plan::{Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
 use crate::target::TargetKind;
 use indexmap::IndexMap;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ impl Executor {
         Ok(bytemuck::cast_slice(self.typed_result(i, Some(DType::I32))?))
     }
 
-    /// The bytes of a result, at [`super::pool::ALIGN`].
+    /// The bytes of a result, at [`crate::plan::memory::ALIGN`].
     fn typed_result(&mut self, result: usize, want: Option<DType>) -> Result<&[u8], ExecError> {
         let (index, at) = self.last.ok_or(ExecError::Nothing)?;
         let planned = self.program(index)?;

@@ -5,9 +5,6 @@ pub mod cpu;
 pub mod device;
 pub mod exec;
 pub mod interp;
-pub mod plan;
-pub mod pool;
-pub mod schedule;
 pub mod weights;
 
 pub use batch::{BatchError, Part, SequenceId, Sequences, Wanted};

@@ -1,8 +1,8 @@
 //! The weights of a plan, where they lie in the model file.
 
-use super::plan::Plan;
 use crate::gguf::{GgufError, GgufFile};
 use crate::ir::{Syms, TensorType};
+use crate::plan::Plan;
 
 /// A tensor of the file that is not what the plan was compiled for.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum WeightError {
 /// # Errors
 /// If the file lacks a tensor, or has it with another element type or shape; the error names it.
 pub fn find_weights<'f>(plan: &Plan, file: &'f GgufFile) -> Result<Vec<&'f [u8]>, WeightError> {
-    let find = |weight: &super::plan::Tensor| {
+    let find = |weight: &crate::plan::Tensor| {
         let info = file.gguf().tensor(&weight.name)?;
         let has = TensorType::new(info.dtype()?, info.shape.iter().copied());
         let bytes = file.tensor_bytes(info);

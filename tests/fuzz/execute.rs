@@ -2,7 +2,7 @@
 
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
 use sinter::ir::{DType, StateRole, Syms};
-use sinter::runtime::plan::{KERNELS_HASH, LoadedPlan, Plan, PlannedProgram};
+use sinter::plan::{KERNELS_HASH, LoadedPlan, Plan, PlannedProgram};
 use sinter::runtime::{DeviceOptions, Executor};
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@ use sinter::codegen;
 use sinter::gguf::{Digest, Identity};
 use sinter::ir::{DType, Graph, KvTypes, check, verify};
 use sinter::passes::Pipeline;
-use sinter::runtime::plan::{LoadedPlan, Model, Options, Parts, Plan};
+use sinter::plan::{LoadedPlan, Model, Options, Parts, Plan};
 use sinter::target::Target;
 
 /// What [`run`] returns of a graph that runs.

@@ -2,7 +2,7 @@
 
 use crate::execute::execute;
 use serde_json::{Value, json};
-use sinter::runtime::plan::{FORMAT, LoadedPlan, Plan};
+use sinter::plan::{FORMAT, LoadedPlan, Plan};
 
 /// What [`run`] returns of a plan that runs.
 #[allow(dead_code, reason = "a fuzz target does not ask")]

@@ -5,7 +5,7 @@ use sinter::compile::{Options, Purpose};
 use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
 use sinter::ir::DType;
 use sinter::model;
-use sinter::runtime::plan::LoadedPlan;
+use sinter::plan::LoadedPlan;
 use sinter::target::Target;
 use std::sync::Arc;
 

@@ -2,9 +2,9 @@ use super::*;
 use crate::codegen::spec::{Launch, Primitive, Template};
 use crate::gguf::{GgmlType, GgufWriter};
 use crate::ir::Kernel;
+use crate::plan::tests::parts;
+use crate::plan::{BufRef, Parts};
 use crate::runtime::cpu::reserve;
-use crate::runtime::plan::tests::parts;
-use crate::runtime::plan::{BufRef, Parts};
 use crate::target::Target;
 
 fn table() -> Vec<f32> {

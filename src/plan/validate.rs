@@ -1,13 +1,52 @@
 //! The rules of a plan, checked.
 
-use super::{BufRef, Plan, PlanError, PlannedProgram, state_bytes};
-use crate::codegen::spec::{Access, IndexSource};
-use crate::ir::DType;
-use crate::runtime::pool::{PoolError, check_placement, check_region};
-use crate::runtime::schedule::Slot;
+use super::memory::{MemoryError, check_placement, check_region};
+use super::schedule::{Flow, FlowBuffer, Home, Slot, size_of};
+use super::{BufRef, Input, Plan, PlanError, PlannedProgram, state_bytes};
+use crate::codegen::spec::{Access, Index, IndexSource};
+use crate::ir::{DType, TensorType};
 use std::collections::BTreeSet;
 
 impl Plan {
+    /// What `program` does to memory: its buffers, then the states, then the weights.
+    pub(super) fn flow(&self, program: &PlannedProgram) -> Result<Flow, MemoryError> {
+        let bounds = program.bounds;
+        let mut buffers = vec![];
+        let mut push = |name: String, home, ty: &TensorType| -> Result<(), MemoryError> {
+            let bytes = size_of(&name, ty, &bounds)?;
+            buffers.push(FlowBuffer { name, home, bytes, input: false, result: false });
+            Ok(())
+        };
+        for (i, b) in program.buffers.iter().enumerate() {
+            push(format!("buffer b{i} {}", b.ty), Home::Arena, &b.ty)?;
+        }
+        for state in &self.states {
+            push(format!("state {:?}", state.name), Home::State, &state.ty)?;
+        }
+        for weight in &self.weights {
+            push(format!("weight {:?}", weight.name), Home::Weight, &weight.ty)?;
+        }
+        for input in &program.inputs {
+            buffers[input.buffer as usize].input = true;
+        }
+        for result in &program.results {
+            buffers[*result as usize].result = true;
+        }
+        let states = program.buffers.len();
+        let weights = states + self.states.len();
+        let mut flow = Flow::new(buffers, bounds);
+        for launch in &program.launches {
+            let at = |arg: &BufRef| match *arg {
+                BufRef::Arena(i) => i as usize,
+                BufRef::State(i) => states + i as usize,
+                BufRef::Weight(i) => weights + i as usize,
+            };
+            let args: Vec<usize> = launch.args.iter().map(at).collect();
+            flow.launch(&launch.label, &self.kernels[launch.kernel as usize], &args)?;
+        }
+        Ok(flow.finish()?)
+    }
+
     /// Holds the plan to the rules of this module.
     ///
     /// # Errors
@@ -50,7 +89,7 @@ impl Plan {
         for pair in regions.windows(2) {
             let [(offset, bytes, a), (next, _, b)] = pair else { continue };
             if offset + bytes > *next {
-                return Err(PoolError::Overlap { a: a.clone(), b: b.clone() }.into());
+                return Err(MemoryError::Overlap { a: a.clone(), b: b.clone() }.into());
             }
         }
         let room = i64::MAX as u64;
@@ -66,7 +105,7 @@ impl Plan {
         unique("inputs", program.inputs.iter().map(|i| &i.name))?;
         self.validate_lookups(name, program)?;
 
-        let of = |source: PoolError| PlanError::Program { program: name.to_owned(), source };
+        let of = |source: MemoryError| PlanError::Program { program: name.to_owned(), source };
         let flow = self.flow(program).map_err(of)?;
         let slots: Vec<Slot> = program.launches.iter().map(|l| l.slot.clone()).collect();
         let offsets: Vec<Option<u64>> = program.buffers.iter().map(|b| Some(b.offset)).collect();
@@ -138,6 +177,17 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+impl Input {
+    /// Whether every value that the input may have suits a kernel.
+    fn suits(&self, index: &Index) -> bool {
+        let within = self.below.is_some_and(|below| match (below.as_const(), index.below.as_const()) {
+            (Some(have), Some(most)) => have <= most,
+            _ => below == index.below,
+        });
+        within && (self.distinct || !index.distinct)
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Placement {
 
 /// A placement that cannot be made, or is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PoolError {
+pub enum MemoryError {
     #[error(transparent)]
     Flow(#[from] FlowError),
     #[error("the sizes of all buffers add up to more than any memory")]
@@ -66,14 +66,14 @@ struct Chain {
 ///
 /// # Errors
 /// If the slots are not valid for the flow, or sizes overflow.
-pub fn place(flow: &Flow, slots: &[Slot], streams: u32) -> Result<Placement, PoolError> {
+pub fn place(flow: &Flow, slots: &[Slot], streams: u32) -> Result<Placement, MemoryError> {
     let clocks = flow.clocks(slots, streams)?;
     let users = flow.users();
     let (chains, chain_of) = chains(flow, &clocks, &users);
     let sizes: Option<Vec<u64>> = chains.iter().map(|c| align_up(c.bytes)).collect();
-    let sizes = sizes.ok_or(PoolError::TooLarge)?;
+    let sizes = sizes.ok_or(MemoryError::TooLarge)?;
     let sum = sizes.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
-    sum.filter(|sum| i64::try_from(*sum).is_ok()).ok_or(PoolError::TooLarge)?;
+    sum.filter(|sum| i64::try_from(*sum).is_ok()).ok_or(MemoryError::TooLarge)?;
 
     let lower_bound = peak(&chains, flow.launches.len(), |c| chains[c].bytes);
     let limit = peak(&chains, flow.launches.len(), |c| sizes[c]);
@@ -308,7 +308,7 @@ pub fn check_placement(
     streams: u32,
     offsets: &[Option<u64>],
     arena_bytes: u64,
-) -> Result<(), PoolError> {
+) -> Result<(), MemoryError> {
     let clocks = flow.clocks(slots, streams)?;
     check_races(flow, &clocks)?;
     let users = flow.users();
@@ -319,7 +319,7 @@ pub fn check_placement(
             if users[b].is_empty() && !buffer.input && !buffer.result {
                 continue;
             }
-            return Err(PoolError::Unplaced { buffer: name() });
+            return Err(MemoryError::Unplaced { buffer: name() });
         };
         check_region(&buffer.name, offset, buffer.bytes, arena_bytes)?;
         if buffer.bytes > 0 {
@@ -341,7 +341,7 @@ pub fn check_placement(
         for (_, _, b, other) in placed[i + 1..].iter().take_while(|(start, ..)| start < stop) {
             if !life.precedes(other) && !other.precedes(life) && !handed(*a, *b) {
                 let (a, b) = (flow.buffers[*a].name.clone(), flow.buffers[*b].name.clone());
-                return Err(PoolError::Overlap { a, b });
+                return Err(MemoryError::Overlap { a, b });
             }
         }
     }
@@ -352,19 +352,19 @@ pub fn check_placement(
 ///
 /// # Errors
 /// If it is not.
-pub fn check_region(name: &str, offset: u64, bytes: u64, room: u64) -> Result<(), PoolError> {
+pub fn check_region(name: &str, offset: u64, bytes: u64, room: u64) -> Result<(), MemoryError> {
     let buffer = || name.to_owned();
     if !offset.is_multiple_of(ALIGN) {
-        return Err(PoolError::Misaligned { buffer: buffer(), offset });
+        return Err(MemoryError::Misaligned { buffer: buffer(), offset });
     }
     match offset.checked_add(bytes) {
         Some(end) if end <= room => Ok(()),
-        _ => Err(PoolError::Outside { buffer: buffer(), offset, bytes, room }),
+        _ => Err(MemoryError::Outside { buffer: buffer(), offset, bytes, room }),
     }
 }
 
 /// Checks that of any two launches that use a buffer, at least one to change it, one happens first.
-fn check_races(flow: &Flow, clocks: &Clocks) -> Result<(), PoolError> {
+fn check_races(flow: &Flow, clocks: &Clocks) -> Result<(), MemoryError> {
     let mut uses: Vec<Vec<(usize, Access)>> = vec![vec![]; flow.buffers.len()];
     for (l, launch) in flow.launches.iter().enumerate() {
         for u in &launch.uses {
@@ -378,7 +378,7 @@ fn check_races(flow: &Flow, clocks: &Clocks) -> Result<(), PoolError> {
                 if first != second && !harmless && !clocks.before(*first, *second) {
                     let label = |l: usize| flow.launches[l].label.clone();
                     let buffer = flow.buffers[b].name.clone();
-                    return Err(PoolError::Race { first: label(*first), second: label(*second), buffer });
+                    return Err(MemoryError::Race { first: label(*first), second: label(*second), buffer });
                 }
             }
         }

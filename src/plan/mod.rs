@@ -12,29 +12,31 @@
 //!    no less than the kernel asks for.
 //! 6. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
 
+mod build;
 mod bytes;
+pub mod memory;
 mod paging;
+pub mod schedule;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 mod text;
 mod traffic;
 mod validate;
 
-use super::pool::{PoolError, align_up, place};
-use super::schedule::{Flow, FlowBuffer, Home, Slot, size_of};
-use crate::codegen::spec::{Index, IndexSource, KernelSpec, NormSource, Place, Primitive, Program, Template};
+use crate::codegen::spec::{KernelSpec, NormSource, Primitive, Template};
 use crate::gguf::{Digest, Identity};
 use crate::ir::{DType, Decision, Dim, KvTypes, StateRole, Syms, TensorType};
 use crate::target::{Target, TargetKind};
-use indexmap::IndexMap;
-use indexmap::map::Entry;
+use memory::MemoryError;
+use schedule::{Slot, size_of};
 use serde::{Deserialize, Serialize};
 
+pub use build::Parts;
 pub use bytes::{FORMAT, LoadedPlan};
 pub use paging::Paging;
 
 #[cfg(doc)]
-use super::pool::check_placement;
+use memory::check_placement;
 
 /// BLAKE3 of the sources that a plan's kernels rely on (see build.rs).
 pub const KERNELS_HASH: &str = env!("SINTER_KERNELS_HASH");
@@ -206,9 +208,9 @@ pub enum PlanError {
     #[error("the plan cannot be written: {0}")]
     Encode(postcard::Error),
     #[error("program {program:?}: {source}")]
-    Program { program: String, source: PoolError },
+    Program { program: String, source: MemoryError },
     #[error("{0}")]
-    Pool(#[from] PoolError),
+    Pool(#[from] MemoryError),
     #[error("{0}")]
     Target(String),
     #[error("{what} {index} does not exist: there are {len}")]
@@ -251,116 +253,7 @@ pub enum PlanError {
     OtherKernels { engine: String },
 }
 
-/// What [`Plan::build`] makes a plan from.
-#[derive(Clone, Debug)]
-pub struct Parts {
-    pub model: Model,
-    pub target: Target,
-    pub options: Options,
-    /// Each with what the passes decided for it. All share their states, weights and context size.
-    pub programs: Vec<(Program, Vec<Decision>)>,
-}
-
 impl Plan {
-    /// Places the programs' launches on the target's streams and their buffers in one pool.
-    ///
-    /// # Errors
-    /// If a program breaks a rule of this module, or two do not go together.
-    pub fn build(parts: Parts) -> Result<Plan, PlanError> {
-        let Parts { model, target, options, programs } = parts;
-        target.validate().map_err(PlanError::Target)?;
-        let mut shared = Shared::default();
-        let mut planned = vec![];
-        for (program, decisions) in programs {
-            planned.push(shared.take(program, decisions)?);
-        }
-        let tensors = |map: IndexMap<String, TensorType>| map.into_iter();
-        let weights = tensors(shared.weights).map(|(name, ty)| Tensor { name, ty }).collect();
-        let mut arena_offset = 0u64;
-        let mut states = vec![];
-        for (name, (ty, role)) in shared.states {
-            let bytes = state_bytes(&name, &ty)?;
-            states.push(State { name, ty, role, offset: arena_offset });
-            arena_offset = arena_offset.checked_add(bytes).and_then(align_up).ok_or(PoolError::TooLarge)?;
-        }
-        let mut plan = Plan {
-            engine: env!("CARGO_PKG_VERSION").into(),
-            kernels_hash: KERNELS_HASH.into(),
-            model,
-            target,
-            options,
-            weights,
-            states,
-            kernels: shared.kernels.into_values().collect(),
-            programs: planned,
-            arena_offset,
-            arena_bytes: 0,
-        };
-        plan.place()?;
-        plan.validate()?;
-        Ok(plan)
-    }
-
-    /// Gives every launch its slot and every buffer its offset.
-    fn place(&mut self) -> Result<(), PlanError> {
-        let streams = self.target.streams;
-        for index in 0..self.programs.len() {
-            let program = &self.programs[index];
-            let of = |source: PoolError| PlanError::Program { program: program.name.clone(), source };
-            let flow = self.flow(program).map_err(of)?;
-            let slots = flow.schedule(streams);
-            let placement = place(&flow, &slots, streams).map_err(of)?;
-            let program = &mut self.programs[index];
-            program.launches.iter_mut().zip(slots).for_each(|(launch, slot)| launch.slot = slot);
-            for (buffer, offset) in program.buffers.iter_mut().zip(placement.offsets) {
-                buffer.offset = offset.unwrap_or_default();
-            }
-            program.lower_bound = placement.lower_bound;
-            program.arena_bytes = placement.arena_bytes;
-            self.arena_bytes = self.arena_bytes.max(placement.arena_bytes);
-        }
-        Ok(())
-    }
-
-    /// What `program` does to memory: its buffers, then the states, then the weights.
-    fn flow(&self, program: &PlannedProgram) -> Result<Flow, PoolError> {
-        let bounds = program.bounds;
-        let mut buffers = vec![];
-        let mut push = |name: String, home, ty: &TensorType| -> Result<(), PoolError> {
-            let bytes = size_of(&name, ty, &bounds)?;
-            buffers.push(FlowBuffer { name, home, bytes, input: false, result: false });
-            Ok(())
-        };
-        for (i, b) in program.buffers.iter().enumerate() {
-            push(format!("buffer b{i} {}", b.ty), Home::Arena, &b.ty)?;
-        }
-        for state in &self.states {
-            push(format!("state {:?}", state.name), Home::State, &state.ty)?;
-        }
-        for weight in &self.weights {
-            push(format!("weight {:?}", weight.name), Home::Weight, &weight.ty)?;
-        }
-        for input in &program.inputs {
-            buffers[input.buffer as usize].input = true;
-        }
-        for result in &program.results {
-            buffers[*result as usize].result = true;
-        }
-        let states = program.buffers.len();
-        let weights = states + self.states.len();
-        let mut flow = Flow::new(buffers, bounds);
-        for launch in &program.launches {
-            let at = |arg: &BufRef| match *arg {
-                BufRef::Arena(i) => i as usize,
-                BufRef::State(i) => states + i as usize,
-                BufRef::Weight(i) => weights + i as usize,
-            };
-            let args: Vec<usize> = launch.args.iter().map(at).collect();
-            flow.launch(&launch.label, &self.kernels[launch.kernel as usize], &args)?;
-        }
-        Ok(flow.finish()?)
-    }
-
     /// The size of all states in bytes.
     pub fn state_bytes(&self) -> u64 {
         self.states.iter().fold(0, |sum, s| sum.saturating_add(s.ty.bytes(&CONSTANT)))
@@ -430,151 +323,6 @@ impl Plan {
     }
 }
 
-/// The tables of a plan while it is built.
-#[derive(Default)]
-struct Shared {
-    weights: IndexMap<String, TensorType>,
-    states: IndexMap<String, (TensorType, StateRole)>,
-    /// By their byte form, as floats have no total equality.
-    kernels: IndexMap<Vec<u8>, KernelSpec>,
-}
-
-impl Shared {
-    /// Moves a program's kernels, weights and states to the tables; nothing is placed yet. Buffers that
-    /// nothing uses are dropped.
-    fn take(&mut self, program: Program, decisions: Vec<Decision>) -> Result<PlannedProgram, PlanError> {
-        let Program { name, bounds, kernels, launches, buffers, inputs, results } = program;
-        let mut kernel_index = vec![];
-        for kernel in kernels {
-            let key = postcard::to_stdvec(&kernel).map_err(PlanError::Encode)?;
-            let entry = self.kernels.entry(key);
-            kernel_index.push(entry.index() as u32);
-            entry.or_insert(kernel);
-        }
-        let mut arena: IndexMap<u32, PlannedBuffer> = IndexMap::new();
-        let mut resolve = |id: u32| -> Result<BufRef, PlanError> {
-            let len = buffers.len();
-            let buffer = buffers.get(id as usize);
-            let buffer = buffer.ok_or(PlanError::Index { what: "buffer", index: id.into(), len })?;
-            Ok(match &buffer.place {
-                Place::Arena => {
-                    let entry = arena.entry(id);
-                    let index = entry.index() as u32;
-                    entry.or_insert_with(|| PlannedBuffer { ty: buffer.ty.clone(), offset: 0 });
-                    BufRef::Arena(index)
-                }
-                Place::State { name, role } => {
-                    let show = |(ty, role): &(TensorType, StateRole)| format!("{ty} {}", role.name());
-                    let state = (buffer.ty.clone(), *role);
-                    BufRef::State(one("state", &mut self.states, name, state, show)?)
-                }
-                Place::Weight(name) => {
-                    let show = TensorType::to_string;
-                    BufRef::Weight(one("weight", &mut self.weights, name, buffer.ty.clone(), show)?)
-                }
-            })
-        };
-        let home = |what, name: &str, program: &str| PlanError::Home {
-            program: program.to_owned(),
-            what,
-            name: name.to_owned(),
-        };
-        let mut planned_inputs = vec![];
-        for (input, id) in inputs {
-            let BufRef::Arena(buffer) = resolve(id)? else { return Err(home("input", &input, &name)) };
-            planned_inputs.push(Input { name: input, buffer, below: None, distinct: false });
-        }
-        let mut planned_launches = vec![];
-        for launch in launches {
-            let index = kernel_index.get(launch.kernel as usize);
-            let len = kernel_index.len();
-            let missing = PlanError::Index { what: "kernel", index: launch.kernel.into(), len };
-            let kernel = *index.ok_or(missing)?;
-            let args = launch.args.into_iter().map(&mut resolve).collect::<Result<Vec<_>, _>>()?;
-            let spec = &self.kernels[kernel as usize];
-            for (arg, at) in spec.args.iter().zip(&args) {
-                let (Some(index), BufRef::Arena(buffer)) = (arg.index, at) else { continue };
-                if index.source == IndexSource::Input {
-                    let mut inputs = planned_inputs.iter_mut().filter(|i| i.buffer == *buffer);
-                    inputs.try_for_each(|input| input.hold_to(&index, &bounds))?;
-                }
-            }
-            planned_launches.push(PlannedLaunch { kernel, args, slot: Slot::default(), label: launch.label });
-        }
-        let mut planned_results = vec![];
-        for (i, id) in results.into_iter().enumerate() {
-            let BufRef::Arena(buffer) = resolve(id)? else {
-                return Err(home("result", &i.to_string(), &name));
-            };
-            planned_results.push(buffer);
-        }
-        Ok(PlannedProgram {
-            name,
-            bounds,
-            launches: planned_launches,
-            buffers: arena.into_values().collect(),
-            inputs: planned_inputs,
-            results: planned_results,
-            lower_bound: 0,
-            arena_bytes: 0,
-            decisions,
-        })
-    }
-}
-
-impl Input {
-    /// Holds the values to what a kernel asks for, too.
-    fn hold_to(&mut self, index: &Index, bounds: &Syms) -> Result<(), PlanError> {
-        let below = match self.below {
-            None => index.below,
-            Some(below) if below == index.below => below,
-            // A sum of symbols is no less than another only for some steps.
-            Some(below) => match (below.as_const(), index.below.as_const()) {
-                (Some(a), Some(b)) => Dim::n(a.min(b)),
-                (a, b) => {
-                    let (a, b) = (a.map_or(below, Dim::n), b.map_or(index.below, Dim::n));
-                    return Err(PlanError::Limits { input: self.name.clone(), a, b });
-                }
-            },
-        };
-        debug_assert!(below.eval(bounds) > 0 || below == Dim::R);
-        self.below = Some(below);
-        self.distinct |= index.distinct;
-        Ok(())
-    }
-
-    /// Whether every value that the input may have suits a kernel.
-    fn suits(&self, index: &Index) -> bool {
-        let within = self.below.is_some_and(|below| match (below.as_const(), index.below.as_const()) {
-            (Some(have), Some(most)) => have <= most,
-            _ => below == index.below,
-        });
-        within && (self.distinct || !index.distinct)
-    }
-}
-
-/// The index of `name` in `table`, which has or gets it as `entry`.
-fn one<T: PartialEq>(
-    what: &'static str,
-    table: &mut IndexMap<String, T>,
-    name: &str,
-    new: T,
-    show: impl Fn(&T) -> String,
-) -> Result<u32, PlanError> {
-    match table.entry(name.to_owned()) {
-        Entry::Vacant(entry) => {
-            let index = entry.index();
-            entry.insert(new);
-            Ok(index as u32)
-        }
-        Entry::Occupied(entry) if *entry.get() == new => Ok(entry.index() as u32),
-        Entry::Occupied(entry) => {
-            let (a, b) = (show(entry.get()), show(&new));
-            Err(PlanError::Types { what, name: name.to_owned(), a, b })
-        }
-    }
-}
-
 /// The arguments `(table, ids)` by which a kernel looks up rows of a table.
 fn lookups(kernel: &KernelSpec) -> Option<(u16, u16)> {
     match &kernel.template {
@@ -594,7 +342,7 @@ fn state_bytes(name: &str, ty: &TensorType) -> Result<u64, PlanError> {
     if ty.shape.iter().any(|d| d.as_const().is_none()) {
         return Err(PlanError::Varies { what: "state", name: name.to_owned(), ty: ty.clone() });
     }
-    Ok(size_of(&format!("state {name:?}"), ty, &CONSTANT).map_err(PoolError::from)?)
+    Ok(size_of(&format!("state {name:?}"), ty, &CONSTANT).map_err(MemoryError::from)?)
 }
 
 /// The name of a kind of device.

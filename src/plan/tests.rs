@@ -1,11 +1,11 @@
 use super::bytes::frame;
 use super::*;
-use crate::codegen::spec::{Access, Alias, Arg, Buffer, Extent, Launch};
+use crate::codegen::spec::{Access, Alias, Arg, Buffer, Extent, Index, IndexSource, Launch, Place, Program};
 use crate::gguf::Digest;
 use crate::ir::{Dim, Outcome, Why};
 use proptest::prelude::*;
 
-pub(in crate::runtime) fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity { len: 1000, header: Digest([0xab; 32]), samples: Digest([0xcd; 32]) }
 }
 
@@ -25,7 +25,7 @@ fn index(ty: &TensorType, below: u64, distinct: bool) -> Arg {
 }
 
 /// Rows of a table plus a bias, appended to a cache of one page, whose filled rows go through SiLU: the result.
-pub(in crate::runtime) fn toy(name: &str, t: u64) -> Program {
+pub(crate) fn toy(name: &str, t: u64) -> Program {
     use Access::{Read, Update, Write};
     let ids = TensorType::new(DType::I32, [Dim::T]);
     let table = TensorType::new(DType::F32, [5, 8]);
@@ -87,7 +87,7 @@ pub(in crate::runtime) fn toy(name: &str, t: u64) -> Program {
     }
 }
 
-pub(in crate::runtime) fn parts(identity: Identity) -> Parts {
+pub(crate) fn parts(identity: Identity) -> Parts {
     let decision = Decision {
         pass: "swiglu".into(),
         at: "silu".into(),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::codegen::spec::{Alias, Arg, KernelSpec, Primitive, Template};
 use crate::ir::{DType, Syms, TensorType};
-use crate::runtime::schedule::FlowBuffer;
+use crate::plan::schedule::FlowBuffer;
 use proptest::prelude::*;
 
 const BOUNDS: Syms = Syms { t: 1, r: 1 };
@@ -290,7 +290,7 @@ fn sizes_that_overflow_are_refused() {
     let mut flow = Flow::new(all, BOUNDS);
     launch(&mut flow, &[0], &[1], false);
     let slots = flow.schedule(1);
-    assert_eq!(place(&flow, &slots, 1), Err(PoolError::TooLarge));
+    assert_eq!(place(&flow, &slots, 1), Err(MemoryError::TooLarge));
 }
 
 /// A random launch: picks of what to read, sizes of what to write, and whether they may alias.
