@@ -5,16 +5,17 @@ mod support;
 
 use common::line;
 use sinter::compile::{self, Options, Purpose};
-use sinter::ir::{DType, Outcome};
+use sinter::ir::{DType, Dim, Outcome, StepInput};
 use sinter::lower::Config;
 use sinter::passes::Report;
 use sinter::plan::LoadedPlan;
 use sinter::target::Target;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use support::plan_of_description;
-use support::synthetic::{Model, Shape, description, shape, uniform};
+use support::synthetic::{Model, REAL, Shape, TINY, description, shape, uniform};
+use support::{Reader, executor, plan_of_description};
 
 /// The text with the numbers of layers left out.
 fn any_layer(text: &str) -> String {
@@ -106,6 +107,60 @@ fn real_sizes_compile() {
         assert_eq!(plan.weights.len(), gguf.tensors.len(), "{name}: every tensor has a use");
         let loaded = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
         assert!(*loaded == plan, "{name}");
+    }
+}
+
+/// Sizes are of the step's rows alone: whatever a launch is given, of how full a cache is it is not told but in memory.
+#[test]
+fn nothing_that_a_launch_is_given_depends_on_how_full_a_cache_is() {
+    let one_of = |dim: &Dim, symbols: &[Dim]| dim.as_const().is_some() || symbols.contains(dim);
+    let mut plans = 0;
+    let shapes = TINY.into_iter().chain(REAL.map(|real| Shape { layers: 2, ..real }));
+    for shape in shapes {
+        let gguf = Model::new(&shape, uniform(DType::F16)).description();
+        for exact in [false, true] {
+            let options = Options { sequences: 3, context: Some(200), ..Options::new(Target::cpu()) };
+            let options = if exact { options.exact() } else { options };
+            let unfused = Options { pipeline: options.pipeline.clone().without_fusions(), ..options.clone() };
+            for options in [options, unfused] {
+                for purpose in [Purpose::Generate, Purpose::Score, Purpose::Bench] {
+                    let plan = plan_of_description(&gguf, &options, purpose);
+                    let symbols = [Dim::T, Dim::R];
+                    for kernel in &plan.kernels {
+                        assert!(kernel.grid.iter().all(|extent| one_of(&extent.dim, &symbols)), "{kernel}");
+                        let shapes = kernel.args.iter().flat_map(|arg| &arg.ty.shape);
+                        assert!(shapes.into_iter().all(|dim| one_of(dim, &symbols)), "{kernel}");
+                    }
+                    let states = plan.states.iter().flat_map(|state| &state.ty.shape);
+                    assert!(states.into_iter().all(|dim| one_of(dim, &[])), "{}", shape.name);
+                    let inputs: BTreeSet<&str> =
+                        plan.programs.iter().flat_map(|p| &p.inputs).map(|i| i.name.as_str()).collect();
+                    assert_eq!(inputs, StepInput::ALL.map(StepInput::name).into(), "{}", shape.name);
+                    plans += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(plans, 11 * 2 * 2 * 3);
+
+    // Nor does what is launched.
+    for shape in TINY {
+        let file = Model::new(&shape, uniform(DType::F16)).file();
+        let options = Options { context: Some(200), ..Options::new(Target::cpu()) };
+        for options in [options.clone(), Options { pipeline: options.pipeline.without_fusions(), ..options }]
+        {
+            let mut reader = Reader::new(executor(&file, &options, Purpose::Generate));
+            let mut before = reader.sequences.executor().launch_counts();
+            let mut counts = vec![];
+            for depth in 0..140usize {
+                reader.last(&[depth as u32 % 61]);
+                let after = reader.sequences.executor().launch_counts();
+                let made = after.iter().map(|(kernel, n)| (*kernel, n - before.get(kernel).unwrap_or(&0)));
+                counts.push(made.collect::<BTreeSet<_>>());
+                before = after;
+            }
+            assert!(counts.iter().all(|made| *made == counts[0]), "{}", shape.name);
+        }
     }
 }
 

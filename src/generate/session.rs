@@ -216,7 +216,7 @@ impl Session {
     /// Reads `tokens` and hands over the logits of each, `[vocabulary]`, in order.
     ///
     /// # Errors
-    /// More tokens than fit the context, of which none is read then.
+    /// More tokens than fit the context, of which none is read then; a plan that returns no logits.
     pub fn score(
         &mut self,
         tokens: &[u32],
@@ -227,6 +227,9 @@ impl Session {
         let mut read = 0;
         // As many rows as a step may take and give.
         let most = self.executor().plan().largest(Output::Logits);
+        if most.r == 0 {
+            return Err(SessionError::GreedyPlan);
+        }
         for chunk in unread.chunks(most.t.min(most.r).max(1) as usize) {
             self.step(chunk, Wanted::All, Output::Logits)?;
             let logits = self.sequences.logits()?;
