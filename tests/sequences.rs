@@ -433,6 +433,10 @@ fn requests_that_cannot_be_served_are_refused_at_once() {
     };
     assert!(submit(&[], 3, greedy()).unwrap_err().contains("no tokens"));
     assert!(submit(&[1; 151], 3, greedy()).unwrap_err().contains("do not fit a context of 150"));
+    assert_eq!(
+        submit(&[1, 61], 3, greedy()).unwrap_err(),
+        "token 61 is not below 61, the size of the vocabulary"
+    );
     let random = Sampler::new(Sampling::default()).unwrap();
     assert_eq!(submit(&[1], 3, random).unwrap_err(), SessionError::GreedyPlan.to_string());
     let id = submit(&[1, 2], 1000, greedy()).unwrap();

@@ -10,7 +10,7 @@ mod measurement;
 pub use bandwidth::{BandwidthError, read_bandwidth};
 pub use measurement::Measurement;
 
-use crate::ir::{StepInput, Syms};
+use crate::ir::Syms;
 use crate::plan::Output;
 use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
 use rand::{RngExt, SeedableRng};
@@ -144,10 +144,7 @@ impl Bench {
     /// # Errors
     /// If its kernels do not agree on the pages of the caches.
     pub fn new(executor: Executor) -> Result<Bench, BenchError> {
-        let inputs = executor.plan().programs.iter().flat_map(|program| &program.inputs);
-        let tokens = inputs.filter(|input| input.name == StepInput::Tokens.name());
-        let below = tokens.filter_map(|input| input.below?.as_const()).min().unwrap_or(1);
-        let vocabulary = u32::try_from(below).unwrap_or(u32::MAX).max(1);
+        let vocabulary = u32::try_from(executor.plan().vocabulary().unwrap_or(1)).unwrap_or(u32::MAX).max(1);
         let start = Instant::now();
         let clock = Box::new(move || start.elapsed());
         let sequences = Sequences::new(executor)?;

@@ -84,7 +84,7 @@ impl Scheduler {
     /// Takes a request, to be admitted as soon as there is room.
     ///
     /// # Errors
-    /// An empty prompt, one that does not fit the context, a text that would need more pages than there are, or a sampler
+    /// An empty prompt, one that does not fit the context or has a token that is none, a text that would need more pages than there are, or a sampler
     /// that needs logits which the plan does not return.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, SessionError> {
         if request.prompt.is_empty() {
@@ -93,6 +93,11 @@ impl Scheduler {
         let (tokens, context) = (request.prompt.len() as u64, self.sequences.context());
         if tokens > context {
             return Err(SessionError::TooLong { tokens, context });
+        }
+        // A step that refuses one text would refuse those beside it, again and again.
+        let below = self.sequences.executor().plan().vocabulary().unwrap_or(0);
+        if let Some(&token) = request.prompt.iter().find(|&&token| u64::from(token) >= below) {
+            return Err(SessionError::Token { token, below });
         }
         if self.output() == Output::Token && !request.sampler.is_greedy() {
             return Err(SessionError::GreedyPlan);
@@ -129,7 +134,7 @@ impl Scheduler {
     }
 
     fn output(&self) -> Output {
-        if self.sequences.executor().plan().options.greedy { Output::Token } else { Output::Logits }
+        self.sequences.executor().plan().output()
     }
 
     /// Begins what waits, as long as there is room.

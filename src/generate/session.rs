@@ -18,6 +18,8 @@ pub enum SessionError {
         "{tokens} tokens do not fit a context of {context}; give a larger one with -c, or a shorter prompt"
     )]
     TooLong { tokens: u64, context: u64 },
+    #[error("token {token} is not below {below}, the size of the vocabulary")]
+    Token { token: u32, below: u64 },
     #[error(
         "the plan was compiled for greedy decoding, which returns no logits; use --temp 0 or compile it again"
     )]
@@ -139,18 +141,13 @@ impl Session {
         if tokens > context { Err(SessionError::TooLong { tokens, context }) } else { Ok(unread) }
     }
 
-    /// What the plan returns of a row.
-    fn output(&self) -> Output {
-        if self.executor().plan().options.greedy { Output::Token } else { Output::Logits }
-    }
-
     /// Reads a prompt in chunks; the head is computed for its last token only.
     ///
     /// # Errors
     /// Nothing to read, or more than fits the context, of which nothing is read then.
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<(), SessionError> {
         let unread = self.unread(tokens)?;
-        let output = self.output();
+        let output = self.executor().plan().output();
         let chunk = self.executor().plan().largest(output).t.max(1) as usize;
         let mut chunks = unread.chunks(chunk).peekable();
         if chunks.peek().is_none() {
@@ -165,7 +162,7 @@ impl Session {
 
     /// The token after those read so far: the plan's own choice, or the sampler's from the logits.
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, SessionError> {
-        if self.output() == Output::Token {
+        if self.executor().plan().output() == Output::Token {
             if !sampler.is_greedy() {
                 return Err(SessionError::GreedyPlan);
             }
@@ -199,7 +196,7 @@ impl Session {
                     return Ok(Stop::Context);
                 }
                 let last = self.unread(&[])?;
-                self.step(&last, Wanted::Last, self.output())?;
+                self.step(&last, Wanted::Last, self.executor().plan().output())?;
             }
             let token = self.choose(sampler)?;
             if is_end(token) {

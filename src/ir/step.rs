@@ -8,6 +8,9 @@ use std::fmt;
 /// Rows of a page of the caches: what the kernels of every device go over at a time, or a multiple of it.
 pub const PAGE: u32 = 32;
 
+/// Sequences that there may be at once: each takes some memory of the host, whoever asks for it.
+pub const MAX_SEQUENCES: u64 = 1 << 12;
+
 /// Element types of the caches of keys and of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvTypes {

@@ -28,11 +28,18 @@ pub fn build(b: &mut Builder, c: &Config, step: &Step) -> Result<Vec<Value>, Low
     let mut x = b.dequant(rows)?;
     for layer in 0..c.layers {
         let a = norm(b, c, x, &format!("blk.{layer}.attn_norm"))?;
-        let mixed = attention(b, c, step, layer, a, &at, factors)?;
+        let mut mixed = attention(b, c, step, layer, a, &at, factors)?;
+        // Nothing after the last attention looks at other tokens, so the rest is computed for the wanted rows only. Where
+        // they may be all, one fetch after the sum takes fewer launches than two before it.
+        let last = layer + 1 == c.layers;
+        let early = last && step.wanted < step.tokens;
+        if early {
+            mixed = b.op(Op::GetRows, &[mixed, wanted])?;
+            x = b.op(Op::GetRows, &[x, wanted])?;
+        }
         let y = b.linear(mixed, &format!("blk.{layer}.attn_output"), c.width, c.heads * c.head_dim)?;
         x = b.op(Op::Add, &[x, y])?;
-        if layer + 1 == c.layers {
-            // Nothing after this looks at other tokens, so the rest is computed for the wanted rows only.
+        if last && !early {
             x = b.op(Op::GetRows, &[x, wanted])?;
         }
         let f = norm(b, c, x, &format!("blk.{layer}.ffn_norm"))?;

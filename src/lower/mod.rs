@@ -12,7 +12,7 @@ pub use architecture::{ARCHITECTURES, Architecture};
 pub use config::Config;
 
 use crate::gguf::{Gguf, GgufError};
-use crate::ir::{Graph, KvTypes, PAGE, Syms};
+use crate::ir::{Graph, KvTypes, MAX_SEQUENCES, PAGE, Syms};
 use builder::Builder;
 
 /// A model file that cannot be lowered.
@@ -96,7 +96,7 @@ pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerEr
     if !(1..=max).contains(&step.context) {
         return Err(LowerError::Context { context: step.context, max });
     }
-    let max = 1 << 12;
+    let max = MAX_SEQUENCES;
     if !(1..=max).contains(&step.sequences) {
         return Err(LowerError::Sequences { sequences: step.sequences, max });
     }

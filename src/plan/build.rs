@@ -7,7 +7,7 @@ use super::{
     PlannedProgram, State, Tensor, state_bytes,
 };
 use crate::codegen::spec::{Index, IndexSource, KernelSpec, Place, Program};
-use crate::ir::{Decision, Dim, StateRole, Syms, TensorType};
+use crate::ir::{Decision, Dim, StateRole, TensorType};
 use crate::target::Target;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
@@ -150,7 +150,7 @@ impl Shared {
                 let (Some(index), BufRef::Arena(buffer)) = (arg.index, at) else { continue };
                 if index.source == IndexSource::Input {
                     let mut inputs = planned_inputs.iter_mut().filter(|i| i.buffer == *buffer);
-                    inputs.try_for_each(|input| input.hold_to(&index, &bounds))?;
+                    inputs.try_for_each(|input| input.hold_to(&index))?;
                 }
             }
             planned_launches.push(PlannedLaunch { kernel, args, slot: Slot::default(), label: launch.label });
@@ -178,7 +178,7 @@ impl Shared {
 
 impl Input {
     /// Holds the values to what a kernel asks for, too.
-    fn hold_to(&mut self, index: &Index, bounds: &Syms) -> Result<(), PlanError> {
+    fn hold_to(&mut self, index: &Index) -> Result<(), PlanError> {
         let below = match self.below {
             None => index.below,
             Some(below) if below == index.below => below,
@@ -191,7 +191,6 @@ impl Input {
                 }
             },
         };
-        debug_assert!(below.eval(bounds) > 0 || below == Dim::R);
         self.below = Some(below);
         self.distinct |= index.distinct;
         Ok(())

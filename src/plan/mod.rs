@@ -25,7 +25,7 @@ mod validate;
 
 use crate::codegen::spec::{KernelSpec, NormSource, Primitive, Template};
 use crate::gguf::{Digest, Identity};
-use crate::ir::{DType, Decision, Dim, KvTypes, StateRole, Syms, TensorType};
+use crate::ir::{DType, Decision, Dim, KvTypes, StateRole, StepInput, Syms, TensorType};
 use crate::target::{Target, TargetKind};
 use memory::MemoryError;
 use schedule::{Slot, size_of};
@@ -270,6 +270,18 @@ impl Plan {
             |p: &PlannedProgram| tokens <= p.bounds.t && wanted <= p.bounds.r && p.output() == Some(output);
         let fitting = (0..self.programs.len()).filter(|&i| fits(&self.programs[i]));
         fitting.min_by_key(|&i| (self.programs[i].bounds.t, self.programs[i].bounds.r))
+    }
+
+    /// What the plan returns of a row where text is generated.
+    pub fn output(&self) -> Output {
+        if self.options.greedy { Output::Token } else { Output::Logits }
+    }
+
+    /// The number of tokens that every program takes: ids are below. None if no program takes any.
+    pub fn vocabulary(&self) -> Option<u64> {
+        let inputs = self.programs.iter().flat_map(|program| &program.inputs);
+        let tokens = inputs.filter(|input| input.name == StepInput::Tokens.name());
+        tokens.filter_map(|input| input.below?.as_const()).min()
     }
 
     /// The most token rows of a step, and the most that may be wanted of one, with this output.

@@ -2,7 +2,7 @@
 
 use super::{Plan, PlanError};
 use crate::codegen::spec::{ArgId, KernelSpec, Primitive, Template};
-use crate::ir::StateRole;
+use crate::ir::{MAX_SEQUENCES, StateRole};
 
 /// How the rows of the appended states are handed out: in pages, which every sequence finds by its block table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,14 @@ impl Plan {
         let found = found.map(|paging| Paging { window: window.map(u64::from), ..paging });
         if let Some(paging) = found {
             let rows = paging.pages * paging.page;
+            // Rows and positions are counted in i32.
+            let counted = |n: Option<u64>| n.is_some_and(|n| i32::try_from(n).is_ok());
+            if !counted(Some(rows)) || !counted(paging.table.checked_mul(paging.page)) {
+                return Err(PlanError::Paging(format!("{paging:?} is more than can be counted")));
+            }
+            if paging.sequences > MAX_SEQUENCES {
+                return Err(PlanError::Paging(format!("{} sequences are too many", paging.sequences)));
+            }
             let appended = self.states.iter().filter(|s| s.role == StateRole::Appended);
             if let Some(state) = appended.into_iter().find(|s| s.ty.first().as_const() != Some(rows)) {
                 return Err(PlanError::Paging(format!("{} has not {rows} rows", state.name)));

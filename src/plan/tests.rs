@@ -318,6 +318,7 @@ fn every_rule_is_checked() {
         ("1 sequences of 16 tokens with chunks of 0", Box::new(|p| p.options.chunk = 0)),
         ("with chunks of 17", Box::new(|p| p.options.chunk = 17)),
         ("make no sense", Box::new(|p| p.options.sequences = 1 << 40)),
+        ("5000 sequences of 16 tokens", Box::new(|p| p.options.sequences = 5000)),
         ("caches of f32,q8_0 make no sense", Box::new(|p| p.options.kv.v = DType::Q8_0)),
         ("values that are not checked inputs", Box::new(|p| decode(p).inputs[0].below = None)),
         (

@@ -4,7 +4,7 @@ use super::memory::{MemoryError, check_placement, check_region};
 use super::schedule::{Flow, FlowBuffer, Home, Slot, size_of};
 use super::{BufRef, Input, Plan, PlanError, PlannedProgram, state_bytes};
 use crate::codegen::spec::{Access, Index, IndexSource};
-use crate::ir::{DType, TensorType};
+use crate::ir::{DType, MAX_SEQUENCES, TensorType};
 use std::collections::BTreeSet;
 
 impl Plan {
@@ -56,7 +56,7 @@ impl Plan {
         let super::Options { context, sequences, chunk, kv, .. } = self.options;
         // Tokens are counted in i32 wherever they are positions or rows.
         let all = context.checked_mul(sequences).filter(|n| i32::try_from(*n).is_ok());
-        let sane = 1 <= chunk && all.is_some_and(|all| chunk <= all);
+        let sane = 1 <= chunk && all.is_some_and(|all| chunk <= all) && sequences <= MAX_SEQUENCES;
         if !sane || [kv.k, kv.v].iter().any(|kv| !matches!(kv, DType::F32 | DType::F16)) {
             return Err(PlanError::Options { context, sequences, chunk, kv });
         }

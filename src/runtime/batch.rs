@@ -125,7 +125,7 @@ impl Sequences {
     /// The most tokens of a sequence.
     pub fn context(&self) -> u64 {
         let plan = self.executor.plan().options.context;
-        self.paging.map_or(plan, |p| plan.min(p.table * p.page))
+        self.paging.map_or(plan, |p| plan.min(p.table.saturating_mul(p.page)))
     }
 
     /// Sequences at once.

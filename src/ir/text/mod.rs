@@ -1,11 +1,11 @@
 //! The text form of a graph. Print → parse → print is the identity.
 //!
 //! ```text
-//! graph @decode(%tokens: i32[T], %pos: i32[T]) sym T<=1, P<=511, S<=512 {
+//! graph @t8(%tokens: i32[T], %wanted: i32[R]) sym T<=8, R<=8 {
 //!   %w0 = weight "token_embd.weight" : q6_k[4096,512]
 //!   %0 = get_rows %w0, %tokens : q6_k[T,512]
 //!   %1 = dequant %0 : f32[T,512]
-//!   %s0 = state "blk.0.k" : f16[S,4,64]
+//!   %s0 = state "blk.0.k" : f16[512,4,64] appended
 //!   %c0 = const 0.5 : f32[512]
 //!   %2 = mul %1, %c0 : f32[T,512]
 //!   %3, %4 = fused add_rmsnorm(%x0 = %1, %x1 = %2, %x2 = %c0) : f32[T,512], f32[T,512] {
@@ -23,7 +23,7 @@
 //! - A name with characters beyond letters, digits, `_`, `.` and `-` is quoted: `%"my input"`, `@"a b"`.
 //!   Strings know the escapes `\n \r \t \0 \\ \" \'` and `\u{hex}`.
 //! - A finite float is decimal, any other is its bits: `0x7f800000`.
-//! - `sym` bounds the symbols. Unless told: `T<=1`, `P<=0`, and `S` at most the sum of those bounds.
+//! - `sym` bounds the symbols. Unless told: `T<=1`, and `R` at most what `T` is.
 //! - A fused node shows its body, a graph that has the kernel's name and the outer bounds.
 //! - `//` and `#` start a comment, and space is free.
 
