@@ -5,7 +5,10 @@
 #[allow(dead_code, reason = "the tests use the rest")]
 mod synthetic;
 
-use sinter::codegen::spec::{Access, Arg, Epilogue, Extent, KernelSpec, MatmulPart, MatmulSpec, Template};
+use sinter::codegen::backend;
+use sinter::codegen::spec::{
+    Access, Arg, Computation, Epilogue, Implementation, KernelSpec, MatmulPart, MatmulSpec,
+};
 use sinter::compile::{self, Options, Purpose};
 use sinter::ir::arbitrary::random_bytes;
 use sinter::ir::{DType, Dim, Syms, TensorType};
@@ -60,23 +63,20 @@ fn compilation() -> bool {
 const K: u64 = 4096;
 
 /// A lone token times a matrix of some rows, none of which need memory: what decoding a format takes.
-fn matvec(format: DType) -> KernelSpec {
+fn matvec(format: DType) -> Implementation {
     let arg = |access, dtype, shape: &[Dim]| Arg::new(access, TensorType { dtype, shape: shape.to_vec() });
     let rows = 32;
     let part = MatmulPart { weight: 1, format, rows, bias: None, residual: None, out: Some(2) };
-    let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store, tile: 32 };
+    let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store };
     let args = vec![
         arg(Access::Read, DType::Q8Act, &[Dim::T, Dim::n(K)]),
         arg(Access::Read, format, &[Dim::n(rows), Dim::n(K)]),
         arg(Access::Write, DType::F32, &[Dim::T, Dim::n(rows)]),
     ];
-    KernelSpec {
-        kernel: None,
-        template: Template::Matmul(m),
-        args,
-        may_alias: vec![],
-        grid: vec![Extent::each(1)],
-    }
+    let spec = KernelSpec { kernel: None, computes: Computation::Matmul(m), args };
+    let target = Target::cpu();
+    let cpu = backend(target.kind).expect("there is one for the CPU");
+    cpu.emit(spec, &Syms { t: 1, r: 1 }, &target).expect("the CPU has the kernel")
 }
 
 /// Formats take up to 2.5 times as long as Q8_0; one that the compiler does not turn into vectors, ten times.
@@ -85,14 +85,13 @@ fn formats() -> bool {
     let mut all = true;
     for features in Features::available() {
         let time = |format: DType| {
-            let spec = matvec(format);
-            let kernel = bind(&spec, &features).expect("the spec is right");
-            let mut memory: Vec<Vec<u8>> =
-                spec.args.iter().map(|arg| random_bytes(&arg.ty, &at, 1)).collect();
+            let kernel = matvec(format);
+            let launches = bind(&kernel, &features).expect("the kernel is right");
+            let mut memory: Vec<Vec<u8>> = kernel.args().map(|arg| random_bytes(&arg.ty, &at, 1)).collect();
             let args: Vec<RawArg> =
                 memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
             // SAFETY: each argument has memory of its own, as large as its type says.
-            let run = || unsafe { kernel.run(&args, &at, &mut std::iter::once(0..1)) };
+            let run = || unsafe { launches[0].run(&args, &at, &mut std::iter::once(0..1)) };
             shortest(500, run).as_secs_f64()
         };
         let q8_0 = time(DType::Q8_0);

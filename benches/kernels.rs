@@ -4,12 +4,14 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
+use sinter::codegen::backend;
 use sinter::codegen::spec::{
-    Access, Arg, AttentionSpec, Epilogue, Extent, Index, IndexSource, KernelSpec, MatmulPart, MatmulSpec,
-    NormSource, NormSpec, Template,
+    Access, Arg, AttentionSpec, Computation, Epilogue, Implementation, Index, IndexSource, KernelSpec,
+    MatmulPart, MatmulSpec, NormSource, NormSpec,
 };
 use sinter::ir::{DType, Dim, Syms, TensorType};
 use sinter::runtime::cpu::{Features, RawArg, bind};
+use sinter::target::Target;
 
 const K: u64 = 4096;
 
@@ -17,23 +19,27 @@ fn arg(access: Access, dtype: DType, shape: &[Dim]) -> Arg {
     Arg::new(access, TensorType { dtype, shape: shape.to_vec() })
 }
 
-fn spec(template: Template, args: Vec<Arg>, grid: Vec<Extent>) -> KernelSpec {
-    KernelSpec { kernel: None, template, args, may_alias: vec![], grid }
+/// As codegen has it for steps of up to 512 tokens.
+fn kernel(computes: Computation, args: Vec<Arg>) -> Implementation {
+    let target = Target::cpu();
+    let cpu = backend(target.kind).expect("there is one for the CPU");
+    let spec = KernelSpec { kernel: None, computes, args };
+    cpu.emit(spec, &Syms { t: 512, r: 512 }, &target).expect("the CPU has the kernel")
 }
 
 /// A square matmul.
-fn matmul(x: DType, format: DType) -> KernelSpec {
+fn matmul(x: DType, format: DType) -> Implementation {
     let part = MatmulPart { weight: 1, format, rows: K, bias: None, residual: None, out: Some(2) };
-    let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store, tile: 32 };
+    let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store };
     let args = vec![
         arg(Access::Read, x, &[Dim::T, Dim::n(K)]),
         arg(Access::Read, format, &[Dim::n(K), Dim::n(K)]),
         arg(Access::Write, DType::F32, &[Dim::T, Dim::n(K)]),
     ];
-    spec(Template::Matmul(m), args, vec![Extent::each(K / 32)])
+    kernel(Computation::Matmul(m), args)
 }
 
-fn norm() -> KernelSpec {
+fn norm() -> Implementation {
     let m = NormSpec {
         source: NormSource::Sum { a: 0, b: 1 },
         n: K,
@@ -51,11 +57,11 @@ fn norm() -> KernelSpec {
         rows(Access::Write, DType::F32),
         rows(Access::Write, DType::Q8Act),
     ];
-    spec(Template::Norm(m), args, vec![Extent::each(Dim::T)])
+    kernel(Computation::Norm(m), args)
 }
 
 /// One layer's attention of a model with 32 heads on 8.
-fn attention() -> KernelSpec {
+fn attention() -> Implementation {
     let m = AttentionSpec {
         q: 0,
         k: 1,
@@ -87,7 +93,7 @@ fn attention() -> KernelSpec {
         arg(Access::Read, DType::I32, &[Dim::T]),
         arg(Access::Write, DType::Q8Act, &[Dim::T, Dim::n(2048)]),
     ];
-    spec(Template::Attention(m), args, vec![Extent::each(32), Extent { dim: Dim::T, per: 8 }])
+    kernel(Computation::Attention(m), args)
 }
 
 /// Numbers of about unit size in any format.
@@ -121,7 +127,7 @@ fn run(
     c: &mut Criterion,
     group: &str,
     name: &str,
-    spec: &KernelSpec,
+    kernel: &Implementation,
     at: Syms,
     given: &[(usize, Vec<i32>)],
     read: usize,
@@ -130,18 +136,17 @@ fn run(
     group.sample_size(10).warm_up_time(std::time::Duration::from_millis(300));
     group.measurement_time(std::time::Duration::from_secs(1)).throughput(Throughput::Bytes(read as u64));
     for features in Features::available() {
-        let kernel = bind(spec, &features).expect("the spec is right");
-        let mut memory: Vec<Vec<u8>> =
-            spec.args.iter().map(|a| fill(a.ty.dtype, a.ty.elements(&at))).collect();
+        let launches = bind(kernel, &features).expect("the kernel is right");
+        let mut memory: Vec<Vec<u8>> = kernel.args().map(|a| fill(a.ty.dtype, a.ty.elements(&at))).collect();
         for (arg, values) in given {
             memory[*arg] = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         }
         let args: Vec<RawArg> =
             memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
-        let items = spec.items(&at) as usize;
+        let items = kernel.launches[0].items(&at) as usize;
         group.bench_function(BenchmarkId::new(name, features.name()), |b| {
             // SAFETY: each argument has memory of its own, as large as its type says.
-            b.iter(|| unsafe { kernel.run(&args, &at, &mut std::iter::once(0..items)) });
+            b.iter(|| unsafe { launches[0].run(&args, &at, &mut std::iter::once(0..items)) });
         });
     }
 }
@@ -151,9 +156,9 @@ fn kernels(c: &mut Criterion) {
         let at = Syms { t, r: t };
         for x in [DType::Q8Act, DType::F32] {
             for format in DType::WEIGHTS.into_iter().filter(|w| x == DType::F32 || w.is_quantised()) {
-                let spec = matmul(x, format);
-                let bytes = spec.args[1].ty.bytes(&at) as usize;
-                run(c, "matmul", &format!("{format}/{x}/T={t}"), &spec, at, &[], bytes);
+                let kernel = matmul(x, format);
+                let bytes = kernel.spec.args[1].ty.bytes(&at) as usize;
+                run(c, "matmul", &format!("{format}/{x}/T={t}"), &kernel, at, &[], bytes);
             }
         }
         run(c, "norm", &format!("T={t}"), &norm(), at, &[], (t * K * 8) as usize);

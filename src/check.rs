@@ -1,18 +1,20 @@
-//! Checks a compiled model node by node: each kernel against the interpretation of its body on the same inputs, and
-//! the fused graph as a whole against the unfused.
+//! Checks a compiled model node by node: each kernel, on the device, against the interpretation of its body on the same
+//! inputs; and the fused graph as a whole against the unfused.
 
-use crate::codegen::spec::{Access, KernelSpec};
-use crate::codegen::{self, Trace};
+use crate::codegen;
+use crate::codegen::spec::{Access, Program};
 use crate::compile::{CompileError, Options};
 use crate::gguf::{GgufError, GgufFile};
 use crate::ir::{DType, Graph, NodeId, Op, StepInput, Syms, TensorType, Value, Verified, verify};
 use crate::lower::{self, Config, Step};
+use crate::model;
+use crate::plan::{BufRef, LoadedPlan, Plan, PlanError};
 use crate::runtime::StepRows;
-use crate::runtime::cpu::{BindError, Features, RawArg, bind};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions, Work, open};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
-use crate::target::Target;
 use indexmap::IndexMap;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A model that cannot be checked.
 #[derive(Debug, thiserror::Error)]
@@ -21,10 +23,12 @@ pub enum CheckError {
     Compile(#[from] CompileError),
     #[error(transparent)]
     Interp(#[from] InterpError),
-    #[error("{at}: {source}")]
-    Bind { at: String, source: BindError },
-    #[error("{at}: an argument of its kernel is no value of its node")]
-    Args { at: String },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("{at}: its kernel has no result")]
+    NoResult { at: String },
     #[error(transparent)]
     Weight(#[from] GgufError),
 }
@@ -76,14 +80,15 @@ impl StepCheck {
 /// The caches of a model between steps, by name.
 pub type Caches = IndexMap<String, Tensor>;
 
-/// Runs one step on `tokens`, which follow `cached` others in `caches`, and leaves the caches as the interpretation of
+/// Runs one step on `tokens` on a device, which follow `cached` others in `caches`, and leaves the caches as the interpretation of
 /// the fused graph does.
 ///
 /// # Errors
 /// A model that cannot be compiled or interpreted. Divergence is no error but part of the result.
 pub fn check_step(
-    file: &GgufFile,
+    file: &Arc<GgufFile>,
     options: &Options,
+    device: &DeviceOptions,
     step: &Step,
     tokens: &[i32],
     cached: u64,
@@ -109,11 +114,25 @@ pub fn check_step(
     let invalid =
         |e: crate::ir::VerifyErrors| CompileError::Verify { stage: "fused", message: e.to_string() };
     let fused = verify(fused).map_err(invalid)?;
-    let found = check_kernels(&fused, &options.target, Features::detect(), syms, &leaf)?;
+    let (program, nodes) = codegen::generate_traced(&fused, &options.target).map_err(CompileError::from)?;
+    let mut device = on_device(file, options, program, device)?;
+    let found = check_kernels(&fused, device.calls_of(&nodes), syms, &leaf)?;
 
     let whole = largest_distance(&found.results, &expected.results)?;
     *caches = found.states;
     Ok(StepCheck { step: step.name(), nodes: found.nodes, whole })
+}
+
+/// Puts one program of a model on a device, by way of the bytes of a plan.
+fn on_device(
+    file: &Arc<GgufFile>,
+    options: &Options,
+    program: Program,
+    device: &DeviceOptions,
+) -> Result<OnDevice, CheckError> {
+    let plan = Plan::build(model::parts(file, None, options, vec![(program, vec![])])?)?;
+    let plan = Arc::new(LoadedPlan::from_bytes(&plan.to_bytes()?)?);
+    Ok(OnDevice { device: open(&plan, Arc::clone(file), device)?, plan })
 }
 
 /// The inputs of a step on tokens of one sequence, whose pages lie in order.
@@ -178,41 +197,104 @@ pub struct Checked {
     pub states: Caches,
 }
 
-/// Interprets a graph, and runs each node's kernel on the same operands beside it.
+/// Interprets a graph, and makes each node's call on a device, on the same operands, beside it.
 ///
 /// # Errors
-/// A graph that cannot be compiled or interpreted. Divergence is no error but part of the result.
+/// A graph that cannot be interpreted, or a device that fails. Divergence is no error but part of the result.
 pub fn check_kernels(
     graph: &Verified,
-    target: &Target,
-    features: Features,
+    calls: Calls<'_>,
     syms: Syms,
     leaf: Leaf<'_>,
 ) -> Result<Checked, CheckError> {
-    let (program, trace) = codegen::generate_traced(graph, target).map_err(CompileError::from)?;
-    let kernels = Some(Kernels { features, specs: program.kernels, launches: program.launches, trace });
-    Walk { kernels, ..Walk::new(graph, syms, leaf) }.run()
+    Walk { calls: Some(calls), ..Walk::new(graph, syms, leaf) }.run()
 }
 
-struct Kernels {
-    features: Features,
-    specs: Vec<KernelSpec>,
-    launches: Vec<codegen::spec::Launch>,
-    trace: Trace,
+/// A plan on a device.
+pub struct OnDevice {
+    pub plan: Arc<LoadedPlan>,
+    pub device: Box<dyn Device>,
 }
 
-/// An interpretation of a graph that also runs each node's kernel, if there are any.
+impl OnDevice {
+    /// The calls of its first program, one for each of these nodes.
+    pub fn calls_of(&mut self, nodes: &[NodeId]) -> Calls<'_> {
+        let index = nodes.iter().enumerate().map(|(call, node)| (*node, call)).collect();
+        Calls { plan: &self.plan, device: &mut self.device, index }
+    }
+}
+
+/// What a call gave.
+struct Made {
+    /// The name of its kernel.
+    kernel: &'static str,
+    results: Vec<Vec<u8>>,
+}
+
+/// The calls of a program by the nodes that they come from.
+pub struct Calls<'a> {
+    plan: &'a Plan,
+    device: &'a mut Box<dyn Device>,
+    index: HashMap<NodeId, usize>,
+}
+
+impl Calls<'_> {
+    /// What the call of a node gives; none if the node has no call.
+    fn results(
+        &mut self,
+        graph: &Graph,
+        id: NodeId,
+        operands: &[&Tensor],
+        syms: &Syms,
+    ) -> Result<Option<Made>, CheckError> {
+        let Some(&index) = self.index.get(&id) else { return Ok(None) };
+        let call = &self.plan.programs[0].calls[index];
+        let kernel = &self.plan.kernels[call.kernel as usize];
+        let args = || kernel.args().zip(&call.args).enumerate();
+        // All ones is NaN in every float format, so what is left unwritten shows. Operands come after, as a result may lie
+        // where one lies.
+        for (_, (arg, place)) in args().filter(|(_, (arg, _))| arg.access == Access::Write) {
+            let bytes = usize::try_from(arg.ty.bytes(syms)).unwrap_or(usize::MAX);
+            self.device.write(0, *place, &vec![0xff; bytes])?;
+        }
+        for (slot, (arg, place)) in args() {
+            // Weights are on the device already, as it keeps them.
+            let is_operand = matches!(arg.access, Access::Read | Access::Update);
+            if let (true, false) = (is_operand, matches!(place, BufRef::Weight(_))) {
+                self.device.write(0, *place, operands[slot].bytes())?;
+            }
+        }
+        let work = Work { program: 0, calls: index..index + 1, at: *syms, timed: false };
+        let ticket = self.device.submit(&work)?;
+        self.device.wait(ticket)?;
+        // Next versions of states lie where the states lie, and other results follow the operands.
+        let (writes, mut fresh) = (graph.op(id).writes(), operands.len()..);
+        let mut results = vec![];
+        for (out, ty) in (0u32..).zip(&graph.node(id).outs) {
+            let written = writes.iter().find(|(_, result)| *result == out);
+            let Some(arg) = written.map(|(state, _)| *state as usize).or_else(|| fresh.next()) else {
+                continue;
+            };
+            let mut bytes = vec![0; usize::try_from(ty.bytes(syms)).unwrap_or(usize::MAX)];
+            self.device.read(0, call.args[arg], 0, &mut bytes)?;
+            results.push(bytes);
+        }
+        Ok(Some(Made { kernel: kernel.spec.name(), results }))
+    }
+}
+
+/// An interpretation of a graph that also makes each node's call, if there are any.
 struct Walk<'a> {
     graph: &'a Graph,
     syms: Syms,
     leaf: Leaf<'a>,
-    kernels: Option<Kernels>,
+    calls: Option<Calls<'a>>,
     nodes: Vec<NodeCheck>,
 }
 
 impl<'a> Walk<'a> {
     fn new(graph: &'a Graph, syms: Syms, leaf: Leaf<'a>) -> Walk<'a> {
-        Walk { graph, syms, leaf, kernels: None, nodes: vec![] }
+        Walk { graph, syms, leaf, calls: None, nodes: vec![] }
     }
 
     fn run(mut self) -> Result<Checked, CheckError> {
@@ -261,49 +343,20 @@ impl<'a> Walk<'a> {
         Ok(checked)
     }
 
-    /// Runs the node's kernel on the same operands, and notes how far it is off.
+    /// Makes the node's call on the same operands, and notes how far it is off.
     fn compare(&mut self, id: NodeId, operands: &[&Tensor], expected: &[Tensor]) -> Result<(), CheckError> {
-        let Some(kernels) = &self.kernels else { return Ok(()) };
-        let Some(index) = kernels.trace.launches.iter().position(|&n| n == id) else { return Ok(()) };
-        let launch = &kernels.launches[index];
-        let spec = &kernels.specs[launch.kernel as usize];
+        let Some(calls) = &mut self.calls else { return Ok(()) };
+        let Some(Made { kernel, results }) = calls.results(self.graph, id, operands, &self.syms)? else {
+            return Ok(());
+        };
         let at = self.graph.describe(id);
-        let values = self.graph.operands(id);
-        let mut memory: Vec<Vec<u8>> = vec![];
-        let mut shown: Vec<(usize, usize)> = vec![];
-        for (i, (arg, buf)) in spec.args.iter().zip(&launch.args).enumerate() {
-            let is_here = |v: &Value| kernels.trace.buffers.get(v) == Some(buf);
-            let result = (0..expected.len())
-                .find(|&out| is_here(&Value { node: id, out: out as u32 }) && arg.access != Access::Read);
-            shown.extend(result.map(|out| (out, i)));
-            let operand = values.iter().position(|v| is_here(v) && *self.graph.ty(*v) == arg.ty);
-            memory.push(match (arg.access, operand) {
-                (Access::Read | Access::Update, Some(slot)) => operands[slot].bytes().to_vec(),
-                (Access::Read | Access::Update, None) => return Err(CheckError::Args { at }),
-                // All ones is NaN in every float format, so what is left unwritten shows.
-                _ => vec![0xff; usize::try_from(arg.ty.bytes(&self.syms)).unwrap_or(usize::MAX)],
-            });
-        }
-        let kernel =
-            bind(spec, &kernels.features).map_err(|source| CheckError::Bind { at: at.clone(), source })?;
-        let args: Vec<RawArg> =
-            memory.iter_mut().map(|m| RawArg { ptr: m.as_mut_ptr(), len: m.len() }).collect();
-        let items = usize::try_from(spec.items(&self.syms)).unwrap_or(0);
-        // SAFETY: each argument has memory of its own, as long as its type says at these symbols (operands were checked
-        // against their types when they were made), and nobody else knows of it.
-        unsafe {
-            kernel.run(&args, &self.syms, &mut std::iter::once(0..items));
-            kernel.finish(&args, &self.syms);
-        }
         let mut pairs = vec![];
-        for (out, i) in shown {
-            let wanted = &expected[out];
-            let bytes = std::mem::take(&mut memory[i]);
+        for (bytes, wanted) in results.into_iter().zip(expected) {
             pairs.push((Tensor::new(wanted.dtype(), wanted.dims().to_vec(), bytes)?, wanted));
         }
         // Without a result, a kernel would always agree.
-        let Some((error, tolerance)) = furthest(&pairs)? else { return Err(CheckError::Args { at }) };
-        self.nodes.push(NodeCheck { at, kernel: spec.name(), error, tolerance });
+        let Some((error, tolerance)) = furthest(&pairs)? else { return Err(CheckError::NoResult { at }) };
+        self.nodes.push(NodeCheck { at, kernel, error, tolerance });
         Ok(())
     }
 }
@@ -362,8 +415,9 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codegen::spec::{NormSource, Primitive, Template};
-    use crate::{compile::fuse, model};
+    use crate::codegen::spec::{Computation, NormSource};
+    use crate::compile::fuse;
+    use crate::target::Target;
 
     #[test]
     fn infinities_are_as_far_as_they_differ() {
@@ -378,20 +432,18 @@ mod tests {
     }
 
     /// The kernels of a step of the embedded model after `change`, each beside its body.
-    fn checked(options: &Options, change: impl Fn(&mut Template)) -> Vec<NodeCheck> {
-        let file = model::embedded().unwrap();
+    fn checked(options: &Options, change: impl Fn(&mut Computation)) -> Vec<NodeCheck> {
+        let file = Arc::new(model::embedded().unwrap());
         let step = Step { tokens: 2, wanted: 2, greedy: false, kv: options.kv, context: 8, sequences: 1 };
         let rows = step_rows(&step, &[0, 33], 0);
         let (graph, _) = fuse(file.gguf(), options, &step).unwrap();
         let graph = verify(graph).unwrap();
-        let (program, trace) = codegen::generate_traced(&graph, &options.target).unwrap();
-        let mut specs = program.kernels;
-        specs.iter_mut().for_each(|spec| change(&mut spec.template));
-        let features = Features::detect();
-        let kernels = Some(Kernels { features, specs, launches: program.launches, trace });
+        let (mut program, nodes) = codegen::generate_traced(&graph, &options.target).unwrap();
+        program.kernels.iter_mut().for_each(|kernel| change(&mut kernel.spec.computes));
+        let mut device = on_device(&file, options, program, &DeviceOptions::default()).unwrap();
         let (syms, before) = (rows.syms(), Caches::new());
         let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, &rows, op, ty);
-        Walk { kernels, ..Walk::new(&graph, syms, &leaf) }.run().unwrap().nodes
+        check_kernels(&graph, device.calls_of(&nodes), syms, &leaf).unwrap().nodes
     }
 
     fn default_path() -> Options {
@@ -400,8 +452,8 @@ mod tests {
 
     #[test]
     fn a_kernel_that_is_not_its_body_is_named() {
-        let nodes = checked(&default_path(), |template| {
-            if let Template::RopeKv(rope_kv) = template {
+        let nodes = checked(&default_path(), |computes| {
+            if let Computation::RopeKv(rope_kv) = computes {
                 rope_kv.rope.base *= 2.0;
             }
         });
@@ -463,8 +515,8 @@ mod tests {
     /// The rows are right, and their norm, which comes second, is not.
     #[test]
     fn a_defect_of_a_later_result_is_found() {
-        let nodes = checked(&default_path(), |template| {
-            if let Template::Norm(norm) = template
+        let nodes = checked(&default_path(), |computes| {
+            if let Computation::Norm(norm) = computes
                 && matches!(norm.source, NormSource::Embedding { .. })
             {
                 assert!(norm.rows_out.is_some() && norm.rows_out < norm.quant_out, "the rows come first");
@@ -496,9 +548,9 @@ mod tests {
     /// Of kernels with results of one type alone, those with a defect of a few tolerances fail, and no others do.
     #[test]
     fn a_small_defect_is_found() {
-        let scale = |template: &mut Template| match template {
-            Template::Attention(a) => a.scale *= 1.05,
-            Template::Primitive(Primitive::Scores { scale }) => *scale *= 1.0001,
+        let scale = |computes: &mut Computation| match computes {
+            Computation::Attention(a) => a.scale *= 1.05,
+            Computation::Op(Op::Scores { scale }) => *scale *= 1.0001,
             _ => {}
         };
         let exact = default_path().exact();

@@ -22,8 +22,9 @@
 //! - [`passes`] rewrite the graph. A rule proposes a patch or a reason why not; both are recorded. Fusing is decided by
 //!   the cost model ([`passes::cost`]), on bytes that are those [`mod@bench`] counts. A fused node keeps the primitives it stands
 //!   for as its body.
-//! - [`codegen`] reads kernel parameters off those bodies and yields a [`codegen::spec::Program`].
-//! - [`mod@plan`] puts launches in order ([`plan::schedule`]) and places their memory ([`plan::memory`]); a plan is data, and has
+//! - [`codegen`] has what each node computes read off it ([`ir::fused`]), asks the target's [`codegen::Backend`] how that is launched, and
+//!   yields a [`codegen::spec::Program`].
+//! - [`mod@plan`] puts calls in order ([`plan::schedule`]) and places their memory ([`plan::memory`]); a plan is data, and has
 //!   a byte form.
 //! - [`runtime`] executes plans that went through that form, on sequences whose rows it batches ([`runtime::Sequences`]). The
 //!   interpreter ([`runtime::interp`]) is the oracle of every kernel.
@@ -31,7 +32,7 @@
 //!
 //! [`compile::compile`] reads as the pipeline; [`model`] goes from a file to a session, [`load`] from a plan to one without
 //! compiling anything; [`check`] compares every kernel of a
-//! model with its body; [`mod@bench`] measures how fast it runs.
+//! model, on a device, with its body; [`mod@bench`] measures how fast it runs.
 //!
 //! # Example
 //!

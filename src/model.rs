@@ -1,9 +1,11 @@
 //! From a model file to a session that runs: what the commands share. Everything here compiles; what does not is in
 //! [`crate::load`].
 
+use crate::codegen::spec::Program;
 use crate::compile::{self, CompileError, Options, Purpose};
 use crate::generate::{Session, SessionError};
 use crate::gguf::GgufFile;
+use crate::ir::Decision;
 use crate::plan::{self, LoadedPlan, Parts, Plan, PlanError};
 use crate::runtime::{DeviceOptions, ExecError, Executor};
 use std::path::Path;
@@ -34,10 +36,21 @@ pub fn plan(
     options: &Options,
     purpose: Purpose,
 ) -> Result<Plan, ModelError> {
+    let compiled = compile::compile(file.gguf(), options, purpose)?;
+    let programs = compiled.into_iter().map(|c| (c.program, c.report.decisions)).collect();
+    Ok(Plan::build(parts(file, path, options, programs)?)?)
+}
+
+/// What a plan of these programs of a model is built from.
+pub(crate) fn parts(
+    file: &GgufFile,
+    path: Option<&Path>,
+    options: &Options,
+    programs: Vec<(Program, Vec<Decision>)>,
+) -> Result<Parts, CompileError> {
     let gguf = file.gguf();
-    let compiled = compile::compile(gguf, options, purpose)?;
-    let config = crate::lower::Config::from_gguf(gguf).map_err(CompileError::from)?;
-    let parts = Parts {
+    let config = crate::lower::Config::from_gguf(gguf)?;
+    Ok(Parts {
         model: plan::Model {
             // The plan may be run from another folder.
             source: path
@@ -56,9 +69,8 @@ pub fn plan(
             chunk: options.chunk_of(&config),
             greedy: options.greedy,
         },
-        programs: compiled.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
-    };
-    Ok(Plan::build(parts)?)
+        programs,
+    })
 }
 
 /// Compiles a model and makes it ready. What runs has gone through the plan's byte form.

@@ -19,13 +19,6 @@ pub enum TargetKind {
 pub struct Target {
     pub name: String,
     pub kind: TargetKind,
-    /// Instruction set, such as `gfx1100`; empty where the device decides at run time.
-    #[serde(default)]
-    pub arch: String,
-    /// Lanes that run in step.
-    pub wave: u32,
-    /// Memory shared by a block, in bytes; 0 if there is none.
-    pub lds_bytes: u32,
     /// Token rows for which a program of its own is compiled, ascending; the chunk is the last. A step runs in the smallest that
     /// holds it.
     #[serde(default = "default_buckets")]
@@ -72,9 +65,6 @@ impl Target {
         Target {
             name: "cpu".into(),
             kind: TargetKind::Cpu,
-            arch: String::new(),
-            wave: 1,
-            lds_bytes: 0,
             buckets: default_buckets(),
             streams: 1,
             bandwidth_gbs: 27.0,
@@ -91,9 +81,6 @@ impl Target {
         Target {
             name: "test-cpu".into(),
             kind: TargetKind::Cpu,
-            arch: String::new(),
-            wave: 1,
-            lds_bytes: 0,
             buckets: default_buckets(),
             streams: 1,
             bandwidth_gbs: 27.0,
@@ -113,9 +100,6 @@ impl Target {
         Target {
             name: "test-wave32".into(),
             kind: TargetKind::HipAmd,
-            arch: "test".into(),
-            wave: 32,
-            lds_bytes: 64 << 10,
             buckets: default_buckets(),
             streams: 1,
             bandwidth_gbs: 800.0,
@@ -158,8 +142,8 @@ impl Target {
         if !ascending || self.buckets.len() > 32 || self.buckets.first() == Some(&0) {
             return Err(format!("target {:?}: buckets must ascend from 1 on, at most 32 of them", self.name));
         }
-        if !(1..=64).contains(&self.streams) || !(1..=64).contains(&self.wave) {
-            return Err(format!("target {:?}: streams and wave must lie in 1..=64", self.name));
+        if !(1..=64).contains(&self.streams) {
+            return Err(format!("target {:?}: streams must lie in 1..=64", self.name));
         }
         Ok(())
     }
@@ -194,8 +178,8 @@ mod tests {
                 assert!(fine || target.validate().unwrap_err().contains(field), "{field} {wrong}");
             }
         }
-        for (streams, wave) in [(0, 1), (65, 1), (1, 0), (1, 65)] {
-            assert!(Target { streams, wave, ..Target::test_cpu() }.validate().is_err(), "{streams} {wave}");
+        for streams in [0, 65] {
+            assert!(Target { streams, ..Target::test_cpu() }.validate().is_err(), "{streams}");
         }
         for buckets in [vec![0], vec![2, 2], vec![8, 1], (1..40).collect()] {
             let target = Target { buckets, ..Target::test_cpu() };

@@ -6,9 +6,9 @@
 mod common;
 
 use common::graphs::{inputs, named, weights};
-use sinter::check::{CheckError, Checked, check_kernels};
+use sinter::check::{CheckError, Checked, OnDevice, check_kernels};
 use sinter::codegen;
-use sinter::codegen::spec::{Access, Epilogue, KernelSpec, NormSource, Template};
+use sinter::codegen::spec::{Access, Computation, Epilogue, Implementation, NormSource};
 use sinter::gguf::GgufFile;
 use sinter::ir::arbitrary::{
     CONTEXT, PAGES, Paging, RandomStep, Rng, SEQUENCES, Sequences, random_primitives,
@@ -17,6 +17,7 @@ use sinter::ir::{DType, Graph, KvTypes, Op, Syms, TensorType, Value, Verified, v
 use sinter::passes::Pipeline;
 use sinter::plan::{self, BufRef, LoadedPlan, Parts, Plan};
 use sinter::runtime::cpu::{Features, RawArg, bind};
+use sinter::runtime::device::open;
 use sinter::runtime::interp::{Tensor, eval};
 use sinter::runtime::{DeviceOptions, Executor};
 use sinter::target::{Target, TargetKind};
@@ -78,8 +79,9 @@ impl Case {
         let file = weights(&graph);
         let plan = planned(&fused, &file, &target);
         let mut launches = BTreeMap::<String, u64>::new();
-        for launch in &plan.programs[0].launches {
-            *launches.entry(plan.kernels[launch.kernel as usize].name().to_string()).or_default() += 1;
+        for call in &plan.programs[0].calls {
+            let kernel = &plan.kernels[call.kernel as usize];
+            *launches.entry(kernel.spec.name().to_string()).or_default() += kernel.launches.len() as u64;
         }
         let reported: BTreeMap<String, u64> = report.after.launches.into_iter().collect();
         assert_eq!(launches, reported, "seed {seed}: planned, reported");
@@ -128,7 +130,7 @@ fn steps(seed: u64) -> impl Iterator<Item = RandomStep> {
 type States = indexmap::IndexMap<String, Tensor>;
 
 /// Each kernel beside its body, for operands that follow from `states`.
-fn checked(case: &Case, features: Features, step: &RandomStep, states: &States) -> Checked {
+fn checked(case: &Case, device: &mut OnDevice, step: &RandomStep, states: &States) -> Checked {
     let (at, given) = (step.syms, inputs(&case.fused, step));
     let leaf = |op: &Op, ty: &TensorType| -> Result<Tensor, CheckError> {
         Ok(match op {
@@ -140,7 +142,8 @@ fn checked(case: &Case, features: Features, step: &RandomStep, states: &States) 
             _ => unreachable!("a leaf"),
         })
     };
-    check_kernels(&case.fused, &case.target, features, at, &leaf)
+    let (_, nodes) = codegen::generate_traced(&case.fused, &case.target).unwrap();
+    check_kernels(&case.fused, device.calls_of(&nodes), at, &leaf)
         .unwrap_or_else(|e| panic!("{}: {e}", case.what))
 }
 
@@ -234,15 +237,16 @@ fn assert_largest(what: &str, found: &[u8], logits: &[f32], tolerance: f64) {
 }
 
 /// What a launch of a kernel is made of, for counting.
-fn kinds(spec: &KernelSpec, step: &RandomStep) -> Vec<String> {
+fn kinds(kernel: &Implementation, step: &RandomStep) -> Vec<String> {
+    let spec = &kernel.spec;
     let name = spec.name();
     let dtype = |arg: u16| spec.args[usize::from(arg)].ty.dtype;
     let tokens = if step.syms.t == 1 { "one token" } else { "some tokens" };
     let mut kinds = vec![format!("{name} of {tokens}")];
     let several =
         || format!("{name} of {} sequence", if step.sequences == 1 { "one" } else { "more than one" });
-    match &spec.template {
-        Template::Matmul(m) => {
+    match &spec.computes {
+        Computation::Matmul(m) => {
             let x = dtype(m.x);
             for part in &m.parts {
                 kinds.push(format!("{} weights meet {x}", part.format));
@@ -256,7 +260,7 @@ fn kinds(spec: &KernelSpec, step: &RandomStep) -> Vec<String> {
                 kinds.push(format!("epilogue{bias}{residual} {epilogue}"));
             }
         }
-        Template::Norm(n) => {
+        Computation::Norm(n) => {
             let source = match n.source {
                 NormSource::Embedding { table, .. } => {
                     kinds.push(format!("{} rows", dtype(table)));
@@ -270,23 +274,23 @@ fn kinds(spec: &KernelSpec, step: &RandomStep) -> Vec<String> {
                 [to("rows", n.rows_out), to("norm", n.norm_out), to("quantised", n.quant_out)].concat();
             kinds.push(format!("norm of {source}, to{outs}"));
         }
-        Template::RopeKv(r) => {
+        Computation::RopeKv(r) => {
             kinds.push(format!("rope_kv {:?} to {}", r.rope.style, dtype(r.k.rows.cache)));
             kinds.push(format!("rope_kv {} norm", if r.k.norm.is_some() { "with" } else { "without" }));
         }
-        Template::Attention(a) => {
+        Computation::Attention(a) => {
             let shared = if a.heads == a.kv_heads { "own" } else { "shared" };
             kinds.push(format!("attention over {shared} {} to {}", dtype(a.k), dtype(a.out)));
             kinds.push(format!("attention {} window", if a.window.is_some() { "with" } else { "without" }));
             kinds.push(format!("attention over pages of {}", a.page));
             kinds.push(several());
         }
-        Template::Swiglu(s) => kinds.push(format!("swiglu to {}", dtype(s.out))),
-        Template::GatedScan(s) => {
+        Computation::Swiglu(s) => kinds.push(format!("swiglu to {}", dtype(s.out))),
+        Computation::GatedScan(s) => {
             kinds.push(format!("gated_scan {} gate", if s.gate.is_some() { "with" } else { "without" }));
             kinds.push(several());
         }
-        Template::Primitive(_) => {}
+        Computation::Op(_) => {}
     }
     kinds
 }
@@ -361,7 +365,7 @@ fn wanted() -> BTreeSet<String> {
     all
 }
 
-/// The pool of a plan, which nothing but these launches touches.
+/// The pool of a plan, which nothing but these calls touches.
 struct Memory {
     /// Aligned to 64 bytes, as a page is.
     pool: memmap2::MmapMut,
@@ -377,11 +381,11 @@ impl Memory {
 }
 
 /// Whether a step launches a kernel: not if there is nothing to write, as where no rows are wanted.
-fn is_launched(spec: &KernelSpec, at: &Syms) -> bool {
-    spec.args.iter().any(|arg| arg.access != Access::Read && arg.ty.bytes(at) > 0)
+fn is_launched(kernel: &Implementation, at: &Syms) -> bool {
+    kernel.args().any(|arg| arg.access != Access::Read && arg.ty.bytes(at) > 0)
 }
 
-/// Makes the launches of a step in an order that is random, but for what streams and events say; returns the results.
+/// Makes the calls of a step in an order that is random, but for what streams and events say; returns the results.
 fn in_any_order(
     case: &Case,
     features: &Features,
@@ -400,21 +404,21 @@ fn in_any_order(
         memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
     }
     let base = memory.pool.as_mut_ptr();
-    let (n, mut done) = (program.launches.len(), vec![false; program.launches.len()]);
+    let (n, mut done) = (program.calls.len(), vec![false; program.calls.len()]);
     let mut sorted = true;
     for made in 0..n {
         let signalled =
-            |event: &u32| (0..n).any(|l| done[l] && program.launches[l].slot.signals == Some(*event));
+            |event: &u32| (0..n).any(|l| done[l] && program.calls[l].slot.signals == Some(*event));
         let ready = |l: &usize| {
-            let slot = &program.launches[*l].slot;
-            let first = (0..*l).all(|k| done[k] || program.launches[k].slot.stream != slot.stream);
+            let slot = &program.calls[*l].slot;
+            let first = (0..*l).all(|k| done[k] || program.calls[k].slot.stream != slot.stream);
             !done[*l] && first && slot.waits.iter().all(signalled)
         };
         let able: Vec<usize> = (0..n).filter(ready).collect();
         let l = *rng.pick(&able);
         sorted &= l == made;
-        let launch = &program.launches[l];
-        let spec = &case.plan.kernels[launch.kernel as usize];
+        let call = &program.calls[l];
+        let kernel = &case.plan.kernels[call.kernel as usize];
         let place = |arg: &BufRef| match *arg {
             BufRef::Arena(b) => base.wrapping_add(arena.start + program.buffers[b as usize].offset as usize),
             BufRef::State(s) => base.wrapping_add(case.plan.states[s as usize].offset as usize),
@@ -423,19 +427,17 @@ fn in_any_order(
                 case.file.tensor_bytes(tensor).as_ptr().cast_mut()
             }
         };
-        let args: Vec<RawArg> = (launch.args.iter().zip(&spec.args))
+        let args: Vec<RawArg> = (call.args.iter().zip(kernel.args()))
             .map(|(arg, of)| RawArg { ptr: place(arg), len: of.ty.bytes(at) as usize })
             .collect();
         done[l] = true;
-        if !is_launched(spec, at) {
+        if !is_launched(kernel, at) {
             continue;
         }
-        let kernel = bind(spec, features).unwrap();
-        // SAFETY: the plan is validated, so every argument lies within the pool or is a weight, which is only read; one
-        // launch runs at a time, on all of its items.
-        unsafe {
-            kernel.run(&args, at, &mut std::iter::once(0..spec.items(at) as usize));
-            kernel.finish(&args, at);
+        for (bound, launch) in bind(kernel, features).unwrap().iter().zip(&kernel.launches) {
+            // SAFETY: the plan is validated, so every argument lies within the pool or is a weight, which is only read; one
+            // launch runs at a time, on all of its items.
+            unsafe { bound.run(&args, at, &mut std::iter::once(0..launch.items(at) as usize)) };
         }
     }
     let result = |&b: &u32| {
@@ -466,12 +468,14 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
             let case = Case::new(seed, target, exact);
             let quantised = quantises(&case.fused);
             let tolerance = if quantised { QUANTISED } else { EXACT };
-            waits += case.plan.programs[0].launches.iter().map(|l| l.slot.waits.len()).sum::<usize>();
+            waits += case.plan.programs[0].calls.iter().map(|l| l.slot.waits.len()).sum::<usize>();
             for features in Features::available() {
                 let what = format!("{}, {}", case.what, features.name());
                 let options =
                     DeviceOptions { threads: Some(1 + seed as usize % 2), features: Some(features) };
                 let mut device = Executor::new(case.plan.clone(), case.file.clone(), &options).unwrap();
+                let plan = Arc::new(case.plan.clone());
+                let mut alone = OnDevice { device: open(&plan, case.file.clone(), &options).unwrap(), plan };
                 let (mut memory, mut rng) = (Memory::of(&case.plan), Rng::new(seed));
                 let (mut states, mut made) = (States::new(), 0);
                 runs += 1;
@@ -484,7 +488,7 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                         overflows += 1;
                         break;
                     }
-                    let beside = checked(&case, features, step, &states);
+                    let beside = checked(&case, &mut alone, step, &states);
                     for node in &beside.nodes {
                         assert!(node.passes(), "{what}: {node:?}\n{}", *case.fused);
                     }
@@ -496,10 +500,10 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                     shuffled += u64::from(!sorted);
                     assert_eq!(shown.len(), wanted.len(), "{what}");
                     for (i, wanted) in wanted.iter().enumerate() {
-                        let found = device.result(i).unwrap();
+                        let found = &device.result(i).unwrap();
                         assert!(
-                            found == shown[i],
-                            "{what}: result {i} depends on the order of launches\n{}",
+                            *found == shown[i],
+                            "{what}: result {i} depends on the order of calls\n{}",
                             *case.plan
                         );
                         match far(found, wanted) {
@@ -517,13 +521,13 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                         }
                     }
                     states = after;
-                    for launch in &case.plan.programs[0].launches {
-                        let spec = &case.plan.kernels[launch.kernel as usize];
-                        if !is_launched(spec, &at) {
+                    for call in &case.plan.programs[0].calls {
+                        let kernel = &case.plan.kernels[call.kernel as usize];
+                        if !is_launched(kernel, &at) {
                             continue;
                         }
-                        made += 1;
-                        for kind in kinds(spec, step) {
+                        made += kernel.launches.len() as u64;
+                        for kind in kinds(kernel, step) {
                             *launched.entry(kind).or_default() += 1;
                         }
                     }
@@ -555,10 +559,10 @@ fn a_plan_without_one_of_its_waits_is_refused() {
     for seed in 0..40 {
         let target = Target { kind: TargetKind::Cpu, streams: 3, ..Target::test_wave32() };
         let case = Case::new(seed, target, true);
-        for (l, launch) in case.plan.programs[0].launches.iter().enumerate() {
-            for w in 0..launch.slot.waits.len() {
+        for (l, call) in case.plan.programs[0].calls.iter().enumerate() {
+            for w in 0..call.slot.waits.len() {
                 let mut plan: Plan = (*case.plan).clone();
-                plan.programs[0].launches[l].slot.waits.remove(w);
+                plan.programs[0].calls[l].slot.waits.remove(w);
                 let says = plan.validate().expect_err("a plan that races").to_string();
                 assert!(says.contains("nothing orders them") || says.contains("share bytes"), "{says}");
                 dropped += 1;

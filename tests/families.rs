@@ -127,8 +127,9 @@ fn nothing_that_a_launch_is_given_depends_on_how_full_a_cache_is() {
                     let plan = plan_of_description(&gguf, &options, purpose);
                     let symbols = [Dim::T, Dim::R];
                     for kernel in &plan.kernels {
-                        assert!(kernel.grid.iter().all(|extent| one_of(&extent.dim, &symbols)), "{kernel}");
-                        let shapes = kernel.args.iter().flat_map(|arg| &arg.ty.shape);
+                        let mut extents = kernel.launches.iter().flat_map(|launch| &launch.grid);
+                        assert!(extents.all(|extent| one_of(&extent.dim, &symbols)), "{kernel}");
+                        let shapes = kernel.args().flat_map(|arg| &arg.ty.shape);
                         assert!(shapes.into_iter().all(|dim| one_of(dim, &symbols)), "{kernel}");
                     }
                     let states = plan.states.iter().flat_map(|state| &state.ty.shape);

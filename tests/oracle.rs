@@ -64,7 +64,7 @@ fn another_epsilon_is_seen() {
     let file = open("q4_k_m");
     let mut plan = model::plan(&file, None, &exact(), Purpose::Score).unwrap();
     for kernel in &mut plan.kernels {
-        if let sinter::codegen::spec::Template::Norm(norm) = &mut kernel.template {
+        if let sinter::codegen::spec::Computation::Norm(norm) = &mut kernel.spec.computes {
             norm.eps *= 2.0;
         }
     }
@@ -244,7 +244,16 @@ fn every_kernel_computes_its_body() {
             let mut caches = Caches::new();
             for (tokens, cached) in [(first, 0), (std::slice::from_ref(last), first.len() as u64)] {
                 let step = step(&options, &config, tokens.len() as u64);
-                let outcome = check_step(&file, &options, &step, tokens, cached, &mut caches).unwrap();
+                let outcome = check_step(
+                    &file,
+                    &options,
+                    &DeviceOptions::default(),
+                    &step,
+                    tokens,
+                    cached,
+                    &mut caches,
+                )
+                .unwrap();
                 let what = format!("{name} {path} {}", step.name());
                 assert!(outcome.nodes.len() > 6 * config.layers as usize, "{what}: too few nodes compared");
                 assert!(
@@ -268,7 +277,8 @@ fn a_cache_that_is_no_number_fails_the_check() {
     let nan = vec![0xff; 4 * dims.iter().product::<usize>()];
     let broken = Tensor::new(DType::F32, dims, nan).unwrap();
     let mut caches = Caches::from_iter([("blk.0.v".to_string(), broken)]);
-    let outcome = check_step(&file, &options, &step, &[33], 2, &mut caches).unwrap();
+    let outcome =
+        check_step(&file, &options, &DeviceOptions::default(), &step, &[33], 2, &mut caches).unwrap();
     assert!(!outcome.passes());
     let first = outcome.first_divergence().expect("a node that diverges");
     assert_eq!(first.kernel, "rope_kv", "the first that hands the cache on");

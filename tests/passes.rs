@@ -119,6 +119,44 @@ fn shape_of_activations_that_are_no_whole_blocks() {
     );
 }
 
+/// The caches of keys and values must lie in the same pages, or one block table does not find both.
+#[test]
+fn shape_of_caches_in_different_pages() {
+    let from = "%v = kv_read %v0, %tables, %lengths {page=32}";
+    let read = |text: &str| std::fs::read_to_string(format!("tests/snapshots/inputs/{text}.sir")).unwrap();
+    let text = read("attention_f32");
+    assert!(text.contains(from));
+    for to in
+        ["%v = kv_read %v0, %tables, %lengths {page=32}", "%v = kv_read %v0, %others, %lengths {page=32}"]
+    {
+        let text =
+            text.replace(from, to).replace("%lengths: i32[1])", "%lengths: i32[1], %others: i32[1,2])");
+        let whys = whys(&text, &["attention"], &wave32());
+        if to == from {
+            assert!(whys.is_empty(), "{whys:?}");
+        } else {
+            assert!(
+                matches!(&whys[..], [Why::Shape { detail }] if detail.contains("different pages")),
+                "{whys:?}"
+            );
+        }
+    }
+}
+
+/// Values that go to other rows than the keys are left to an append of their own.
+#[test]
+fn an_append_to_other_rows_is_no_part_of_rope_kv() {
+    let text = std::fs::read_to_string("tests/snapshots/inputs/rope_kv.sir").unwrap();
+    let append = "%v1 = kv_append %v0, %v, %rows";
+    assert!(text.contains(append));
+    let text = text.replace(append, "%v1 = kv_append %v0, %v, %others");
+    let text = text.replace("%rows: i32[T])", "%rows: i32[T], %others: i32[T])");
+    let mut graph = parse(&text);
+    fuse(&mut graph, &["rope_kv"], &wave32());
+    let text = graph.to_string();
+    assert!(text.contains("fused rope_kv") && text.contains(", %others : f16[128,2,32]\n"), "{text}");
+}
+
 #[test]
 fn effect_between_values_that_need_the_new_cache() {
     // The values' bias is read from the keys' new cache: both appends cannot be one launch.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use sinter::codegen::spec::{Epilogue, Template};
+use sinter::codegen::spec::{Computation, Epilogue};
 use sinter::compile::{self, Options, Purpose};
 use sinter::gguf::GgufFile;
 use sinter::model;
@@ -31,8 +31,9 @@ fn allowed(few_of_many: bool, exact: bool) -> &'static [&'static str] {
 /// The launches of a program by kernel, as the plan lists them.
 fn planned(plan: &Plan, program: usize) -> Counts {
     let mut counts = Counts::new();
-    for launch in &plan.programs[program].launches {
-        *counts.entry(plan.kernels[launch.kernel as usize].name().to_string()).or_default() += 1;
+    for call in &plan.programs[program].calls {
+        let kernel = &plan.kernels[call.kernel as usize];
+        *counts.entry(kernel.spec.name().to_string()).or_default() += kernel.launches.len() as u64;
     }
     counts
 }
@@ -60,7 +61,7 @@ fn reported(file: &GgufFile, options: &Options) -> Vec<Counts> {
 
 /// The names of the primitives of [`planned`] counts.
 fn primitives<'a>(plan: &Plan, counts: &'a Counts) -> Vec<&'a str> {
-    let fused = |name: &str| plan.kernels.iter().any(|k| k.kernel.is_some() && k.name() == name);
+    let fused = |name: &str| plan.kernels.iter().any(|k| k.spec.kernel.is_some() && k.spec.name() == name);
     counts.keys().map(String::as_str).filter(|name| !fused(name)).collect()
 }
 
@@ -101,7 +102,7 @@ fn decode_launches_these_kernels() {
     ];
     assert_eq!(counts, owned(wanted));
     let greedy = executed(&open("q4_k_m"), &Options { greedy: true, ..frozen() }, 0);
-    assert_eq!((greedy["dequant_matmul"], greedy["sample_head"]), (8, 1));
+    assert_eq!((greedy["dequant_matmul"], greedy["sample_head"]), (8, 2));
 }
 
 #[test]
@@ -149,12 +150,12 @@ fn no_kernel_falls_back() {
         let message = refusal(
             plan.clone(),
             |plan| {
-                let kernel = plan.kernels.iter_mut().find(|k| k.name() == name).unwrap();
-                match &mut kernel.template {
-                    Template::Matmul(m) => m.k += 256,
-                    Template::Norm(n) => n.n += 1,
-                    Template::RopeKv(r) => r.head_dim += 2,
-                    Template::Attention(a) => a.head_dim += 2,
+                let kernel = plan.kernels.iter_mut().find(|k| k.spec.name() == name).unwrap();
+                match &mut kernel.spec.computes {
+                    Computation::Matmul(m) => m.k += 256,
+                    Computation::Norm(n) => n.n += 1,
+                    Computation::RopeKv(r) => r.head_dim += 2,
+                    Computation::Attention(a) => a.head_dim += 2,
                     other => panic!("{other:?}"),
                 }
             },
@@ -167,8 +168,8 @@ fn no_kernel_falls_back() {
     let message = refusal(
         plan,
         |plan| {
-            let kernel = plan.kernels.iter_mut().find(|k| k.name() == "matmul_swiglu").unwrap();
-            let Template::Matmul(matmul) = &mut kernel.template else { panic!("{kernel:?}") };
+            let kernel = plan.kernels.iter_mut().find(|k| k.spec.name() == "matmul_swiglu").unwrap();
+            let Computation::Matmul(matmul) = &mut kernel.spec.computes else { panic!("{kernel:?}") };
             matmul.epilogue = Epilogue::Store;
         },
         &file,

@@ -422,6 +422,24 @@ fn scheduled_texts_are_those_of_sessions() {
     }
 }
 
+/// A prompt takes what room the texts that are being generated leave, so that they go on at every step.
+#[test]
+fn a_long_prompt_does_not_hold_up_the_others() {
+    let file = Model::new(&small(shape("tiny-llama3")), uniform(DType::F32)).file();
+    let mut scheduler = Scheduler::new(executor(&file, &eight(exact()), Purpose::Generate)).unwrap();
+    let mut submit = |prompt: Vec<u32>, count| {
+        let sampler = Sampler::new(Sampling::greedy()).unwrap();
+        scheduler.submit(Request { prompt, count, sampler }).unwrap()
+    };
+    // First the prompt, of four steps.
+    let (_, short) = (submit(vec![5; 140], 1), submit(vec![7], 4));
+    for step in 0..3 {
+        let events = scheduler.step(|_| false).unwrap();
+        let goes_on = |event: &Event| matches!(event, Event::Token { request, .. } if *request == short);
+        assert!(events.iter().any(goes_on), "step {step}: {events:?}");
+    }
+}
+
 #[test]
 fn requests_that_cannot_be_served_are_refused_at_once() {
     let file = Model::new(&small(shape("tiny-llama")), uniform(DType::F16)).file();

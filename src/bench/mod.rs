@@ -224,12 +224,12 @@ impl Bench {
             self.sequences.step(&parts, output)?;
             match (parts.iter().any(|part| part.wanted != Wanted::None), output) {
                 (true, Output::Logits) => {
-                    self.logits.clear();
-                    self.logits.extend_from_slice(self.sequences.logits()?);
+                    let wanted = self.sequences.last_rows().wanted.len();
+                    self.sequences.read_logits(0..wanted, &mut self.logits)?;
                     black_box(&self.logits);
                 }
                 (true, Output::Token) => _ = black_box(self.sequences.best_tokens()?.first().copied()),
-                (false, _) => {}
+                (false, _) => self.sequences.wait()?,
             }
             let now = (self.clock)();
             times.push(u64::try_from((now - before).as_nanos()).unwrap_or(u64::MAX));
@@ -343,11 +343,12 @@ mod tests {
         for (program, times) in programs.iter().filter(|(_, times)| *times > 0) {
             let (name, wanted) = program.split_once(' ').map_or((*program, true), |(name, _)| (name, false));
             let program = plan.programs.iter().find(|p| p.name == name).unwrap();
-            for launch in &program.launches {
-                let kernel = &plan.kernels[launch.kernel as usize];
+            for call in &program.calls {
+                let kernel = &plan.kernels[call.kernel as usize];
                 let of_wanted = |arg: &Arg| arg.access == Access::Read || arg.ty.first() == Dim::R;
-                if wanted || !kernel.args.iter().all(of_wanted) {
-                    *counts.entry(kernel.name()).or_default() += times;
+                if wanted || !kernel.spec.args.iter().all(of_wanted) {
+                    let launches = kernel.launches.len() as u64;
+                    *counts.entry(kernel.spec.name()).or_default() += times * launches;
                 }
             }
         }

@@ -5,8 +5,10 @@ use sinter::check::{Caches, WHOLE_TOLERANCE, check_step};
 use sinter::compile::Options;
 use sinter::generate::{EncodeOptions, Tokenizer};
 use sinter::lower::Config;
+use sinter::runtime::DeviceOptions;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> super::Outcome {
-    let file = args.model.open()?;
+    let file = Arc::new(args.model.open()?);
     let tokens = match args.tokens {
         Some(tokens) => tokens,
         None => {
@@ -51,7 +53,8 @@ pub fn run(args: Args) -> super::Outcome {
         [(StepName::Score, first, 0), (StepName::Decode, std::slice::from_ref(last), first.len() as u64)]
     {
         let step = step.step(&config, &options)?;
-        let outcome = check_step(&file, &options, &step, tokens, cached, &mut caches)?;
+        let outcome =
+            check_step(&file, &options, &DeviceOptions::default(), &step, tokens, cached, &mut caches)?;
         writeln!(out, "{}: {} tokens after {cached}", outcome.step, tokens.len())?;
         let mut kernels: BTreeMap<&str, (u64, f64, f64)> = BTreeMap::new();
         for n in &outcome.nodes {

@@ -1,8 +1,12 @@
-//! The shape of launches on the CPU: how much of a kernel one work item computes.
+//! The back end of the CPU: how much of a kernel one work item computes, and what may lie in place.
 
-use super::args::ArgPlace;
-use super::spec::{Access, Arg, Epilogue, Extent, MatmulSpec, Primitive, Template};
-use crate::ir::{DType, Dim, Syms, TensorType};
+use super::Backend;
+use super::spec::{
+    Access, Alias, Arg, ArgId, Code, Computation, CpuCode, Epilogue, Extent, Implementation, KernelSpec,
+    LaunchSpec, MatmulSpec, NormSource, NormSpec,
+};
+use crate::ir::{DType, Dim, Op, Syms, TensorType};
+use crate::target::Target;
 
 /// Weight rows of a matmul per work item: one block of quantised results, and enough to amortise its start.
 const MATMUL_ROWS: u32 = 32;
@@ -13,51 +17,126 @@ const ATTENTION_QUERIES: u64 = 32;
 const ATTENTION_ITEMS: u64 = 8;
 /// Columns per work item of SwiGLU.
 const SWIGLU_COLUMNS: u32 = 1024;
-
 /// Columns per work item of a gated recurrence, which goes over all tokens.
 const SCAN_COLUMNS: u32 = 256;
 
-/// Fills in the tile and scratch of `template` and returns its grid.
-pub fn shape(
-    template: &mut Template,
-    args: &mut Vec<Arg>,
-    places: &mut Vec<ArgPlace>,
-    bounds: &Syms,
-) -> Vec<Extent> {
-    let rows = |args: &[Arg], arg: u16| args[arg as usize].ty.shape.first().copied().unwrap_or(Dim::n(1));
-    match template {
-        Template::Matmul(spec) => vec![Extent::each(matmul(spec, args, places))],
-        Template::Norm(spec) => {
-            let out = spec.rows_out.or(spec.norm_out).or(spec.quant_out);
-            vec![Extent::each(out.map_or(Dim::ZERO, |out| rows(args, out)))]
-        }
-        Template::RopeKv(spec) => vec![Extent::each(rows(args, spec.positions))],
-        Template::Swiglu(spec) => {
-            vec![Extent::each(rows(args, spec.gate)), Extent { dim: Dim::n(spec.n), per: SWIGLU_COLUMNS }]
-        }
-        Template::Attention(spec) => {
-            let (heads, tokens) = attention_tile(spec.heads, spec.heads / spec.kv_heads.max(1), bounds);
-            let per = |n: u64| u32::try_from(n).unwrap_or(1);
-            vec![
-                Extent { dim: Dim::n(spec.heads), per: per(heads) },
-                Extent { dim: rows(args, spec.q), per: per(tokens) },
-            ]
-        }
-        Template::GatedScan(spec) => vec![Extent { dim: Dim::n(spec.n), per: SCAN_COLUMNS }],
-        Template::Primitive(primitive) => match primitive {
-            Primitive::KvAppend => vec![Extent::each(rows(args, 1))],
-            Primitive::ArgMax => vec![Extent::each(rows(args, 0))],
-            _ => {
-                let shape = args.last().map_or(&[][..], |out| &out.ty.shape);
-                let (_, outer) = shape.split_last().unwrap_or((&Dim::ZERO, &[]));
-                if outer.is_empty() {
-                    vec![Extent::each(1)]
-                } else {
-                    outer.iter().copied().map(Extent::each).collect()
+/// The kernels of `src/runtime/cpu`.
+pub struct Cpu;
+
+impl Backend for Cpu {
+    fn emit(&self, spec: KernelSpec, bounds: &Syms, _: &Target) -> Result<Implementation, String> {
+        let whole = |grid| vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }];
+        let rows = |arg: ArgId| spec.args[usize::from(arg)].ty.first();
+        let mut workspace = vec![];
+        let (launches, may_alias) = match &spec.computes {
+            Computation::Matmul(m) => {
+                let tokens = rows(m.x);
+                let launches = matmul(m, tokens);
+                if let Epilogue::ArgMax { .. } = m.epilogue {
+                    let shape = [tokens, Dim::n(items(m))];
+                    workspace = [DType::F32, DType::I32]
+                        .map(|dtype| Arg::new(Access::Scratch, TensorType::new(dtype, shape)))
+                        .into();
                 }
+                (launches, residuals(m))
             }
-        },
+            Computation::Norm(m) => {
+                let out = m.rows_out.or(m.norm_out).or(m.quant_out).ok_or("a norm without a result")?;
+                let (_, outer) =
+                    spec.args[usize::from(out)].ty.shape.split_last().ok_or("a norm of a scalar")?;
+                (whole(outer.iter().copied().map(Extent::each).collect()), summands(m))
+            }
+            Computation::RopeKv(m) => (whole(vec![Extent::each(rows(m.positions))]), vec![]),
+            Computation::Swiglu(m) => {
+                let in_place = spec.args[usize::from(m.out)].ty.dtype == DType::F32;
+                let aliases = [m.gate, m.up].map(|read| Alias { write: m.out, read });
+                let columns = Extent { dim: Dim::n(m.n), per: SWIGLU_COLUMNS };
+                let grid = vec![Extent::each(rows(m.gate)), columns];
+                (whole(grid), if in_place { aliases.to_vec() } else { vec![] })
+            }
+            Computation::Attention(m) => {
+                let (heads, tokens) = attention_tile(m.heads, m.heads / m.kv_heads.max(1), bounds);
+                let per = |n: u64| u32::try_from(n).unwrap_or(1);
+                let heads = Extent { dim: Dim::n(m.heads), per: per(heads) };
+                (whole(vec![heads, Extent { dim: rows(m.q), per: per(tokens) }]), vec![])
+            }
+            Computation::GatedScan(m) => {
+                (whole(vec![Extent { dim: Dim::n(m.n), per: SCAN_COLUMNS }]), vec![])
+            }
+            Computation::Op(op) => (whole(primitive_grid(op, &spec)), in_place(op, &spec)),
+        };
+        Ok(Implementation { workspace, may_alias, launches, spec })
     }
+}
+
+/// The work items of a matmul.
+fn items(m: &MatmulSpec) -> u64 {
+    let items = |rows: u64| rows.div_ceil(u64::from(MATMUL_ROWS));
+    match m.epilogue {
+        Epilogue::Swiglu { .. } => m.parts.first().map_or(0, |p| items(p.rows)),
+        Epilogue::Store | Epilogue::ArgMax { .. } => m.parts.iter().map(|p| items(p.rows)).sum(),
+    }
+}
+
+fn matmul(m: &MatmulSpec, tokens: Dim) -> Vec<LaunchSpec> {
+    let code = Code::Cpu(CpuCode::Matmul { tile: MATMUL_ROWS });
+    let first = LaunchSpec { code, grid: vec![Extent::each(items(m))] };
+    match m.epilogue {
+        Epilogue::Store | Epilogue::Swiglu { .. } => vec![first],
+        Epilogue::ArgMax { .. } => {
+            let grid = vec![Extent::each(tokens)];
+            vec![first, LaunchSpec { code: Code::Cpu(CpuCode::BestOfItems), grid }]
+        }
+    }
+}
+
+/// A result may lie on the residual that only it takes.
+fn residuals(m: &MatmulSpec) -> Vec<Alias> {
+    let alone = |read: &ArgId| {
+        *read != m.x && m.parts.iter().filter(|part| part.residual == Some(*read)).count() == 1
+    };
+    let aliases = m
+        .parts
+        .iter()
+        .filter_map(|part| Some(Alias { write: part.out?, read: part.residual.filter(alone)? }));
+    aliases.collect()
+}
+
+/// The sum may lie on a summand that is not the weight too.
+fn summands(m: &NormSpec) -> Vec<Alias> {
+    let (NormSource::Sum { a, b }, Some(write)) = (&m.source, m.rows_out) else { return vec![] };
+    let mut aliases: Vec<Alias> =
+        [*a, *b].into_iter().filter(|read| *read != m.weight).map(|read| Alias { write, read }).collect();
+    aliases.dedup();
+    aliases
+}
+
+/// The grid of a primitive operation: the rows of its result, but for those that go over rows of something else.
+fn primitive_grid(op: &Op, spec: &KernelSpec) -> Vec<Extent> {
+    let shape = |arg: Option<&Arg>| arg.map_or(vec![], |arg| arg.ty.shape.clone());
+    let rows_of = match op {
+        Op::KvAppend => {
+            return shape(spec.args.get(1)).first().copied().map(Extent::each).into_iter().collect();
+        }
+        Op::ArgMax => shape(spec.args.first()),
+        _ => shape(spec.args.last()),
+    };
+    match rows_of.split_last() {
+        Some((_, outer)) if !outer.is_empty() => outer.iter().copied().map(Extent::each).collect(),
+        _ => vec![Extent::each(1)],
+    }
+}
+
+/// Where the result of a primitive operation may lie on an operand.
+fn in_place(op: &Op, spec: &KernelSpec) -> Vec<Alias> {
+    let ty = |arg: usize| spec.args.get(arg).map(|arg| &arg.ty);
+    let operands = match op {
+        Op::Add | Op::Mul if ty(0) == ty(1) => 2,
+        Op::Add | Op::Mul | Op::Silu | Op::CausalMask { .. } => 1,
+        _ => 0,
+    };
+    let write = spec.args.len().saturating_sub(1) as ArgId;
+    (0..operands).map(|read| Alias { write, read }).collect()
 }
 
 /// Heads and tokens of a work item of attention. Heads of a group share the rows of a KV head, but one token alone must
@@ -67,25 +146,6 @@ fn attention_tile(heads: u64, group: u64, bounds: &Syms) -> (u64, u64) {
     let divides = |n: &u64| group.is_multiple_of(*n);
     let shared = (1..=group.min(most)).rev().find(divides).unwrap_or(1);
     (shared, ATTENTION_QUERIES / shared)
-}
-
-/// Sets the tile, adds the scratch of an argmax, and returns the number of work items.
-fn matmul(spec: &mut MatmulSpec, args: &mut Vec<Arg>, places: &mut Vec<ArgPlace>) -> u64 {
-    spec.tile = MATMUL_ROWS;
-    let items = |rows: u64| rows.div_ceil(u64::from(MATMUL_ROWS));
-    let all = match spec.epilogue {
-        Epilogue::Swiglu { .. } => spec.parts.first().map_or(0, |p| items(p.rows)),
-        _ => spec.parts.iter().map(|p| items(p.rows)).sum(),
-    };
-    if let Epilogue::ArgMax { best, index, .. } = &mut spec.epilogue {
-        let tokens = args[spec.x as usize].ty.shape.first().copied().unwrap_or(Dim::n(1));
-        for (arg, dtype) in [(best, DType::F32), (index, DType::I32)] {
-            *arg = args.len() as u16;
-            args.push(Arg::new(Access::Scratch, TensorType::new(dtype, [tokens, Dim::n(all)])));
-            places.push(ArgPlace::Scratch);
-        }
-    }
-    all
 }
 
 #[cfg(test)]

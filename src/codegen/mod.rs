@@ -1,21 +1,21 @@
-//! Codegen: a verified, fused graph becomes kernels and launches.
+//! Codegen: a verified, fused graph becomes kernels and calls of them.
 //!
-//! Each node becomes one launch; views and leaves become buffers. A fused node's template and parameters are read off
-//! its body, so what is launched is what the body says, or codegen fails. Equal kernels are shared.
+//! Each node becomes one call; views and leaves become buffers. *What* a kernel computes is read off its node
+//! ([`crate::ir::fused`]), so what is launched is what the body says, or codegen fails. *How* is up to the [`Backend`] of
+//! the target. Equal kernels are shared.
 
-mod args;
-mod body;
 mod cpu;
 pub mod spec;
 mod text;
 
+use crate::ir::fused::Computation;
 use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value, Verified};
 use crate::target::{Target, TargetKind};
-use args::Args;
-pub use text::mark;
-
-use spec::{BufId, Buffer, KernelSpec, Launch, Place, Primitive, Program, Template};
+use spec::{
+    Access, Arg, BufId, Buffer, Call, Implementation, Index, IndexSource, KernelSpec, Place, Program,
+};
 use std::collections::HashMap;
+pub use text::mark;
 
 /// A graph that cannot become kernels.
 #[derive(Debug, thiserror::Error)]
@@ -28,16 +28,30 @@ pub enum CodegenError {
     Target { target: String },
 }
 
-/// Where a program's parts came from.
-#[derive(Clone, Debug, Default)]
-pub struct Trace {
-    /// The node of each launch.
-    pub launches: Vec<NodeId>,
-    /// The buffer of each value.
-    pub buffers: HashMap<Value, BufId>,
+/// A family of devices: what decides how kernels are launched there.
+pub trait Backend: Sync {
+    /// How a kernel is implemented for steps within `bounds`: one or several launches, with their grids, workspace and permitted
+    /// aliases.
+    ///
+    /// # Errors
+    /// Why there is no such kernel.
+    fn emit(
+        &self,
+        spec: KernelSpec,
+        bounds: &crate::ir::Syms,
+        target: &Target,
+    ) -> Result<Implementation, String>;
 }
 
-/// Turns a graph into kernels and launches, in the order of [`Graph::order`].
+/// The back end of a kind of targets.
+pub fn backend(kind: TargetKind) -> Option<&'static dyn Backend> {
+    match kind {
+        TargetKind::Cpu => Some(&cpu::Cpu),
+        TargetKind::HipAmd | TargetKind::HipNvidia => None,
+    }
+}
+
+/// Turns a graph into kernels and calls, in the order of [`Graph::order`].
 ///
 /// # Errors
 /// A node that no kernel computes, or a target without kernels.
@@ -45,48 +59,54 @@ pub fn generate(graph: &Verified, target: &Target) -> Result<Program, CodegenErr
     Ok(generate_traced(graph, target)?.0)
 }
 
-/// [`generate`], and which node and value each launch and buffer belongs to.
+/// [`generate`], and the node of each call. The arguments of a call are those of its [`KernelSpec`], then the workspace.
 ///
 /// # Errors
 /// As [`generate`].
-pub fn generate_traced(graph: &Verified, target: &Target) -> Result<(Program, Trace), CodegenError> {
+pub fn generate_traced(graph: &Verified, target: &Target) -> Result<(Program, Vec<NodeId>), CodegenError> {
     let span = tracing::debug_span!("codegen", graph = %graph.name, target = %target.name);
     let _guard = span.enter();
-    if target.kind != TargetKind::Cpu {
-        return Err(CodegenError::Target { target: target.name.clone() });
-    }
+    let backend = backend(target.kind).ok_or_else(|| CodegenError::Target { target: target.name.clone() })?;
     let mut out = Generator {
         g: graph,
+        backend,
+        target,
         buffers: vec![],
         kernels: vec![],
-        launches: vec![],
+        calls: vec![],
         inputs: vec![],
-        trace: Trace::default(),
+        nodes: vec![],
+        values: HashMap::new(),
     };
     for &id in graph.inputs() {
         let Op::Input { name, .. } = graph.op(id) else { continue };
         let buf = out.buffer(graph.ty(id.into()).clone(), Place::Arena);
-        out.trace.buffers.insert(id.into(), buf);
+        out.values.insert(id.into(), buf);
         out.inputs.push((name.clone(), buf));
     }
     for id in graph.order() {
         out.node(id)?;
     }
     let is_state = |buf: &BufId| matches!(out.buffers[*buf as usize].place, Place::State { .. });
-    let results = graph.results().iter().map(|v| out.trace.buffers[v]).filter(|b| !is_state(b)).collect();
+    let results = graph.results().iter().map(|v| out.values[v]).filter(|b| !is_state(b)).collect();
     let (name, bounds) = (graph.name.clone(), graph.bounds);
-    let Generator { buffers, kernels, launches, inputs, trace, .. } = out;
-    tracing::debug!(kernels = kernels.len(), launches = launches.len());
-    Ok((Program { name, bounds, kernels, launches, buffers, inputs, results }, trace))
+    let Generator { buffers, kernels, calls, inputs, nodes, .. } = out;
+    tracing::debug!(kernels = kernels.len(), calls = calls.len());
+    Ok((Program { name, bounds, kernels, calls, buffers, inputs, results }, nodes))
 }
 
 struct Generator<'a> {
     g: &'a Graph,
+    backend: &'a dyn Backend,
+    target: &'a Target,
     buffers: Vec<Buffer>,
-    kernels: Vec<KernelSpec>,
-    launches: Vec<Launch>,
+    kernels: Vec<Implementation>,
+    calls: Vec<Call>,
     inputs: Vec<(String, BufId)>,
-    trace: Trace,
+    /// The node of each call.
+    nodes: Vec<NodeId>,
+    /// The buffer of each value.
+    values: HashMap<Value, BufId>,
 }
 
 impl Generator<'_> {
@@ -97,110 +117,78 @@ impl Generator<'_> {
 
     fn node(&mut self, id: NodeId) -> Result<(), CodegenError> {
         let node = self.g.node(id);
-        let operands = self.g.operands(id);
-        match &node.op {
-            Op::Input { .. } | Op::Return => Ok(()),
-            Op::Weight { name } => {
-                let buf = self.buffer(node.outs[0].clone(), Place::Weight(name.clone()));
-                self.trace.buffers.insert(id.into(), buf);
-                Ok(())
-            }
-            Op::State { name, role } => {
-                let place = Place::State { name: name.clone(), role: *role };
-                let buf = self.buffer(node.outs[0].clone(), place);
-                self.trace.buffers.insert(id.into(), buf);
-                Ok(())
-            }
+        let place = match &node.op {
+            Op::Input { .. } | Op::Return => return Ok(()),
+            Op::Weight { name } => Place::Weight(name.clone()),
+            Op::State { name, role } => Place::State { name: name.clone(), role: *role },
             op if op.is_view() => {
-                self.trace.buffers.insert(id.into(), self.trace.buffers[&operands[0]]);
-                Ok(())
+                let viewed = self.g.operand(id, 0).and_then(|v| self.values.get(&v).copied());
+                self.values.extend(viewed.map(|buf| (Value::from(id), buf)));
+                return Ok(());
             }
-            Op::Fused(fused) => {
-                let mut args = Args::new(self.g, id, &operands);
-                let (template, aliases) = body::template(fused, &mut args)
-                    .map_err(|detail| CodegenError::Body { kernel: fused.kernel, detail })?;
-                self.launch(id, Some(fused.kernel), template, args, aliases)
-            }
-            Op::GatedScan => {
-                let mut args = Args::new(self.g, id, &operands);
-                let (template, aliases) = body::scan(&mut args, [0, 1, 2, 3, 4], None)
-                    .map_err(|detail| CodegenError::NoKernel { op: node.op.name(), detail })?;
-                self.launch(id, None, template, args, aliases)
-            }
-            op => {
-                let mut args = Args::new(self.g, id, &operands);
-                let (primitive, aliases) = args::primitive(op, &mut args)
-                    .map_err(|detail| CodegenError::NoKernel { op: op.name(), detail })?;
-                self.launch(id, None, Template::Primitive(primitive), args, aliases)
-            }
-        }
+            _ => return self.call(id),
+        };
+        let buf = self.buffer(node.outs[0].clone(), place);
+        self.values.insert(id.into(), buf);
+        Ok(())
     }
 
-    fn launch(
-        &mut self,
-        id: NodeId,
-        kernel: Option<Kernel>,
-        mut template: Template,
-        args: Args,
-        may_alias: Vec<spec::Alias>,
-    ) -> Result<(), CodegenError> {
-        let mut spec_args = args.args;
-        let mut places = args.places;
-        let grid = cpu::shape(&mut template, &mut spec_args, &mut places, &self.g.bounds);
-        let mut bufs = Vec::with_capacity(places.len());
-        for (arg, place) in spec_args.iter().zip(&places) {
-            let buf = match place {
-                args::ArgPlace::Operand(v) => self.trace.buffers[v],
-                args::ArgPlace::Result(v) => {
-                    let buf = self.buffer(arg.ty.clone(), Place::Arena);
-                    self.trace.buffers.insert(*v, buf);
-                    buf
+    fn call(&mut self, id: NodeId) -> Result<(), CodegenError> {
+        let op = self.g.op(id);
+        let no_kernel = |detail| CodegenError::NoKernel { op: op.name(), detail };
+        let kernel = self.backend.emit(kernel_spec(self.g, id)?, &self.g.bounds, self.target);
+        let kernel = kernel.map_err(no_kernel)?;
+        let mut args: Vec<BufId> = self.g.operands(id).iter().map(|v| self.values[v]).collect();
+        let writes = op.writes();
+        for out in 0..self.g.node(id).outs.len() as u32 {
+            let v = Value { node: id, out };
+            // A state's next version lies where the state lies.
+            let buf = match writes.iter().find(|(_, result)| *result == out) {
+                Some((state, _)) => args[*state as usize],
+                None => {
+                    args.push(self.buffer(self.g.ty(v).clone(), Place::Arena));
+                    args[args.len() - 1]
                 }
-                args::ArgPlace::Scratch => self.buffer(arg.ty.clone(), Place::Arena),
             };
-            bufs.push(buf);
+            self.values.insert(v, buf);
         }
-        // A cache's next version lies where the cache lies.
-        for (old, new) in args.versions {
-            self.trace.buffers.insert(new, self.trace.buffers[&old]);
+        for room in &kernel.workspace {
+            args.push(self.buffer(room.ty.clone(), Place::Arena));
         }
-        let spec = KernelSpec { kernel, template, args: spec_args, may_alias, grid };
-        let index = self.kernels.iter().position(|k| *k == spec).unwrap_or_else(|| {
-            self.kernels.push(spec);
+        let index = self.kernels.iter().position(|k| *k == kernel).unwrap_or_else(|| {
+            self.kernels.push(kernel);
             self.kernels.len() - 1
         });
-        self.trace.launches.push(id);
-        self.launches.push(Launch { kernel: index as u32, args: bufs, label: self.g.describe(id) });
+        self.nodes.push(id);
+        self.calls.push(Call { kernel: index as u32, args, label: self.g.describe(id) });
         Ok(())
     }
 }
 
-/// The primitive operation as a kernel, if it is one.
-fn primitive_of(op: &Op) -> Option<Primitive> {
-    Some(match op {
-        Op::Const { value } => Primitive::Fill { value: *value },
-        Op::GetRows => Primitive::GetRows,
-        Op::Dequant => Primitive::Dequant,
-        Op::QuantAct => Primitive::QuantAct,
-        Op::MatMul => Primitive::MatMul,
-        Op::Add => Primitive::Add,
-        Op::Mul => Primitive::Mul,
-        Op::Silu => Primitive::Silu,
-        Op::RmsNorm { eps } => Primitive::RmsNorm { eps: *eps },
-        Op::Rope(rope) => Primitive::Rope(*rope),
-        Op::KvAppend => Primitive::KvAppend,
-        Op::KvRead { page } => Primitive::KvRead { page: *page },
-        Op::Scores { scale } => Primitive::Scores { scale: *scale },
-        Op::CausalMask { window } => Primitive::CausalMask { window: *window },
-        Op::Softmax => Primitive::Softmax,
-        Op::WeightedSum => Primitive::WeightedSum,
-        Op::ArgMax => Primitive::ArgMax,
-        Op::Input { .. }
-        | Op::Weight { .. }
-        | Op::State { .. }
-        | Op::Reshape
-        | Op::GatedScan
-        | Op::Fused(_)
-        | Op::Return => return None,
-    })
+/// What a node computes, of which arguments.
+fn kernel_spec(g: &Graph, id: NodeId) -> Result<KernelSpec, CodegenError> {
+    let (op, operands) = (g.op(id), g.operands(id));
+    let types: Vec<&TensorType> = operands.iter().map(|v| g.ty(*v)).collect();
+    let computes = Computation::of(op, &types).map_err(|detail| match op {
+        Op::Fused(fused) => CodegenError::Body { kernel: fused.kernel, detail },
+        op => CodegenError::NoKernel { op: op.name(), detail },
+    })?;
+    let writes = op.writes();
+    let mut args = vec![];
+    for (slot, v) in (0u32..).zip(&operands) {
+        let updates = writes.iter().any(|(state, _)| *state == slot);
+        let mut arg = Arg::new(if updates { Access::Update } else { Access::Read }, g.ty(*v).clone());
+        arg.index = op.follows(slot, &types).map(|(below, distinct)| {
+            let is_input = matches!(g.op(v.node), Op::Input { .. });
+            let source = if is_input { IndexSource::Input } else { IndexSource::Device };
+            Index { below, distinct, source }
+        });
+        args.push(arg);
+    }
+    for (out, ty) in (0u32..).zip(&g.node(id).outs) {
+        if !writes.iter().any(|(_, result)| *result == out) {
+            args.push(Arg::new(Access::Write, ty.clone()));
+        }
+    }
+    Ok(KernelSpec { kernel: op.kernel(), computes, args })
 }

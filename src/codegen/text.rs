@@ -1,6 +1,6 @@
 //! Programs as people and Graphviz read them.
 
-use super::spec::{Access, KernelSpec, Place, Program};
+use super::spec::{Access, Implementation, Place, Program};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -14,11 +14,11 @@ pub fn mark(access: Access) -> &'static str {
     }
 }
 
-/// A kernel's name, its arguments, which may share memory, and its grid.
-impl fmt::Display for KernelSpec {
+/// A kernel's name, its arguments, which may share memory, and the grid of each launch.
+impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}(", self.name())?;
-        for (i, arg) in self.args.iter().enumerate() {
+        write!(f, "{}(", self.spec.name())?;
+        for (i, arg) in self.args().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{}{}", mark(arg.access), arg.ty)?;
         }
@@ -26,11 +26,13 @@ impl fmt::Display for KernelSpec {
         for alias in &self.may_alias {
             write!(f, " {}={}", alias.write, alias.read)?;
         }
-        f.write_str(" grid")?;
-        for extent in &self.grid {
-            match extent.per {
-                0 | 1 => write!(f, " {}", extent.dim)?,
-                per => write!(f, " {}/{per}", extent.dim)?,
+        for (i, launch) in self.launches.iter().enumerate() {
+            f.write_str(if i == 0 { " grid" } else { ", then" })?;
+            for extent in &launch.grid {
+                match extent.per {
+                    0 | 1 => write!(f, " {}", extent.dim)?,
+                    per => write!(f, " {}/{per}", extent.dim)?,
+                }
             }
         }
         Ok(())
@@ -45,41 +47,41 @@ impl fmt::Display for Program {
         for (i, kernel) in self.kernels.iter().enumerate() {
             writeln!(f, "  k{i} {kernel}")?;
         }
-        writeln!(f, "launches {}", self.launches.len())?;
-        for (i, launch) in self.launches.iter().enumerate() {
-            let kernel = self.kernels.get(launch.kernel as usize);
-            write!(f, "  {i:>4}: k{} {}(", launch.kernel, kernel.map_or("?", KernelSpec::name))?;
-            for (n, buf) in launch.args.iter().enumerate() {
+        writeln!(f, "calls {}", self.calls.len())?;
+        for (i, call) in self.calls.iter().enumerate() {
+            let kernel = self.kernels.get(call.kernel as usize);
+            write!(f, "  {i:>4}: k{} {}(", call.kernel, kernel.map_or("?", |k| k.spec.name()))?;
+            for (n, buf) in call.args.iter().enumerate() {
                 let comma = if n == 0 { "" } else { ", " };
-                let access = kernel.and_then(|k| k.args.get(n)).map_or("", |a| mark(a.access));
+                let access = kernel.and_then(|k| k.arg(n as u16)).map_or("", |a| mark(a.access));
                 write!(f, "{comma}{access}")?;
                 match self.buffers.get(*buf as usize).map(|b| &b.place) {
                     Some(Place::Weight(name) | Place::State { name, .. }) => write!(f, "{name:?}")?,
                     _ => write!(f, "b{buf}")?,
                 }
             }
-            writeln!(f, ")  {}", launch.label)?;
+            writeln!(f, ")  {}", call.label)?;
         }
         Ok(())
     }
 }
 
 impl Program {
-    /// The launches as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
+    /// The calls as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
     pub fn to_dot(&self) -> String {
         let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", self.name);
         let mut writer: HashMap<u32, usize> = HashMap::new();
-        for (i, launch) in self.launches.iter().enumerate() {
-            dot += &format!("  l{i} [label={:?}];\n", launch.label);
-            let Some(kernel) = self.kernels.get(launch.kernel as usize) else { continue };
-            for (arg, buf) in kernel.args.iter().zip(&launch.args) {
+        for (i, call) in self.calls.iter().enumerate() {
+            dot += &format!("  l{i} [label={:?}];\n", call.label);
+            let Some(kernel) = self.kernels.get(call.kernel as usize) else { continue };
+            for (arg, buf) in kernel.args().zip(&call.args) {
                 if matches!(arg.access, Access::Read | Access::Update)
                     && let Some(from) = writer.get(buf)
                 {
                     dot += &format!("  l{from} -> l{i} [label={:?}];\n", arg.ty.to_string());
                 }
             }
-            for (arg, buf) in kernel.args.iter().zip(&launch.args) {
+            for (arg, buf) in kernel.args().zip(&call.args) {
                 if matches!(arg.access, Access::Write | Access::Update) {
                     writer.insert(*buf, i);
                 }

@@ -213,11 +213,7 @@ impl Scheduler {
                 u32::try_from(best).map_err(|_| SessionError::Nan)
             }
             Output::Logits => {
-                let wanted = self.sequences.last_rows().wanted.len();
-                let logits = self.sequences.logits()?;
-                let vocabulary = logits.len() / wanted.max(1);
-                self.logits.clear();
-                self.logits.extend_from_slice(&logits[row * vocabulary..][..vocabulary]);
+                self.sequences.read_logits(row..row + 1, &mut self.logits)?;
                 Ok(sampler.sample(&mut self.logits, text)?)
             }
         };

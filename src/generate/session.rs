@@ -169,8 +169,8 @@ impl Session {
             let token = self.sequences.best_tokens()?.last().copied().unwrap_or(0);
             return u32::try_from(token).map_err(|_| SessionError::Nan);
         }
-        self.logits.clear();
-        self.logits.extend_from_slice(self.sequences.logits()?);
+        let wanted = self.sequences.last_rows().wanted.len();
+        self.sequences.read_logits(wanted.saturating_sub(1)..wanted, &mut self.logits)?;
         Ok(sampler.sample(&mut self.logits, &self.text)?)
     }
 
@@ -229,10 +229,10 @@ impl Session {
         }
         for chunk in unread.chunks(most.t.min(most.r).max(1) as usize) {
             self.step(chunk, Wanted::All, Output::Logits)?;
-            let logits = self.sequences.logits()?;
-            for logits in logits.chunks_exact(logits.len() / chunk.len()) {
+            for row in 0..chunk.len() {
                 if read >= before {
-                    on_row(read - before, logits);
+                    self.sequences.read_logits(row..row + 1, &mut self.logits)?;
+                    on_row(read - before, &self.logits);
                 }
                 read += 1;
             }

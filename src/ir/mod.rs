@@ -6,6 +6,7 @@
 pub mod arbitrary;
 mod decision;
 mod export;
+pub mod fused;
 mod graph;
 mod op;
 pub mod step;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// What a node computes. Shapes are row-major; `H` heads, `G` KV heads, `D` head dimension, `S` rows of a cache, `B`
 /// sequences, `C` positions of the longest sequence. The index operands are inputs of the step ([`super::step`]).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// A parameter of the graph, or of a fused body. In a body, one that stands for a state has the state's role.
     Input { name: String, role: Option<StateRole> },
@@ -61,10 +62,12 @@ pub enum Op {
     GatedScan,
     /// `f32 [T,N] -> i32 [T]`: the index of the largest element, the lowest of equals; -1 if one is NaN.
     ArgMax,
-    /// One kernel in place of the nodes of its body.
-    Fused(Box<Fused>),
     /// The end of a graph: its results, then the last version of each state.
     Return,
+    /// One kernel in place of the nodes of its body. A plan holds what the body was read as, not the body; last, as what is
+    /// skipped must not move the numbers of others.
+    #[serde(skip)]
+    Fused(Box<Fused>),
 }
 
 /// Rotary position embedding over the first `dims` of each head: pair `i` turns by
@@ -119,8 +122,27 @@ pub struct Fused {
 }
 
 impl Fused {
+    /// See [`Op::follows`]: what all uses in the body hold input `slot` to.
+    fn follows(&self, slot: u32) -> Option<(Dim, bool)> {
+        let body = &self.body;
+        let input = Value::from(*body.inputs().get(slot as usize)?);
+        let held = body.uses(input).into_iter().filter_map(|(user, slot)| {
+            let operands = body.operands(user);
+            let types: Vec<&TensorType> = operands.iter().map(|v| body.ty(*v)).collect();
+            body.op(user).follows(slot, &types)
+        });
+        held.reduce(|(a, first), (b, second)| {
+            // Of sizes that differ from step to step the first counts: a kernel that asks for another is refused.
+            let below = match (a.as_const(), b.as_const()) {
+                (Some(a), Some(b)) => Dim::n(a.min(b)),
+                _ => a,
+            };
+            (below, first | second)
+        })
+    }
+
     /// See [`Op::writes`]: results that come from an input by writes alone.
-    fn writes(&self) -> Vec<(u32, u32)> {
+    pub(super) fn writes(&self) -> Vec<(u32, u32)> {
         let body = &self.body;
         let mut writes = vec![];
         for (result, last) in body.results().into_iter().enumerate() {
@@ -264,6 +286,53 @@ impl Op {
             Op::GatedScan => vec![(0, 1)],
             Op::Fused(f) => f.writes(),
             _ => vec![],
+        }
+    }
+
+    /// Below what the values of operand `slot` must lie, where the op follows them as rows, pages, lengths or sequences, of operands
+    /// of types `x`; and whether no two may be equal, as the op writes by them.
+    pub fn follows(&self, slot: u32, x: &[&TensorType]) -> Option<(Dim, bool)> {
+        let first = |operand: usize| x.get(operand).map(|t| t.first());
+        let read_by = |below: Option<Dim>| below.map(|below| (below, false));
+        match (self, slot) {
+            (Op::GetRows, 1) => read_by(first(0)),
+            (Op::KvAppend, 2) => first(0).map(|rows| (rows, true)),
+            (Op::KvRead { page }, 1) => {
+                read_by(first(0).map(|rows| Dim::n(rows.c / u64::from(*page).max(1))))
+            }
+            (Op::KvRead { page }, 2) => read_by(x.get(1).map(|tables| {
+                let most = tables.last().c.saturating_mul(u64::from(*page));
+                Dim::n(most.saturating_add(1))
+            })),
+            (Op::Scores { .. } | Op::WeightedSum, 2) => read_by(first(1)),
+            (Op::GatedScan, 3) => read_by(first(0)),
+            (Op::Fused(fused), _) => fused.follows(slot),
+            (
+                Op::Input { .. }
+                | Op::Weight { .. }
+                | Op::State { .. }
+                | Op::Const { .. }
+                | Op::GetRows
+                | Op::Dequant
+                | Op::QuantAct
+                | Op::MatMul
+                | Op::Add
+                | Op::Mul
+                | Op::Silu
+                | Op::RmsNorm { .. }
+                | Op::Rope(_)
+                | Op::Reshape
+                | Op::KvAppend
+                | Op::KvRead { .. }
+                | Op::Scores { .. }
+                | Op::CausalMask { .. }
+                | Op::Softmax
+                | Op::WeightedSum
+                | Op::GatedScan
+                | Op::ArgMax
+                | Op::Return,
+                _,
+            ) => None,
         }
     }
 

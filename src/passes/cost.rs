@@ -4,7 +4,8 @@
 //! free, leaves but for constants too; a cache counts by the rows that are read or written, an embedding table by the rows that
 //! are fetched.
 
-use crate::ir::{DType, Dim, Fused, Graph, NodeId, Op, Syms, TensorType, Value};
+use super::dequant_matmul::has_residual;
+use crate::ir::{DType, Dim, Fused, Graph, Kernel, NodeId, Op, Syms, TensorType, Value};
 use crate::target::Target;
 use std::iter::Sum;
 
@@ -54,7 +55,7 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
     }
     let (bytes, (float, integer), efficiency) = match op {
         Op::Fused(fused) => {
-            let residual = if adds_residual(&fused.body) { target.residual_epilogue } else { 1.0 };
+            let residual = if has_residual(op) { target.residual_epilogue } else { 1.0 };
             let work = body_operations(fused, bounds);
             (body_bytes(&fused.body, bounds), work, target.efficiency_of(fused.kernel) * residual)
         }
@@ -63,11 +64,21 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
     let transfer_us = bytes as f64 / (target.bandwidth_gbs * 1e3);
     let integer_rate = target.dot4_gops.unwrap_or(target.f32_gflops);
     let arithmetic_us = float as f64 / (target.f32_gflops * 1e3) + integer as f64 / (integer_rate * 1e3);
+    let launches = launches(op);
     Cost {
-        us: target.launch_us + transfer_us.max(arithmetic_us) / efficiency,
+        us: launches as f64 * target.launch_us + transfer_us.max(arithmetic_us) / efficiency,
         bytes,
         operations: float.saturating_add(integer),
-        launches: 1,
+        launches,
+    }
+}
+
+/// The launches that a node takes.
+fn launches(op: &Op) -> u64 {
+    match op.kernel() {
+        // The best of some rows each, and the best of those.
+        Some(Kernel::SampleHead) => 2,
+        _ => 1,
     }
 }
 
@@ -200,13 +211,4 @@ fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u6
         | Op::Fused(_)
         | Op::Return => y.iter().map(elements).fold(0, u64::saturating_add),
     }
-}
-
-/// Whether a matmul's body adds a residual: a sum with a matrix.
-fn adds_residual(body: &Graph) -> bool {
-    let ids = body.ids();
-    ids.iter().any(|&id| matches!(body.op(id), Op::MatMul))
-        && ids.iter().any(|&id| {
-            matches!(body.op(id), Op::Add) && body.operand(id, 1).is_some_and(|v| body.ty(v).shape.len() > 1)
-        })
 }

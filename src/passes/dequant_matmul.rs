@@ -11,6 +11,7 @@
 
 use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use super::{Pass, add_rmsnorm, cost};
+use crate::ir::fused::{Computation, MatmulSpec};
 use crate::ir::{DType, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
 
 pub const PASS: Pass = Pass {
@@ -106,27 +107,25 @@ fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
 
 /// Whether a fused matmul adds a residual already.
 pub fn has_residual(op: &Op) -> bool {
-    let Op::Fused(f) = op else { return false };
-    let adds_matrix = |id: NodeId| {
-        matches!(f.body.op(id), Op::Add) && f.body.operands(id).iter().all(|v| !is_vector(f.body.ty(*v)))
-    };
-    f.body.ids().into_iter().any(adds_matrix)
+    matmul(op).is_some_and(|m| m.parts.iter().any(|part| part.residual.is_some()))
+}
+
+/// What a fused matmul computes.
+fn matmul(op: &Op) -> Option<MatmulSpec> {
+    match op {
+        Op::Fused(fused) => match fused.read() {
+            Ok(Computation::Matmul(m)) => Some(m),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The activations that a matmul, fused or not, multiplies with its weight.
 pub fn activations(g: &Graph, id: NodeId) -> Option<Value> {
     match g.op(id) {
         Op::MatMul => g.operand(id, 0),
-        Op::Fused(f) if f.kernel == Kernel::DequantMatmul => {
-            let body = &f.body;
-            let matmul = body.ids().into_iter().find(|&n| matches!(body.op(n), Op::MatMul))?;
-            let mut x = body.operand(matmul, 0)?;
-            if matches!(body.op(x.node), Op::Dequant) {
-                x = body.operand(x.node, 0)?;
-            }
-            let slot = body.inputs().iter().position(|&i| i == x.node)?;
-            g.operand(id, slot as u32)
-        }
+        op if op.kernel() == Some(Kernel::DequantMatmul) => g.operand(id, matmul(op)?.x.into()),
         _ => None,
     }
 }

@@ -68,7 +68,6 @@ impl Report {
 fn label(op: &Op) -> &'static str {
     match op {
         Op::Fused(f) => f.kernel.name(),
-        Op::Const { .. } => "fill",
         op => op.name(),
     }
 }

@@ -1,13 +1,13 @@
 //! Building plans, from what codegen produced: the last step of compiling, which nothing that runs a plan may call.
 
+use super::flow::{Tables, View, flow};
 use super::memory::{MemoryError, align_up, place};
-use super::schedule::Slot;
 use super::{
-    BufRef, Input, KERNELS_HASH, Model, Options, Plan, PlanError, PlannedBuffer, PlannedLaunch,
-    PlannedProgram, State, Tensor, state_bytes,
+    BufRef, Input, KERNELS_HASH, Model, Options, Plan, PlanError, PlannedBuffer, PlannedCall, PlannedProgram,
+    State, Tensor, state_bytes,
 };
-use crate::codegen::spec::{Index, IndexSource, KernelSpec, Place, Program};
-use crate::ir::{Decision, Dim, StateRole, TensorType};
+use crate::codegen::spec::{Implementation, Index, IndexSource, Place, Program};
+use crate::ir::{Decision, Dim, StateRole, Syms, TensorType};
 use crate::target::Target;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
@@ -23,7 +23,7 @@ pub struct Parts {
 }
 
 impl Plan {
-    /// Places the programs' launches on the target's streams and their buffers in one pool.
+    /// Places the programs' calls on the target's streams and their buffers in one pool.
     ///
     /// # Errors
     /// If a program breaks a rule of this module, or two do not go together.
@@ -31,12 +31,9 @@ impl Plan {
         let Parts { model, target, options, programs } = parts;
         target.validate().map_err(PlanError::Target)?;
         let mut shared = Shared::default();
-        let mut planned = vec![];
-        for (program, decisions) in programs {
-            planned.push(shared.take(program, decisions)?);
-        }
-        let tensors = |map: IndexMap<String, TensorType>| map.into_iter();
-        let weights = tensors(shared.weights).map(|(name, ty)| Tensor { name, ty }).collect();
+        let programs = programs.into_iter().map(|(program, decisions)| shared.take(program, decisions));
+        let programs = programs.collect::<Result<Vec<_>, _>>()?;
+        let weights: Vec<Tensor> = shared.weights.into_iter().map(|(name, ty)| Tensor { name, ty }).collect();
         let mut arena_offset = 0u64;
         let mut states = vec![];
         for (name, (ty, role)) in shared.states {
@@ -44,7 +41,15 @@ impl Plan {
             states.push(State { name, ty, role, offset: arena_offset });
             arena_offset = arena_offset.checked_add(bytes).and_then(align_up).ok_or(MemoryError::TooLarge)?;
         }
-        let mut plan = Plan {
+        let kernels: Vec<Implementation> = shared.kernels.into_values().collect();
+        let tables = Tables { kernels: &kernels, states: &states, weights: &weights };
+        let place = |program: Numbered| {
+            let of = |source| PlanError::Program { program: program.name.clone(), source };
+            place_program(&tables, &program, target.streams).map_err(of)
+        };
+        let programs = programs.into_iter().map(place).collect::<Result<Vec<_>, _>>()?;
+        let arena_bytes = programs.iter().map(|program| program.arena_bytes).max().unwrap_or_default();
+        let plan = Plan {
             engine: env!("CARGO_PKG_VERSION").into(),
             kernels_hash: KERNELS_HASH.into(),
             model,
@@ -52,36 +57,63 @@ impl Plan {
             options,
             weights,
             states,
-            kernels: shared.kernels.into_values().collect(),
-            programs: planned,
+            kernels,
+            programs,
             arena_offset,
-            arena_bytes: 0,
+            arena_bytes,
         };
-        plan.place()?;
         plan.validate()?;
         Ok(plan)
     }
+}
 
-    /// Gives every launch its slot and every buffer its offset.
-    fn place(&mut self) -> Result<(), PlanError> {
-        let streams = self.target.streams;
-        for index in 0..self.programs.len() {
-            let program = &self.programs[index];
-            let of = |source: MemoryError| PlanError::Program { program: program.name.clone(), source };
-            let flow = self.flow(program).map_err(of)?;
-            let slots = flow.schedule(streams);
-            let placement = place(&flow, &slots, streams).map_err(of)?;
-            let program = &mut self.programs[index];
-            program.launches.iter_mut().zip(slots).for_each(|(launch, slot)| launch.slot = slot);
-            for (buffer, offset) in program.buffers.iter_mut().zip(placement.offsets) {
-                buffer.offset = offset.unwrap_or_default();
-            }
-            program.lower_bound = placement.lower_bound;
-            program.arena_bytes = placement.arena_bytes;
-            self.arena_bytes = self.arena_bytes.max(placement.arena_bytes);
-        }
-        Ok(())
-    }
+/// Gives every call its slot and every buffer its offset.
+fn place_program(tables: &Tables, program: &Numbered, streams: u32) -> Result<PlannedProgram, MemoryError> {
+    let view = View {
+        bounds: program.bounds,
+        buffers: program.buffers.iter().collect(),
+        inputs: &program.inputs,
+        results: &program.results,
+        calls: program.calls.iter().map(|call| (call.kernel, &call.args[..], &call.label[..])).collect(),
+    };
+    let flow = flow(tables, &view)?;
+    let slots = flow.schedule(streams);
+    let placement = place(&flow, &slots, streams)?;
+    let calls = program.calls.iter().zip(slots).map(|(call, slot)| {
+        let NumberedCall { kernel, args, label } = call.clone();
+        PlannedCall { kernel, args, slot, label }
+    });
+    let buffers = program.buffers.iter().zip(placement.offsets);
+    let buffers = buffers.map(|(ty, offset)| PlannedBuffer { ty: ty.clone(), offset: offset.unwrap_or(0) });
+    Ok(PlannedProgram {
+        name: program.name.clone(),
+        bounds: program.bounds,
+        calls: calls.collect(),
+        buffers: buffers.collect(),
+        inputs: program.inputs.clone(),
+        results: program.results.clone(),
+        lower_bound: placement.lower_bound,
+        arena_bytes: placement.arena_bytes,
+        decisions: program.decisions.clone(),
+    })
+}
+
+/// A program whose kernels and buffers are those of the plan; nothing is placed yet.
+struct Numbered {
+    name: String,
+    bounds: Syms,
+    calls: Vec<NumberedCall>,
+    buffers: Vec<TensorType>,
+    inputs: Vec<Input>,
+    results: Vec<u32>,
+    decisions: Vec<Decision>,
+}
+
+#[derive(Clone)]
+struct NumberedCall {
+    kernel: u32,
+    args: Vec<BufRef>,
+    label: String,
 }
 
 /// The tables of a plan while it is built.
@@ -90,14 +122,13 @@ struct Shared {
     weights: IndexMap<String, TensorType>,
     states: IndexMap<String, (TensorType, StateRole)>,
     /// By their byte form, as floats have no total equality.
-    kernels: IndexMap<Vec<u8>, KernelSpec>,
+    kernels: IndexMap<Vec<u8>, Implementation>,
 }
 
 impl Shared {
-    /// Moves a program's kernels, weights and states to the tables; nothing is placed yet. Buffers that
-    /// nothing uses are dropped.
-    fn take(&mut self, program: Program, decisions: Vec<Decision>) -> Result<PlannedProgram, PlanError> {
-        let Program { name, bounds, kernels, launches, buffers, inputs, results } = program;
+    /// Moves a program's kernels, weights and states to the tables. Buffers that nothing uses are dropped.
+    fn take(&mut self, program: Program, decisions: Vec<Decision>) -> Result<Numbered, PlanError> {
+        let Program { name, bounds, kernels, calls, buffers, inputs, results } = program;
         let mut kernel_index = vec![];
         for kernel in kernels {
             let key = postcard::to_stdvec(&kernel).map_err(PlanError::Encode)?;
@@ -105,7 +136,7 @@ impl Shared {
             kernel_index.push(entry.index() as u32);
             entry.or_insert(kernel);
         }
-        let mut arena: IndexMap<u32, PlannedBuffer> = IndexMap::new();
+        let mut arena: IndexMap<u32, TensorType> = IndexMap::new();
         let mut resolve = |id: u32| -> Result<BufRef, PlanError> {
             let len = buffers.len();
             let buffer = buffers.get(id as usize);
@@ -114,7 +145,7 @@ impl Shared {
                 Place::Arena => {
                     let entry = arena.entry(id);
                     let index = entry.index() as u32;
-                    entry.or_insert_with(|| PlannedBuffer { ty: buffer.ty.clone(), offset: 0 });
+                    entry.or_insert_with(|| buffer.ty.clone());
                     BufRef::Arena(index)
                 }
                 Place::State { name, role } => {
@@ -138,22 +169,21 @@ impl Shared {
             let BufRef::Arena(buffer) = resolve(id)? else { return Err(home("input", &input, &name)) };
             planned_inputs.push(Input { name: input, buffer, below: None, distinct: false });
         }
-        let mut planned_launches = vec![];
-        for launch in launches {
-            let index = kernel_index.get(launch.kernel as usize);
+        let mut numbered = vec![];
+        for call in calls {
+            let index = kernel_index.get(call.kernel as usize);
             let len = kernel_index.len();
-            let missing = PlanError::Index { what: "kernel", index: launch.kernel.into(), len };
+            let missing = PlanError::Index { what: "kernel", index: call.kernel.into(), len };
             let kernel = *index.ok_or(missing)?;
-            let args = launch.args.into_iter().map(&mut resolve).collect::<Result<Vec<_>, _>>()?;
-            let spec = &self.kernels[kernel as usize];
-            for (arg, at) in spec.args.iter().zip(&args) {
+            let args = call.args.into_iter().map(&mut resolve).collect::<Result<Vec<_>, _>>()?;
+            for (arg, at) in self.kernels[kernel as usize].args().zip(&args) {
                 let (Some(index), BufRef::Arena(buffer)) = (arg.index, at) else { continue };
                 if index.source == IndexSource::Input {
                     let mut inputs = planned_inputs.iter_mut().filter(|i| i.buffer == *buffer);
                     inputs.try_for_each(|input| input.hold_to(&index))?;
                 }
             }
-            planned_launches.push(PlannedLaunch { kernel, args, slot: Slot::default(), label: launch.label });
+            numbered.push(NumberedCall { kernel, args, label: call.label });
         }
         let mut planned_results = vec![];
         for (i, id) in results.into_iter().enumerate() {
@@ -162,15 +192,13 @@ impl Shared {
             };
             planned_results.push(buffer);
         }
-        Ok(PlannedProgram {
+        Ok(Numbered {
             name,
             bounds,
-            launches: planned_launches,
+            calls: numbered,
             buffers: arena.into_values().collect(),
             inputs: planned_inputs,
             results: planned_results,
-            lower_bound: 0,
-            arena_bytes: 0,
             decisions,
         })
     }

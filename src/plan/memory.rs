@@ -1,9 +1,9 @@
 //! The memory planner: one pool, `states | arena`, for all programs.
 //!
 //! A buffer lives from its first write (an input from the start) to its last use (a result to the end), a
-//! scratch buffer during its launch. Two buffers may share bytes only if every use of one happens before
+//! scratch buffer during its call. Two buffers may share bytes only if every use of one happens before
 //! every use of the other, on whatever streams. Beyond that, a written buffer takes the place of one that
-//! the same launch reads for the last time, where the kernel allows it: such buffers form a chain that is
+//! the same call reads for the last time, where the kernel allows it: such buffers form a chain that is
 //! placed as one. An input may be overwritten once it was read for the last time, as it is written anew
 //! before every step; a result never is.
 //!
@@ -13,7 +13,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::schedule::{Clocks, Flow, FlowError, FlowLaunch, Home, Life, Slot};
+use super::schedule::{Clocks, Flow, FlowCall, FlowError, Home, Life, Slot};
 use crate::codegen::spec::Access;
 use std::cmp::Reverse;
 
@@ -26,7 +26,7 @@ pub struct Placement {
     /// By buffer of the flow; none for buffers outside the arena or without any use.
     pub offsets: Vec<Option<u64>>,
     pub arena_bytes: u64,
-    /// The most bytes that live at once, along the order of launches.
+    /// The most bytes that live at once, along the order of calls.
     pub lower_bound: u64,
 }
 
@@ -45,7 +45,7 @@ pub enum MemoryError {
     Outside { buffer: String, offset: u64, bytes: u64, room: u64 },
     #[error("{a} and {b} share bytes while both are in use")]
     Overlap { a: String, b: String },
-    #[error("launches {first:?} and {second:?} both use {buffer}, and nothing orders them")]
+    #[error("calls {first:?} and {second:?} both use {buffer}, and nothing orders them")]
     Race { first: String, second: String, buffer: String },
 }
 
@@ -58,11 +58,11 @@ pub fn align_up(n: u64) -> Option<u64> {
 struct Chain {
     bytes: u64,
     life: Life,
-    /// First and last moment of use along the order: 0 the start, `l + 1` launch `l`.
+    /// First and last moment of use along the order: 0 the start, `l + 1` call `l`.
     span: (usize, usize),
 }
 
-/// Places the arena buffers of `flow`, whose launches run at `slots` (see [`Flow::schedule`]).
+/// Places the arena buffers of `flow`, whose calls run at `slots` (see [`Flow::schedule`]).
 ///
 /// # Errors
 /// If the slots are not valid for the flow, or sizes overflow.
@@ -75,8 +75,8 @@ pub fn place(flow: &Flow, slots: &[Slot], streams: u32) -> Result<Placement, Mem
     let sum = sizes.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
     sum.filter(|sum| i64::try_from(*sum).is_ok()).ok_or(MemoryError::TooLarge)?;
 
-    let lower_bound = peak(&chains, flow.launches.len(), |c| chains[c].bytes);
-    let limit = peak(&chains, flow.launches.len(), |c| sizes[c]);
+    let lower_bound = peak(&chains, flow.calls.len(), |c| chains[c].bytes);
+    let limit = peak(&chains, flow.calls.len(), |c| sizes[c]);
     let conflicts = conflicts(&chains);
     let mut best = by_moment(&chains, &sizes, &conflicts, limit);
     for order in orders(&chains) {
@@ -97,8 +97,8 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
     let n = flow.buffers.len();
     let mut heir: Vec<Option<usize>> = vec![None; n];
     let mut taken_from: Vec<Option<usize>> = vec![None; n];
-    for (l, launch) in flow.launches.iter().enumerate() {
-        for &(to, from) in &launch.aliases {
+    for (l, call) in flow.calls.iter().enumerate() {
+        for &(to, from) in &call.aliases {
             let free = heir[from].is_none() && taken_from[to].is_none();
             if free && hands_over(flow, clocks, users, l, from, to) {
                 (heir[from], taken_from[to]) = (Some(to), Some(from));
@@ -118,7 +118,7 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
         while let Some(b) = next {
             let (uses, buffer) = (&users[b], &flow.buffers[b]);
             let life = clocks.life(uses, buffer.input, buffer.result);
-            let end = flow.launches.len() + 1;
+            let end = flow.calls.len() + 1;
             let start = if buffer.input { 0 } else { uses.first().map_or(end, |l| l + 1) };
             let stop = if buffer.result { end } else { uses.last().map_or(0, |l| l + 1) };
             match &mut chain {
@@ -136,7 +136,7 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
     (chains, chain_of)
 }
 
-/// Whether, by the lives of both, `to` may lie where `from` lies: `from` is not used after launch `l`, nor
+/// Whether, by the lives of both, `to` may lie where `from` lies: `from` is not used after call `l`, nor
 /// `to` before.
 fn hands_over(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>], l: usize, from: usize, to: usize) -> bool {
     let last = users[from].iter().all(|u| *u == l || clocks.before(*u, l));
@@ -145,8 +145,8 @@ fn hands_over(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>], l: usize, from
 }
 
 /// The most bytes in use at one moment of the order, if chain `c` has `size(c)`.
-fn peak(chains: &[Chain], launches: usize, size: impl Fn(usize) -> u64) -> u64 {
-    let mut change = vec![(0u64, 0u64); launches + 3];
+fn peak(chains: &[Chain], calls: usize, size: impl Fn(usize) -> u64) -> u64 {
+    let mut change = vec![(0u64, 0u64); calls + 3];
     for (c, chain) in chains.iter().enumerate() {
         change[chain.span.0].0 += size(c);
         change[chain.span.1 + 1].1 += size(c);
@@ -296,8 +296,8 @@ fn by_moment(chains: &[Chain], sizes: &[u64], conflicts: &[Vec<usize>], limit: u
     packing.finish()
 }
 
-/// Checks a placement without trusting who made it: launches that use the same bytes are ordered, no two
-/// buffers share bytes while both are in use (save where a launch hands one over to the other), and each
+/// Checks a placement without trusting who made it: calls that use the same bytes are ordered, no two
+/// buffers share bytes while both are in use (save where a call hands one over to the other), and each
 /// lies aligned within the arena.
 ///
 /// # Errors
@@ -329,13 +329,13 @@ pub fn check_placement(
     }
     placed.sort_unstable_by_key(|(start, _, b, _)| (*start, *b));
     let handed = |a: usize, b: usize| {
-        let by_launch = |(l, launch): (usize, &FlowLaunch)| {
+        let by_call = |(l, call): (usize, &FlowCall)| {
             let pair = |to, from| {
-                launch.aliases.contains(&(to, from)) && hands_over(flow, &clocks, &users, l, from, to)
+                call.aliases.contains(&(to, from)) && hands_over(flow, &clocks, &users, l, from, to)
             };
             pair(a, b) || pair(b, a)
         };
-        offsets[a] == offsets[b] && flow.launches.iter().enumerate().any(by_launch)
+        offsets[a] == offsets[b] && flow.calls.iter().enumerate().any(by_call)
     };
     for (i, (_, stop, a, life)) in placed.iter().enumerate() {
         for (_, _, b, other) in placed[i + 1..].iter().take_while(|(start, ..)| start < stop) {
@@ -363,11 +363,11 @@ pub fn check_region(name: &str, offset: u64, bytes: u64, room: u64) -> Result<()
     }
 }
 
-/// Checks that of any two launches that use a buffer, at least one to change it, one happens first.
+/// Checks that of any two calls that use a buffer, at least one to change it, one happens first.
 fn check_races(flow: &Flow, clocks: &Clocks) -> Result<(), MemoryError> {
     let mut uses: Vec<Vec<(usize, Access)>> = vec![vec![]; flow.buffers.len()];
-    for (l, launch) in flow.launches.iter().enumerate() {
-        for u in &launch.uses {
+    for (l, call) in flow.calls.iter().enumerate() {
+        for u in &call.uses {
             uses[u.buffer].push((l, u.access));
         }
     }
@@ -376,7 +376,7 @@ fn check_races(flow: &Flow, clocks: &Clocks) -> Result<(), MemoryError> {
             for (first, was) in &uses[..i] {
                 let harmless = *how == Access::Read && *was == Access::Read;
                 if first != second && !harmless && !clocks.before(*first, *second) {
-                    let label = |l: usize| flow.launches[l].label.clone();
+                    let label = |l: usize| flow.calls[l].label.clone();
                     let buffer = flow.buffers[b].name.clone();
                     return Err(MemoryError::Race { first: label(*first), second: label(*second), buffer });
                 }

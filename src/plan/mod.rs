@@ -14,6 +14,7 @@
 
 mod build;
 mod bytes;
+mod flow;
 pub mod memory;
 mod paging;
 pub mod schedule;
@@ -23,9 +24,9 @@ mod text;
 mod traffic;
 mod validate;
 
-use crate::codegen::spec::{KernelSpec, NormSource, Primitive, Template};
+use crate::codegen::spec::{ArgId, Computation, Implementation, KernelSpec, NormSource};
 use crate::gguf::{Digest, Identity};
-use crate::ir::{DType, Decision, Dim, KvTypes, StateRole, StepInput, Syms, TensorType};
+use crate::ir::{DType, Decision, Dim, KvTypes, Op, StateRole, StepInput, Syms, TensorType};
 use crate::target::{Target, TargetKind};
 use memory::MemoryError;
 use schedule::{Slot, size_of};
@@ -54,7 +55,7 @@ pub struct Plan {
     pub weights: Vec<Tensor>,
     pub states: Vec<State>,
     /// Shared by all programs.
-    pub kernels: Vec<KernelSpec>,
+    pub kernels: Vec<Implementation>,
     /// The smallest bucket of tokens first.
     pub programs: Vec<PlannedProgram>,
     /// Where the arena begins in the pool; the states lie before it.
@@ -115,7 +116,7 @@ pub struct PlannedProgram {
     /// For people.
     pub name: String,
     pub bounds: Syms,
-    pub launches: Vec<PlannedLaunch>,
+    pub calls: Vec<PlannedCall>,
     pub buffers: Vec<PlannedBuffer>,
     pub inputs: Vec<Input>,
     /// Indices into `buffers`.
@@ -167,9 +168,9 @@ pub struct Input {
     pub distinct: bool,
 }
 
-/// One launch, placed.
+/// One call, placed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlannedLaunch {
+pub struct PlannedCall {
     /// Index into [`Plan::kernels`].
     pub kernel: u32,
     pub args: Vec<BufRef>,
@@ -178,7 +179,7 @@ pub struct PlannedLaunch {
     pub label: String,
 }
 
-/// What an argument of a launch is.
+/// What an argument of a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BufRef {
@@ -233,10 +234,10 @@ pub enum PlanError {
     Paging(String),
     #[error("program {program:?}: the {what} {name:?} must be planned in the arena")]
     Home { program: String, what: &'static str, name: String },
-    #[error("program {program:?}: launch {launch:?} follows values that are not checked inputs")]
-    Unchecked { program: String, launch: String },
-    #[error("program {program:?}: input {input:?} allows values that launch {launch:?} cannot follow")]
-    Below { program: String, input: String, launch: String },
+    #[error("program {program:?}: call {call:?} follows values that are not checked inputs")]
+    Unchecked { program: String, call: String },
+    #[error("program {program:?}: input {input:?} allows values that call {call:?} cannot follow")]
+    Below { program: String, input: String, call: String },
     #[error("program {program:?} needs {needs} bytes of arena, the plan has {have}")]
     Arena { program: String, needs: u64, have: u64 },
     #[error("program {program:?} claims {claimed} bytes of arena, but {lower_bound} live at once")]
@@ -336,14 +337,19 @@ impl Plan {
 }
 
 /// The arguments `(table, ids)` by which a kernel looks up rows of a table.
-fn lookups(kernel: &KernelSpec) -> Option<(u16, u16)> {
-    match &kernel.template {
-        Template::Primitive(Primitive::GetRows) => Some((0, 1)),
-        Template::Norm(norm) => match norm.source {
+fn lookups(kernel: &KernelSpec) -> Option<(ArgId, ArgId)> {
+    match &kernel.computes {
+        Computation::Op(Op::GetRows) => Some((0, 1)),
+        Computation::Norm(norm) => match norm.source {
             NormSource::Embedding { table, ids } => Some((table, ids)),
             NormSource::Sum { .. } | NormSource::Rows { .. } => None,
         },
-        _ => None,
+        Computation::Op(_)
+        | Computation::Matmul(_)
+        | Computation::RopeKv(_)
+        | Computation::Swiglu(_)
+        | Computation::Attention(_)
+        | Computation::GatedScan(_) => None,
     }
 }
 

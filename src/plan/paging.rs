@@ -1,8 +1,8 @@
 //! The pages of the caches, as the kernels of a plan have them.
 
 use super::{Plan, PlanError};
-use crate::codegen::spec::{ArgId, KernelSpec, Primitive, Template};
-use crate::ir::{MAX_SEQUENCES, StateRole};
+use crate::codegen::spec::{ArgId, Computation, Implementation};
+use crate::ir::{MAX_SEQUENCES, Op, StateRole};
 
 /// How the rows of the appended states are handed out: in pages, which every sequence finds by its block table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,22 +28,22 @@ impl Plan {
         let mut found: Option<Paging> = None;
         let mut windows = vec![];
         for kernel in &self.kernels {
-            let paging = match &kernel.template {
-                Template::Attention(a) => {
+            let paging = match &kernel.spec.computes {
+                Computation::Attention(a) => {
                     windows.push(a.window);
                     of_kernel(kernel, a.k, a.tables, a.page)?
                 }
-                Template::Primitive(Primitive::KvRead { page }) => of_kernel(kernel, 0, 1, *page)?,
-                Template::Primitive(Primitive::CausalMask { window }) => {
+                Computation::Op(Op::KvRead { page }) => of_kernel(kernel, 0, 1, *page)?,
+                Computation::Op(Op::CausalMask { window }) => {
                     windows.push(*window);
                     continue;
                 }
-                Template::Primitive(_)
-                | Template::Matmul(_)
-                | Template::Norm(_)
-                | Template::RopeKv(_)
-                | Template::Swiglu(_)
-                | Template::GatedScan(_) => continue,
+                Computation::Op(_)
+                | Computation::Matmul(_)
+                | Computation::Norm(_)
+                | Computation::RopeKv(_)
+                | Computation::Swiglu(_)
+                | Computation::GatedScan(_) => continue,
             };
             let found = found.get_or_insert(paging);
             if paging != *found {
@@ -73,10 +73,9 @@ impl Plan {
 }
 
 /// The pages of a kernel that reads a cache by block tables.
-fn of_kernel(kernel: &KernelSpec, cache: ArgId, tables: ArgId, page: u32) -> Result<Paging, PlanError> {
+fn of_kernel(kernel: &Implementation, cache: ArgId, tables: ArgId, page: u32) -> Result<Paging, PlanError> {
     let dim = |arg: ArgId, axis: usize| {
-        let arg = kernel.args.get(usize::from(arg));
-        arg.and_then(|arg| arg.ty.shape.get(axis)?.as_const()).filter(|&n| n > 0)
+        kernel.arg(arg).and_then(|arg| arg.ty.shape.get(axis)?.as_const()).filter(|&n| n > 0)
     };
     match (dim(cache, 0), dim(tables, 0), dim(tables, 1), u64::from(page)) {
         (Some(rows), Some(sequences), Some(table), page) if page > 0 && rows % page == 0 => {

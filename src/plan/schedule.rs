@@ -1,17 +1,17 @@
-//! The order of launches: what each does to memory, which stream it runs on, and what waits for what.
+//! The order of calls: what each does to memory, which stream it runs on, and what waits for what.
 //!
-//! Hazards between launches (read after write, write after read, write after write, over whole buffers)
-//! are its dependencies. One launch happens before another by the order of a stream or through an event;
+//! Hazards between calls (read after write, write after read, write after write, over whole buffers)
+//! are its dependencies. One call happens before another by the order of a stream or through an event;
 //! vector clocks (Mattern, 1989) answer which do.
 
-use crate::codegen::spec::{Access, KernelSpec};
+use crate::codegen::spec::{Access, Arg, Implementation};
 use crate::ir::{Syms, TensorType};
 use serde::{Deserialize, Serialize};
 
-/// An event: signalled by one launch, waited for by launches of other streams.
+/// An event: signalled by one call, waited for by calls of other streams.
 pub type EventId = u32;
 
-/// Where and when a launch runs: after all before it on `stream`, and after its waits.
+/// Where and when a call runs: after all before it on `stream`, and after its waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     pub stream: u32,
@@ -35,33 +35,33 @@ pub struct FlowBuffer {
     pub home: Home,
     /// Size at the program's bounds.
     pub bytes: u64,
-    /// Written before the first launch.
+    /// Written before the first call.
     pub input: bool,
-    /// Read after the last launch.
+    /// Read after the last call.
     pub result: bool,
 }
 
-/// One use of a buffer by a launch.
+/// One use of a buffer by a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
     pub buffer: usize,
     pub access: Access,
 }
 
-/// What one launch does to memory; weights, which never change, are left out.
+/// What one call does to memory; weights, which never change, are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FlowLaunch {
+pub struct FlowCall {
     pub label: String,
     pub uses: Vec<Use>,
     /// `(written, read)`: buffers of which the first may lie where the second lies.
     pub aliases: Vec<(usize, usize)>,
 }
 
-/// What a program does to memory, checked launch by launch.
+/// What a program does to memory, checked call by call.
 #[derive(Clone, Debug)]
 pub struct Flow {
     pub buffers: Vec<FlowBuffer>,
-    pub launches: Vec<FlowLaunch>,
+    pub calls: Vec<FlowCall>,
     bounds: Syms,
     written: Vec<bool>,
 }
@@ -69,32 +69,32 @@ pub struct Flow {
 /// A program that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
-    #[error("launch {launch:?} has {have} arguments, its kernel {kernel} takes {want}")]
-    Arity { launch: String, kernel: String, want: usize, have: usize },
-    #[error("launch {launch:?} names buffer {index}, but there are {len}")]
-    NoBuffer { launch: String, index: usize, len: usize },
-    #[error("launch {launch:?} uses {bytes} bytes as {ty}, but {buffer} has {have}")]
-    TooSmall { launch: String, buffer: String, ty: TensorType, bytes: u64, have: u64 },
+    #[error("call {call:?} has {have} arguments, its kernel {kernel} takes {want}")]
+    Arity { call: String, kernel: String, want: usize, have: usize },
+    #[error("call {call:?} names buffer {index}, but there are {len}")]
+    NoBuffer { call: String, index: usize, len: usize },
+    #[error("call {call:?} uses {bytes} bytes as {ty}, but {buffer} has {have}")]
+    TooSmall { call: String, buffer: String, ty: TensorType, bytes: u64, have: u64 },
     #[error("{what}: rows of {ty} are not whole blocks")]
     Unblocked { what: String, ty: TensorType },
     #[error("{what}: {ty} is larger than any memory")]
     TooLarge { what: String, ty: TensorType },
-    #[error("launch {launch:?} may not {access} {buffer}")]
-    Access { launch: String, access: &'static str, buffer: String },
-    #[error("launch {launch:?} changes {buffer} and uses it for another argument too")]
-    Shared { launch: String, buffer: String },
-    #[error("launch {launch:?} reads {buffer} before anything wrote it")]
-    ReadBeforeWrite { launch: String, buffer: String },
+    #[error("call {call:?} may not {access} {buffer}")]
+    Access { call: String, access: &'static str, buffer: String },
+    #[error("call {call:?} changes {buffer} and uses it for another argument too")]
+    Shared { call: String, buffer: String },
+    #[error("call {call:?} reads {buffer} before anything wrote it")]
+    ReadBeforeWrite { call: String, buffer: String },
     #[error("nothing writes the result {buffer}")]
     NoResult { buffer: String },
-    #[error("launch {launch:?} runs on stream {stream}, but there are {streams}")]
-    NoStream { launch: String, stream: u32, streams: u32 },
-    #[error("launch {launch:?} waits for event {event}, which nothing before it signals")]
-    NoEvent { launch: String, event: EventId },
-    #[error("launch {launch:?} signals event {event} a second time")]
-    EventTwice { launch: String, event: EventId },
-    #[error("a program of {launches} launches has {slots} places in streams")]
-    Slots { launches: usize, slots: usize },
+    #[error("call {call:?} runs on stream {stream}, but there are {streams}")]
+    NoStream { call: String, stream: u32, streams: u32 },
+    #[error("call {call:?} waits for event {event}, which nothing before it signals")]
+    NoEvent { call: String, event: EventId },
+    #[error("call {call:?} signals event {event} a second time")]
+    EventTwice { call: String, event: EventId },
+    #[error("a program of {calls} calls has {slots} places in streams")]
+    Slots { calls: usize, slots: usize },
 }
 
 /// The size of `ty` at `bounds`.
@@ -113,32 +113,33 @@ pub fn size_of(what: &str, ty: &TensorType, bounds: &Syms) -> Result<u64, FlowEr
 }
 
 impl Flow {
-    /// A program without launches.
+    /// A program without calls.
     pub fn new(buffers: Vec<FlowBuffer>, bounds: Syms) -> Flow {
         let written = buffers.iter().map(|b| b.input || b.home != Home::Arena).collect();
-        Flow { buffers, launches: vec![], bounds, written }
+        Flow { buffers, calls: vec![], bounds, written }
     }
 
-    /// Appends a launch of `kernel` on the buffers `args`.
+    /// Appends a call of `kernel` on the buffers `args`.
     ///
     /// # Errors
     /// If an argument does not fit its buffer, or is used as its home forbids.
-    pub fn launch(&mut self, label: &str, kernel: &KernelSpec, args: &[usize]) -> Result<(), FlowError> {
-        let launch = || label.to_owned();
-        if args.len() != kernel.args.len() {
-            let (want, have) = (kernel.args.len(), args.len());
-            return Err(FlowError::Arity { launch: launch(), kernel: kernel.name().into(), want, have });
+    pub fn call(&mut self, label: &str, kernel: &Implementation, args: &[usize]) -> Result<(), FlowError> {
+        let call = || label.to_owned();
+        let of_kernel: Vec<&Arg> = kernel.args().collect();
+        if args.len() != of_kernel.len() {
+            let (want, have) = (of_kernel.len(), args.len());
+            return Err(FlowError::Arity { call: call(), kernel: kernel.spec.name().into(), want, have });
         }
         let mut uses = vec![];
-        for (arg, &index) in kernel.args.iter().zip(args) {
+        for (arg, &index) in of_kernel.into_iter().zip(args) {
             let Some(buffer) = self.buffers.get(index) else {
-                return Err(FlowError::NoBuffer { launch: launch(), index, len: self.buffers.len() });
+                return Err(FlowError::NoBuffer { call: call(), index, len: self.buffers.len() });
             };
             let name = || buffer.name.clone();
             let bytes = size_of(label, &arg.ty, &self.bounds)?;
             if bytes > buffer.bytes {
                 let (ty, have) = (arg.ty.clone(), buffer.bytes);
-                return Err(FlowError::TooSmall { launch: launch(), buffer: name(), ty, bytes, have });
+                return Err(FlowError::TooSmall { call: call(), buffer: name(), ty, bytes, have });
             }
             let refused = match (buffer.home, arg.access) {
                 (_, Access::Read)
@@ -149,13 +150,13 @@ impl Flow {
                 (_, Access::Scratch) => Some("scribble on"),
             };
             if let Some(access) = refused {
-                return Err(FlowError::Access { launch: launch(), access, buffer: name() });
+                return Err(FlowError::Access { call: call(), access, buffer: name() });
             }
             if arg.access != Access::Read && args.iter().filter(|a| **a == index).count() > 1 {
-                return Err(FlowError::Shared { launch: launch(), buffer: name() });
+                return Err(FlowError::Shared { call: call(), buffer: name() });
             }
             if arg.access == Access::Read && !self.written[index] {
-                return Err(FlowError::ReadBeforeWrite { launch: launch(), buffer: name() });
+                return Err(FlowError::ReadBeforeWrite { call: call(), buffer: name() });
             }
             if buffer.home != Home::Weight {
                 uses.push(Use { buffer: index, access: arg.access });
@@ -165,18 +166,19 @@ impl Flow {
             self.written[used.buffer] = true;
         }
         let aliases = self.aliases(kernel, args);
-        self.launches.push(FlowLaunch { label: launch(), uses, aliases });
+        self.calls.push(FlowCall { label: call(), uses, aliases });
         Ok(())
     }
 
-    /// The pairs of buffers that a launch lets lie in one place: the kernel allows it for every argument
+    /// The pairs of buffers that a call lets lie in one place: the kernel allows it for every argument
     /// that reads the buffer, and both hold as many elements of one type.
-    fn aliases(&self, kernel: &KernelSpec, args: &[usize]) -> Vec<(usize, usize)> {
+    fn aliases(&self, kernel: &Implementation, args: &[usize]) -> Vec<(usize, usize)> {
         let mut pairs = vec![];
         for alias in &kernel.may_alias {
-            let (w, r) = (usize::from(alias.write), usize::from(alias.read));
-            let (Some(write), Some(read)) = (kernel.args.get(w), kernel.args.get(r)) else { continue };
-            let (to, from) = (args[w], args[r]);
+            let (Some(write), Some(read)) = (kernel.arg(alias.write), kernel.arg(alias.read)) else {
+                continue;
+            };
+            let (to, from) = (args[usize::from(alias.write)], args[usize::from(alias.read)]);
             let allowed = |j: usize| {
                 kernel.may_alias.iter().any(|a| a.write == alias.write && usize::from(a.read) == j)
             };
@@ -193,7 +195,7 @@ impl Flow {
         pairs
     }
 
-    /// Checks what can be known only after the last launch.
+    /// Checks what can be known only after the last call.
     ///
     /// # Errors
     /// If a result was never written.
@@ -204,11 +206,11 @@ impl Flow {
         }
     }
 
-    /// The launches that use each buffer, in order.
+    /// The calls that use each buffer, in order.
     pub fn users(&self) -> Vec<Vec<usize>> {
         let mut users = vec![vec![]; self.buffers.len()];
-        for (l, launch) in self.launches.iter().enumerate() {
-            for u in &launch.uses {
+        for (l, call) in self.calls.iter().enumerate() {
+            for u in &call.uses {
                 if users[u.buffer].last() != Some(&l) {
                     users[u.buffer].push(l);
                 }
@@ -217,7 +219,7 @@ impl Flow {
         users
     }
 
-    /// The launches that each launch must come after, by its direct hazards; ascending.
+    /// The calls that each call must come after, by its direct hazards; ascending.
     fn dependencies(&self) -> Vec<Vec<usize>> {
         #[derive(Clone, Default)]
         struct Last {
@@ -225,15 +227,15 @@ impl Flow {
             readers: Vec<usize>,
         }
         let mut last = vec![Last::default(); self.buffers.len()];
-        let depend = |(l, launch): (usize, &FlowLaunch)| {
+        let depend = |(l, call): (usize, &FlowCall)| {
             let mut on = vec![];
-            for u in &launch.uses {
+            for u in &call.uses {
                 on.extend(last[u.buffer].writer);
                 if u.access != Access::Read {
                     on.extend(&last[u.buffer].readers);
                 }
             }
-            for u in &launch.uses {
+            for u in &call.uses {
                 match u.access {
                     Access::Read => last[u.buffer].readers.push(l),
                     _ => last[u.buffer] = Last { writer: Some(l), readers: vec![] },
@@ -243,11 +245,11 @@ impl Flow {
             on.dedup();
             on
         };
-        self.launches.iter().enumerate().map(depend).collect()
+        self.calls.iter().enumerate().map(depend).collect()
     }
 
-    /// Spreads the launches over `streams`: each goes to a stream that ends in one of its dependencies, or
-    /// else to the one with the fewest launches. It waits for the dependencies that nothing else orders.
+    /// Spreads the calls over `streams`: each goes to a stream that ends in one of its dependencies, or
+    /// else to the one with the fewest calls. It waits for the dependencies that nothing else orders.
     pub fn schedule(&self, streams: u32) -> Vec<Slot> {
         let streams = streams.max(1);
         let mut clocks = Clocks::new(streams);
@@ -277,52 +279,52 @@ impl Flow {
         slots
     }
 
-    /// The clocks of launches placed at `slots`.
+    /// The clocks of calls placed at `slots`.
     ///
     /// # Errors
     /// If a stream or an event does not exist, or is not there yet.
     pub fn clocks(&self, slots: &[Slot], streams: u32) -> Result<Clocks, FlowError> {
-        if slots.len() != self.launches.len() {
-            return Err(FlowError::Slots { launches: self.launches.len(), slots: slots.len() });
+        if slots.len() != self.calls.len() {
+            return Err(FlowError::Slots { calls: self.calls.len(), slots: slots.len() });
         }
         let mut clocks = Clocks::new(streams);
         let mut signalled = std::collections::BTreeMap::new();
-        for (slot, launch) in slots.iter().zip(&self.launches) {
-            let label = || launch.label.clone();
+        for (slot, call) in slots.iter().zip(&self.calls) {
+            let label = || call.label.clone();
             if slot.stream >= streams {
-                return Err(FlowError::NoStream { launch: label(), stream: slot.stream, streams });
+                return Err(FlowError::NoStream { call: label(), stream: slot.stream, streams });
             }
             let l = clocks.push(slot.stream);
             for event in &slot.waits {
                 let Some(by) = signalled.get(event) else {
-                    return Err(FlowError::NoEvent { launch: label(), event: *event });
+                    return Err(FlowError::NoEvent { call: label(), event: *event });
                 };
                 clocks.join(l, *by);
             }
             if let Some(event) = slot.signals
                 && signalled.insert(event, l).is_some()
             {
-                return Err(FlowError::EventTwice { launch: label(), event });
+                return Err(FlowError::EventTwice { call: label(), event });
             }
         }
         Ok(clocks)
     }
 }
 
-/// Vector clocks of launches: for each, how many launches of every lane happen before it. The lanes are the
+/// Vector clocks of calls: for each, how many calls of every lane happen before it. The lanes are the
 /// streams, between a lane for the start (inputs are written) and one for the end (results are read).
 #[derive(Clone, Debug)]
 pub struct Clocks {
-    /// Row by row, one row a launch.
+    /// Row by row, one row a call.
     before: Vec<u32>,
-    /// The lane of each launch.
+    /// The lane of each call.
     lane: Vec<usize>,
-    /// The launches on each lane.
+    /// The calls on each lane.
     count: Vec<u32>,
     tail: Vec<Option<usize>>,
 }
 
-/// When a buffer is in use: by lane, the launches that must be over for it to be free, and those that are
+/// When a buffer is in use: by lane, the calls that must be over for it to be free, and those that are
 /// over before it is first used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
@@ -372,7 +374,7 @@ impl Clocks {
         self.count[stream as usize + 1]
     }
 
-    /// Appends a launch to a stream and returns its index.
+    /// Appends a call to a stream and returns its index.
     fn push(&mut self, stream: u32) -> usize {
         let (l, lane, lanes) = (self.lane.len(), stream as usize + 1, self.lanes());
         self.before.resize((l + 1) * lanes, 0);
@@ -396,7 +398,7 @@ impl Clocks {
         }
     }
 
-    /// Whether launch `a` is over before `b` starts, in every order that may happen.
+    /// Whether call `a` is over before `b` starts, in every order that may happen.
     pub fn before(&self, a: usize, b: usize) -> bool {
         a != b && self.row(b)[self.lane[a]] > self.place(a)
     }

@@ -1,17 +1,24 @@
 use super::bytes::frame;
 use super::*;
-use crate::codegen::spec::{Access, Alias, Arg, Buffer, Extent, Index, IndexSource, Launch, Place, Program};
+use crate::codegen::spec::{
+    Access, Alias, Arg, Buffer, Call, Code, CpuCode, Extent, Index, IndexSource, LaunchSpec, Place, Program,
+};
 use crate::gguf::Digest;
-use crate::ir::{Dim, Outcome, Why};
+use crate::ir::{Dim, Op, Outcome, Why};
 use proptest::prelude::*;
 
 pub(crate) fn identity() -> Identity {
     Identity { len: 1000, header: Digest([0xab; 32]), samples: Digest([0xcd; 32]) }
 }
 
-fn spec(primitive: Primitive, args: Vec<Arg>, may_alias: Vec<Alias>) -> KernelSpec {
+fn spec(op: Op, args: Vec<Arg>, may_alias: Vec<Alias>) -> Implementation {
     let grid = vec![Extent::each(args.last().unwrap().ty.shape[0])];
-    KernelSpec { kernel: None, template: Template::Primitive(primitive), args, may_alias, grid }
+    Implementation {
+        spec: KernelSpec { kernel: None, computes: Computation::Op(op), args },
+        workspace: vec![],
+        may_alias,
+        launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }],
+    }
 }
 
 fn arg(access: Access, ty: &TensorType) -> Arg {
@@ -40,22 +47,22 @@ pub(crate) fn toy(name: &str, t: u64) -> Program {
     let over_filled = vec![Extent::each(1), Extent::each(16), Extent::each(1)];
     let read =
         vec![arg(Read, &cache), index(&tables, 1, false), index(&lengths, 17, false), arg(Write, &filled)];
-    let mut read = spec(Primitive::KvRead { page: 16 }, read, vec![]);
-    let mut silu = spec(Primitive::Silu, vec![arg(Read, &filled), arg(Write, &filled)], vec![]);
-    (read.grid, silu.grid) = (over_filled.clone(), over_filled);
+    let mut read = spec(Op::KvRead { page: 16 }, read, vec![]);
+    let mut silu = spec(Op::Silu, vec![arg(Read, &filled), arg(Write, &filled)], vec![]);
+    (read.launches[0].grid, silu.launches[0].grid) = (over_filled.clone(), over_filled);
     let fetch = vec![arg(Read, &table), index(&ids, 5, false), arg(Write, &rows)];
     let state = Place::State { name: "cache".into(), role: StateRole::Appended };
     Program {
         name: name.into(),
         bounds: Syms { t, r: 0 },
         kernels: vec![
-            spec(Primitive::GetRows, fetch, vec![]),
-            spec(Primitive::Add, vec![arg(Read, &rows), arg(Read, &bias), arg(Write, &rows)], alias(2, 0)),
-            spec(Primitive::KvAppend, append, vec![]),
+            spec(Op::GetRows, fetch, vec![]),
+            spec(Op::Add, vec![arg(Read, &rows), arg(Read, &bias), arg(Write, &rows)], alias(2, 0)),
+            spec(Op::KvAppend, append, vec![]),
             silu,
             read,
         ],
-        launches: [
+        calls: [
             (0, vec![1, 0, 3]),
             (1, vec![3, 2, 4]),
             (2, vec![5, 4, 8]),
@@ -63,7 +70,7 @@ pub(crate) fn toy(name: &str, t: u64) -> Program {
             (3, vec![7, 6]),
         ]
         .into_iter()
-        .map(|(kernel, args)| Launch { kernel, args, label: format!("node {kernel}") })
+        .map(|(kernel, args)| Call { kernel, args, label: format!("node {kernel}") })
         .collect(),
         buffers: [
             (&ids, Place::Arena),
@@ -205,18 +212,35 @@ fn the_format_has_one_schema() {
     macro_rules! trace {
         ($($ty:ty)*) => { $(tracer.trace_type::<$ty>(&samples).unwrap();)* };
     }
-    trace!(DType Outcome Why Template Primitive Access BufRef TargetKind);
+    trace!(DType Outcome Why Computation Op Access Code CpuCode BufRef TargetKind);
     trace!(crate::ir::Kernel crate::ir::RopeStyle StateRole IndexSource NormSource crate::codegen::spec::Epilogue);
     let registry = tracer.registry().unwrap();
     let mut text = String::new();
     for (name, format) in &registry {
         text += &format!("{name}: {format:?}\n");
     }
-    for name in ["Plan", "PlannedLaunch", "MatmulSpec", "Decision", "Syms", "Why", "DType"] {
+    for name in ["Plan", "PlannedCall", "MatmulSpec", "Decision", "Syms", "Why", "DType"] {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (3, "565a9ec628d78c6b"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (4, "a6aeff08f5c32b24"), "the schema of plans:\n{text}");
+}
+
+/// The widest window counts, and one mask without any sees everything.
+#[test]
+fn pages_are_kept_for_the_widest_window() {
+    let window = |masks: &[Option<u32>]| {
+        let mut plan = plan();
+        let mask = |window: &Option<u32>| {
+            spec(Op::CausalMask { window: *window }, plan.kernels[1].spec.args.clone(), vec![])
+        };
+        let masks: Vec<_> = masks.iter().map(mask).collect();
+        plan.kernels.extend(masks);
+        plan.paging().unwrap().unwrap().window
+    };
+    assert_eq!(window(&[]), None);
+    assert_eq!(window(&[Some(4), Some(9), Some(2)]), Some(9));
+    assert_eq!(window(&[Some(4), None, Some(9)]), None);
 }
 
 fn refused(bytes: &[u8]) -> String {
@@ -267,37 +291,31 @@ fn decode(plan: &mut Plan) -> &mut PlannedProgram {
 fn every_rule_is_checked() {
     type Change = Box<dyn FnOnce(&mut Plan)>;
     let cases: Vec<(&str, Change)> = vec![
-        ("kernel 9 does not exist: there are 5", Box::new(|p| decode(p).launches[0].kernel = 9)),
+        ("kernel 9 does not exist: there are 5", Box::new(|p| decode(p).calls[0].kernel = 9)),
         ("buffer 17 does not exist: there are 8", Box::new(|p| decode(p).results[0] = 17)),
         ("buffer 17 does not exist", Box::new(|p| decode(p).inputs[0].buffer = 17)),
-        ("buffer 17 does not exist", Box::new(|p| decode(p).launches[0].args[2] = BufRef::Arena(17))),
-        (
-            "state 1 does not exist: there are 1",
-            Box::new(|p| decode(p).launches[2].args[0] = BufRef::State(1)),
-        ),
+        ("buffer 17 does not exist", Box::new(|p| decode(p).calls[0].args[2] = BufRef::Arena(17))),
+        ("state 1 does not exist: there are 1", Box::new(|p| decode(p).calls[2].args[0] = BufRef::State(1))),
         (
             "weight 2 does not exist: there are 2",
-            Box::new(|p| decode(p).launches[0].args[0] = BufRef::Weight(2)),
+            Box::new(|p| decode(p).calls[0].args[0] = BufRef::Weight(2)),
         ),
-        (
-            "has 2 arguments, its kernel get_rows takes 3",
-            Box::new(|p| decode(p).launches[0].args.truncate(2)),
-        ),
+        ("has 2 arguments, its kernel get_rows takes 3", Box::new(|p| decode(p).calls[0].args.truncate(2))),
         (
             "uses 160 bytes as f32[5,8], but weight \"bias\" has 32",
-            Box::new(|p| decode(p).launches[0].args[0] = BufRef::Weight(1)),
+            Box::new(|p| decode(p).calls[0].args[0] = BufRef::Weight(1)),
         ),
-        ("may not write weight \"bias\"", Box::new(|p| decode(p).launches[1].args[2] = BufRef::Weight(1))),
-        ("may not write state \"cache\"", Box::new(|p| decode(p).launches[1].args[2] = BufRef::State(0))),
+        ("may not write weight \"bias\"", Box::new(|p| decode(p).calls[1].args[2] = BufRef::Weight(1))),
+        ("may not write state \"cache\"", Box::new(|p| decode(p).calls[1].args[2] = BufRef::State(0))),
         ("lies at 65536", Box::new(|p| decode(p).buffers[4].offset = 65536)),
         ("not a multiple of 64", Box::new(|p| decode(p).buffers[4].offset = 4)),
         (
             "share bytes while both are in use",
             Box::new(|p| decode(p).buffers[1].offset = decode(p).buffers[0].offset),
         ),
-        ("reads buffer b4 f32[T,8] before", Box::new(|p| decode(p).launches.swap(0, 1))),
-        ("runs on stream 1, but there are 1", Box::new(|p| decode(p).launches[0].slot.stream = 1)),
-        ("waits for event 3", Box::new(|p| decode(p).launches[0].slot.waits.push(3))),
+        ("reads buffer b4 f32[T,8] before", Box::new(|p| decode(p).calls.swap(0, 1))),
+        ("runs on stream 1, but there are 1", Box::new(|p| decode(p).calls[0].slot.stream = 1)),
+        ("waits for event 3", Box::new(|p| decode(p).calls[0].slot.waits.push(3))),
         ("bytes of arena, the plan has 1", Box::new(|p| p.arena_bytes = 1)),
         ("of arena, but 9999 live at once", Box::new(|p| decode(p).lower_bound = 9999)),
         ("state \"cache\" lies at 64 with 512 bytes", Box::new(|p| p.states[0].offset = 64)),
@@ -322,15 +340,15 @@ fn every_rule_is_checked() {
         ("caches of f32,q8_0 make no sense", Box::new(|p| p.options.kv.v = DType::Q8_0)),
         ("values that are not checked inputs", Box::new(|p| decode(p).inputs[0].below = None)),
         (
-            "input \"tokens\" allows values that launch \"node 0\" cannot follow",
+            "input \"tokens\" allows values that call \"node 0\" cannot follow",
             Box::new(|p| decode(p).inputs[0].below = Some(Dim::n(6))),
         ),
         (
-            "input \"tokens\" allows values that launch \"node 0\" cannot follow",
+            "input \"tokens\" allows values that call \"node 0\" cannot follow",
             Box::new(|p| decode(p).inputs[0].below = Some(Dim::T)),
         ),
         (
-            "input \"rows\" allows values that launch \"node 2\" cannot follow",
+            "input \"rows\" allows values that call \"node 2\" cannot follow",
             Box::new(|p| decode(p).inputs[1].distinct = false),
         ),
         (
@@ -341,7 +359,7 @@ fn every_rule_is_checked() {
                 p.arena_offset += 512;
             }),
         ),
-        ("streams and wave must lie in 1..=64", Box::new(|p| p.target.streams = 0)),
+        ("streams must lie in 1..=64", Box::new(|p| p.target.streams = 0)),
     ];
     for (want, change) in cases {
         let says = invalid(change);
@@ -356,11 +374,11 @@ fn looked_up_values_must_come_from_an_input_that_nothing_writes() {
         let mut parts = parts(identity());
         let program = &mut parts.programs[0].0;
         let ids = program.buffers[0].ty.clone();
-        program.kernels.push(spec(Primitive::ArgMax, vec![arg(access, &ids)], vec![]));
-        program.launches.insert(0, Launch { kernel: 5, args: vec![0], label: "evil".into() });
+        program.kernels.push(spec(Op::ArgMax, vec![arg(access, &ids)], vec![]));
+        program.calls.insert(0, Call { kernel: 5, args: vec![0], label: "evil".into() });
         let says = Plan::build(parts).unwrap_err().to_string();
         assert_eq!(
-            says, "program \"prefill\": launch \"node 0\" follows values that are not checked inputs",
+            says, "program \"prefill\": call \"node 0\" follows values that are not checked inputs",
             "{access:?}"
         );
     }
@@ -372,24 +390,24 @@ fn ids_of_two_tables_are_held_to_the_smaller() {
     for (first, second) in [(5u64, 3u64), (3, 5)] {
         let mut parts = parts(identity());
         let (decode, _) = &mut parts.programs[1];
-        decode.kernels[0].args[0].ty.shape[0] = first.into();
+        decode.kernels[0].spec.args[0].ty.shape[0] = first.into();
         decode.buffers[1].ty.shape[0] = first.into();
         let mut lookup = decode.kernels[0].clone();
-        lookup.args[0].ty.shape[0] = second.into();
+        lookup.spec.args[0].ty.shape[0] = second.into();
         for (kernel, rows) in [(&mut decode.kernels[0], first), (&mut lookup, second)] {
-            kernel.args[1].index.as_mut().unwrap().below = rows.into();
+            kernel.spec.args[1].index.as_mut().unwrap().below = rows.into();
         }
-        let table = lookup.args[0].ty.clone();
+        let table = lookup.spec.args[0].ty.clone();
         decode.buffers.push(Buffer { ty: table, place: Place::Weight("other".into()) });
-        decode.buffers.push(Buffer { ty: lookup.args[2].ty.clone(), place: Place::Arena });
+        decode.buffers.push(Buffer { ty: lookup.spec.args[2].ty.clone(), place: Place::Arena });
         decode.kernels.push(lookup);
         let other = decode.buffers.len() as u32 - 2;
-        decode.launches.push(Launch { kernel: 5, args: vec![other, 0, other + 1], label: "other".into() });
+        decode.calls.push(Call { kernel: 5, args: vec![other, 0, other + 1], label: "other".into() });
         parts.programs.remove(0);
         let mut plan = Plan::build(parts).unwrap();
         assert_eq!(plan.programs[0].inputs[0].below, Some(Dim::n(3)));
         plan.programs[0].inputs[0].below = Some(Dim::n(4));
-        assert!(plan.validate().unwrap_err().to_string().contains("allows values that launch"));
+        assert!(plan.validate().unwrap_err().to_string().contains("allows values that call"));
     }
 }
 
@@ -425,7 +443,7 @@ fn programs_that_do_not_go_together_are_refused() {
     assert_eq!(says, "program \"decode\": the input \"tokens\" must be planned in the arena");
     assert!(built(&|p| p.programs[1].0.results[0] = 5).contains("the result \"0\" must be planned"));
     assert!(built(&|p| p.programs[1].0.results[0] = 50).contains("buffer 50 does not exist: there are 11"));
-    assert!(built(&|p| p.programs[1].0.launches[0].kernel = 5).contains("kernel 5 does not exist"));
+    assert!(built(&|p| p.programs[1].0.calls[0].kernel = 5).contains("kernel 5 does not exist"));
     let says = built(&|p| {
         p.programs[1].0.buffers[5].place = Place::State { name: "cache".into(), role: StateRole::Replaced }
     });
@@ -433,8 +451,7 @@ fn programs_that_do_not_go_together_are_refused() {
         says,
         "state \"cache\" is f32[16,1,8] appended in one program and f32[16,1,8] replaced in another"
     );
-    let says =
-        built(&|p| p.programs[1].0.kernels[4].template = Template::Primitive(Primitive::KvRead { page: 8 }));
+    let says = built(&|p| p.programs[1].0.kernels[4].spec.computes = Computation::Op(Op::KvRead { page: 8 }));
     assert!(says.contains("do not agree on the pages"), "{says}");
 }
 

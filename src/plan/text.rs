@@ -1,8 +1,8 @@
 //! Plans as people read them.
 
-use super::{BufRef, Plan, PlannedLaunch, PlannedProgram, kind_name};
+use super::{BufRef, Plan, PlannedCall, PlannedProgram, kind_name};
 use crate::codegen::mark;
-use crate::codegen::spec::{Access, KernelSpec};
+use crate::codegen::spec::{Access, ArgId};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -63,26 +63,26 @@ impl Plan {
             }
             writeln!(f)?;
         }
-        for (i, launch) in program.launches.iter().enumerate() {
+        for (i, call) in program.calls.iter().enumerate() {
             write!(f, "  {i:>4}: ")?;
-            self.fmt_launch(f, launch)?;
+            self.fmt_call(f, call)?;
         }
         writeln!(f, "  decisions: {}", program.decisions.len())
     }
 
-    fn fmt_launch(&self, f: &mut fmt::Formatter<'_>, launch: &PlannedLaunch) -> fmt::Result {
-        let slot = &launch.slot;
+    fn fmt_call(&self, f: &mut fmt::Formatter<'_>, call: &PlannedCall) -> fmt::Result {
+        let slot = &call.slot;
         if self.target.streams > 1 {
             write!(f, "stream {} ", slot.stream)?;
         }
         for event in &slot.waits {
             write!(f, "wait e{event} ")?;
         }
-        let kernel = self.kernels.get(launch.kernel as usize);
-        write!(f, "k{} {}(", launch.kernel, kernel.map_or("?", KernelSpec::name))?;
-        for (i, arg) in launch.args.iter().enumerate() {
+        let kernel = self.kernels.get(call.kernel as usize);
+        write!(f, "k{} {}(", call.kernel, kernel.map_or("?", |k| k.spec.name()))?;
+        for (i, arg) in call.args.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
-            let access = kernel.and_then(|k| k.args.get(i)).map_or("", |a| mark(a.access));
+            let access = kernel.and_then(|k| k.arg(i as ArgId)).map_or("", |a| mark(a.access));
             write!(f, "{comma}{access}")?;
             let name = |name: Option<&String>| name.map_or("?", String::as_str).to_owned();
             match *arg {
@@ -95,18 +95,17 @@ impl Plan {
         if let Some(event) = slot.signals {
             write!(f, " signal e{event}")?;
         }
-        writeln!(f, "  {}", launch.label)
+        writeln!(f, "  {}", call.label)
     }
 
-    /// The launches of a program as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
+    /// The calls of a program as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
     pub fn to_dot(&self, program: &PlannedProgram) -> String {
         let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", program.name);
         let mut writer: HashMap<BufRef, usize> = HashMap::new();
-        let launches = &program.launches;
-        for (i, launch) in launches.iter().enumerate() {
-            dot += &format!("  l{i} [label={:?}];\n", format!("{i}: {}", launch.label));
-            let Some(kernel) = self.kernels.get(launch.kernel as usize) else { continue };
-            let args = || kernel.args.iter().zip(&launch.args);
+        for (i, call) in program.calls.iter().enumerate() {
+            dot += &format!("  l{i} [label={:?}];\n", format!("{i}: {}", call.label));
+            let Some(kernel) = self.kernels.get(call.kernel as usize) else { continue };
+            let args = || kernel.args().zip(&call.args);
             for (arg, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Read | Access::Update))
             {
                 if let Some(from) = writer.get(place) {

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 impl Plan {
     /// The bytes of weights and states that one step of the program of this index reads and writes at `at`, each counted
-    /// once however many launches touch it. None if there is no such program.
+    /// once however many calls touch it. None if there is no such program.
     ///
     /// A weight counts whole, but by the rows looked up if it is a table that is only looked up in. A cache counts by
-    /// the rows that are `filled` after the step, of all its sequences, where launches read it, and again by the `T` new
+    /// the rows that are `filled` after the step, of all its sequences, where calls read it, and again by the `T` new
     /// ones where they write it; a replaced state counts whole, read and written. Activations do not count: a step leaves
     /// them in the caches of the processor.
     pub fn bytes_per_step(&self, program: usize, at: &Syms, filled: u64) -> Option<u64> {
@@ -18,16 +18,23 @@ impl Plan {
         let mut rows: BTreeMap<u32, u64> = BTreeMap::new();
         let mut read = BTreeSet::new();
         let mut written = BTreeSet::new();
-        for launch in &self.programs.get(program)?.launches {
-            let kernel = &self.kernels[launch.kernel as usize];
-            let lookup = lookups(kernel);
-            for (i, (buffer, arg)) in launch.args.iter().zip(&kernel.args).enumerate() {
+        for call in &self.programs.get(program)?.calls {
+            let kernel = &self.kernels[call.kernel as usize];
+            let lookup = lookups(&kernel.spec);
+            for (i, (buffer, arg)) in call.args.iter().zip(kernel.args()).enumerate() {
                 match (*buffer, lookup) {
                     (BufRef::Arena(_), _) => {}
-                    (BufRef::State(s), _) if arg.access == Access::Update => _ = written.insert(s),
-                    (BufRef::State(s), _) => _ = read.insert(s),
+                    (BufRef::State(s), _) => {
+                        let replaced = self.states[s as usize].role == StateRole::Replaced;
+                        if arg.access == Access::Update {
+                            written.insert(s);
+                        }
+                        if replaced || arg.access != Access::Update {
+                            read.insert(s);
+                        }
+                    }
                     (BufRef::Weight(w), Some((table, ids))) if usize::from(table) == i => {
-                        *rows.entry(w).or_default() += kernel.args[usize::from(ids)].ty.elements(at);
+                        *rows.entry(w).or_default() += kernel.arg(ids).map_or(0, |ids| ids.ty.elements(at));
                     }
                     (BufRef::Weight(w), _) => _ = whole.insert(w),
                 }
@@ -37,7 +44,7 @@ impl Plan {
         let weight = |w: u32| &self.weights[w as usize].ty;
         let state = |s: u32, rows: u64| match self.states[s as usize].role {
             StateRole::Appended => row_bytes(&self.states[s as usize].ty, at).saturating_mul(rows),
-            StateRole::Replaced => self.states[s as usize].ty.bytes(at).saturating_mul(2),
+            StateRole::Replaced => self.states[s as usize].ty.bytes(at),
         };
         let terms = (whole.iter().map(|w| weight(*w).bytes(at)))
             .chain(rows.iter().map(|(w, n)| row_bytes(weight(*w), at).saturating_mul(*n)))
@@ -57,7 +64,8 @@ fn row_bytes(ty: &TensorType, at: &Syms) -> u64 {
 mod tests {
     use super::super::tests::{identity, parts};
     use super::*;
-    use crate::codegen::spec::{Arg, Buffer, Launch, Place, Primitive, Template};
+    use crate::codegen::spec::{Arg, Buffer, Call, Computation, Place};
+    use crate::ir::Op;
 
     #[test]
     fn tables_and_caches_count_by_rows() {
@@ -71,21 +79,33 @@ mod tests {
     }
 
     #[test]
+    fn a_replaced_state_counts_whole_read_and_written() {
+        let mut parts = parts(identity());
+        for (program, _) in &mut parts.programs {
+            let state = program.buffers.iter_mut().find(|b| matches!(b.place, Place::State { .. })).unwrap();
+            state.place = Place::State { name: "state".into(), role: StateRole::Replaced };
+        }
+        let plan = Plan::build(parts).unwrap();
+        // 16 rows of 32 bytes, twice, beside a row of the table and the bias.
+        assert_eq!(plan.bytes_per_step(1, &Syms { t: 1, r: 0 }, 1), Some(2 * 16 * 32 + 32 + 32));
+    }
+
+    #[test]
     fn a_table_that_is_read_whole_counts_once() {
         let mut parts = parts(identity());
         let (decode, _) = &mut parts.programs[1];
-        // Two launches of a kernel that reads the table whole, beside the one that looks rows up.
+        // Two calls of a kernel that reads the table whole, beside the one that looks rows up.
         let table = decode.buffers[1].clone();
         assert_eq!(table.place, Place::Weight("table".into()));
         let mut reader = decode.kernels[3].clone();
-        assert_eq!(reader.template, Template::Primitive(Primitive::Silu));
-        reader.args =
+        assert_eq!(reader.spec.computes, Computation::Op(Op::Silu));
+        reader.spec.args =
             vec![Arg::new(Access::Read, table.ty.clone()), Arg::new(Access::Write, table.ty.clone())];
         decode.kernels.push(reader);
         decode.buffers.push(Buffer { ty: table.ty.clone(), place: Place::Arena });
         let args = vec![1, decode.buffers.len() as u32 - 1];
-        let launch = Launch { kernel: 5, args, label: "whole".into() };
-        decode.launches.extend([launch.clone(), launch]);
+        let call = Call { kernel: 5, args, label: "whole".into() };
+        decode.calls.extend([call.clone(), call]);
         let plan = Plan::build(parts).unwrap();
         let bytes = plan.bytes_per_step(1, &Syms { t: 1, r: 0 }, 1);
         assert_eq!(bytes, Some(5 * 32 + 32 + 32 + 32));

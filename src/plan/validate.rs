@@ -1,50 +1,25 @@
 //! The rules of a plan, checked.
 
+use super::flow::{Tables, View, flow};
 use super::memory::{MemoryError, check_placement, check_region};
-use super::schedule::{Flow, FlowBuffer, Home, Slot, size_of};
+use super::schedule::{Flow, Slot};
 use super::{BufRef, Input, Plan, PlanError, PlannedProgram, state_bytes};
 use crate::codegen::spec::{Access, Index, IndexSource};
-use crate::ir::{DType, MAX_SEQUENCES, TensorType};
+use crate::ir::{DType, MAX_SEQUENCES};
 use std::collections::BTreeSet;
 
 impl Plan {
-    /// What `program` does to memory: its buffers, then the states, then the weights.
-    pub(super) fn flow(&self, program: &PlannedProgram) -> Result<Flow, MemoryError> {
-        let bounds = program.bounds;
-        let mut buffers = vec![];
-        let mut push = |name: String, home, ty: &TensorType| -> Result<(), MemoryError> {
-            let bytes = size_of(&name, ty, &bounds)?;
-            buffers.push(FlowBuffer { name, home, bytes, input: false, result: false });
-            Ok(())
+    /// What `program` does to memory.
+    fn flow(&self, program: &PlannedProgram) -> Result<Flow, MemoryError> {
+        let tables = Tables { kernels: &self.kernels, states: &self.states, weights: &self.weights };
+        let view = View {
+            bounds: program.bounds,
+            buffers: program.buffers.iter().map(|buffer| &buffer.ty).collect(),
+            inputs: &program.inputs,
+            results: &program.results,
+            calls: program.calls.iter().map(|call| (call.kernel, &call.args[..], &call.label[..])).collect(),
         };
-        for (i, b) in program.buffers.iter().enumerate() {
-            push(format!("buffer b{i} {}", b.ty), Home::Arena, &b.ty)?;
-        }
-        for state in &self.states {
-            push(format!("state {:?}", state.name), Home::State, &state.ty)?;
-        }
-        for weight in &self.weights {
-            push(format!("weight {:?}", weight.name), Home::Weight, &weight.ty)?;
-        }
-        for input in &program.inputs {
-            buffers[input.buffer as usize].input = true;
-        }
-        for result in &program.results {
-            buffers[*result as usize].result = true;
-        }
-        let states = program.buffers.len();
-        let weights = states + self.states.len();
-        let mut flow = Flow::new(buffers, bounds);
-        for launch in &program.launches {
-            let at = |arg: &BufRef| match *arg {
-                BufRef::Arena(i) => i as usize,
-                BufRef::State(i) => states + i as usize,
-                BufRef::Weight(i) => weights + i as usize,
-            };
-            let args: Vec<usize> = launch.args.iter().map(at).collect();
-            flow.launch(&launch.label, &self.kernels[launch.kernel as usize], &args)?;
-        }
-        Ok(flow.finish()?)
+        flow(&tables, &view)
     }
 
     /// Holds the plan to the rules of this module.
@@ -107,7 +82,7 @@ impl Plan {
 
         let of = |source: MemoryError| PlanError::Program { program: name.to_owned(), source };
         let flow = self.flow(program).map_err(of)?;
-        let slots: Vec<Slot> = program.launches.iter().map(|l| l.slot.clone()).collect();
+        let slots: Vec<Slot> = program.calls.iter().map(|call| call.slot.clone()).collect();
         let offsets: Vec<Option<u64>> = program.buffers.iter().map(|b| Some(b.offset)).collect();
         check_placement(&flow, &slots, self.target.streams, &offsets, program.arena_bytes).map_err(of)?;
         if program.arena_bytes > self.arena_bytes {
@@ -132,9 +107,9 @@ impl Plan {
         for result in &program.results {
             within("buffer", *result, program.buffers.len())?;
         }
-        for launch in &program.launches {
-            within("kernel", launch.kernel, self.kernels.len())?;
-            for arg in &launch.args {
+        for call in &program.calls {
+            within("kernel", call.kernel, self.kernels.len())?;
+            for arg in &call.args {
                 match *arg {
                     BufRef::Arena(i) => within("buffer", i, program.buffers.len())?,
                     BufRef::State(i) => within("state", i, self.states.len())?,
@@ -148,21 +123,21 @@ impl Plan {
     /// Rule 5: what a kernel follows exists. Every index of the plan is known to be in range.
     fn validate_lookups(&self, name: &str, program: &PlannedProgram) -> Result<(), PlanError> {
         let mut written = BTreeSet::new();
-        for launch in &program.launches {
-            for (arg, at) in self.kernels[launch.kernel as usize].args.iter().zip(&launch.args) {
+        for call in &program.calls {
+            for (arg, at) in self.kernels[call.kernel as usize].args().zip(&call.args) {
                 if arg.access != Access::Read {
                     written.insert(*at);
                 }
             }
         }
-        for launch in &program.launches {
-            let kernel = &self.kernels[launch.kernel as usize];
-            for (arg, at) in kernel.args.iter().zip(&launch.args) {
+        for call in &program.calls {
+            let kernel = &self.kernels[call.kernel as usize];
+            for (arg, at) in kernel.args().zip(&call.args) {
                 let Some(index) = arg.index.filter(|index| index.source == IndexSource::Input) else {
                     continue;
                 };
                 let unchecked =
-                    || PlanError::Unchecked { program: name.to_owned(), launch: launch.label.clone() };
+                    || PlanError::Unchecked { program: name.to_owned(), call: call.label.clone() };
                 let BufRef::Arena(buffer) = *at else { return Err(unchecked()) };
                 let mut inputs = program.inputs.iter().filter(|i| i.buffer == buffer);
                 let (Some(input), None) = (inputs.next(), inputs.next()) else { return Err(unchecked()) };
@@ -171,8 +146,8 @@ impl Plan {
                     return Err(unchecked());
                 }
                 if !input.suits(&index) {
-                    let (input, launch) = (input.name.clone(), launch.label.clone());
-                    return Err(PlanError::Below { program: name.to_owned(), input, launch });
+                    let (input, call) = (input.name.clone(), call.label.clone());
+                    return Err(PlanError::Below { program: name.to_owned(), input, call });
                 }
             }
         }

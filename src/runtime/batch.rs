@@ -11,6 +11,7 @@ use super::exec::{ExecError, Executor, StepRows};
 use crate::ir::{StateRole, Syms};
 use crate::plan::{Output, Paging, PlanError};
 use pages::{Page, Pages};
+use std::ops::Range;
 
 /// A sequence of [`Sequences`]. It is told from one that had its place before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -426,20 +427,40 @@ impl Sequences {
         &self.rows
     }
 
-    /// The results of the last step's wanted rows, in order: `[vocabulary]` logits each.
+    /// Waits until the last step is over.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn wait(&mut self) -> Result<()> {
+        Ok(self.executor.wait()?)
+    }
+
+    /// The logits of some of the last step's wanted rows, in order, `[vocabulary]` each, in place of what `to` holds.
+    ///
+    /// # Errors
+    /// If nothing ran, its output was another, or there are no such rows.
+    pub fn read_logits(&mut self, rows: Range<usize>, to: &mut Vec<f32>) -> Result<()> {
+        Ok(self.executor.read_f32(0, rows.start as u64..rows.end as u64, to)?)
+    }
+
+    /// The logits of all of the last step's wanted rows.
     ///
     /// # Errors
     /// If nothing ran, or its output was another.
-    pub fn logits(&mut self) -> Result<&[f32]> {
-        Ok(self.executor.result_f32(0)?)
+    pub fn logits(&mut self) -> Result<Vec<f32>> {
+        let mut logits = vec![];
+        self.read_logits(0..self.rows.wanted.len(), &mut logits)?;
+        Ok(logits)
     }
 
     /// The best token of each of the last step's wanted rows; -1 where logits were NaN.
     ///
     /// # Errors
     /// If nothing ran, or its output was another.
-    pub fn best_tokens(&mut self) -> Result<&[i32]> {
-        Ok(self.executor.result_i32(0)?)
+    pub fn best_tokens(&mut self) -> Result<Vec<i32>> {
+        let mut tokens = vec![];
+        self.executor.read_i32(0, 0..self.rows.wanted.len() as u64, &mut tokens)?;
+        Ok(tokens)
     }
 }
 

@@ -1,34 +1,51 @@
-//! What the executor asks of a device.
+//! What the executor, and whoever looks at single kernels, asks of a device.
 
-use super::cpu::Features;
+use super::cpu::{CpuDevice, Features};
 use super::weights::WeightError;
+use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms};
-use crate::plan::kind_name;
+use crate::plan::{BufRef, LoadedPlan, kind_name};
 use crate::target::TargetKind;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A device that holds one plan with its weights, states and arena.
 ///
-/// The executor, its only caller, checks programs, inputs and results by index, sizes and symbols first.
+/// Work is submitted, and waited for where something depends on it; the host is free meanwhile. Whatever touches memory
+/// (writing, reading, copying and filling) comes after all work that was submitted before, and waits for it.
+///
+/// Callers check programs, calls, sizes and symbols first: what a plan does not have, a device may panic at.
 pub trait Device: Send {
     fn kind(&self) -> TargetKind;
 
-    /// Writes the first bytes of an input.
-    ///
-    /// # Errors
-    /// If the device fails.
-    fn write_input(&mut self, program: usize, input: usize, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// The instruction set that its kernels use, by name.
+    fn isa(&self) -> &'static str;
 
-    /// Makes all launches of a program, in order, at `at`.
+    /// Begins some calls of a program, in order: each kernel's launches, but for those that would write nothing at these sizes.
     ///
     /// # Errors
     /// If the device fails.
-    fn run(&mut self, program: usize, at: &Syms) -> Result<(), DeviceError>;
+    fn submit(&mut self, work: &Work) -> Result<Ticket, DeviceError>;
 
-    /// The first `bytes` of a result of the program that ran last.
+    /// Waits until work is done. Work that is done already takes no time.
+    ///
+    /// # Errors
+    /// If the device fails, or failed at the work.
+    fn wait(&mut self, ticket: Ticket) -> Result<(), DeviceError>;
+
+    /// Writes the first bytes of a buffer in the arena of a program, or of a state.
     ///
     /// # Errors
     /// If the device fails.
-    fn read_result(&mut self, program: usize, result: usize, bytes: usize) -> Result<&[u8], DeviceError>;
+    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Reads bytes of a buffer in the arena of a program, or of a state, from byte `first` on.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn read(&mut self, program: usize, from: BufRef, first: u64, bytes: &mut [u8])
+    -> Result<(), DeviceError>;
 
     /// Copies rows of every state of a role to other rows of it, which do not overlap them.
     ///
@@ -45,8 +62,53 @@ pub trait Device: Send {
     /// How often each kernel of the plan was launched: counted as launches end, whatever was asked for.
     fn launches(&self) -> Vec<u64>;
 
-    /// The instruction set that its kernels use, by name.
-    fn isa(&self) -> &'static str;
+    /// How long each launch took of the last work that was submitted as timed, in order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError>;
+}
+
+/// What a device is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Index of a program of the plan.
+    pub program: usize,
+    /// Which of its calls; one alone, to look at a kernel.
+    pub calls: Range<usize>,
+    /// The sizes of the step.
+    pub at: Syms,
+    /// Whether each launch is timed, which may slow it down.
+    pub timed: bool,
+}
+
+/// Work that was submitted, in the order of submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// The time of one launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Index of the call in its program.
+    pub call: usize,
+    /// Index of the launch in the call's kernel.
+    pub launch: usize,
+    pub time: Duration,
+}
+
+/// Puts a plan and the weights of its model on the device that it was compiled for. All states are zero.
+///
+/// # Errors
+/// If there is no such device here, a kernel is missing, the model has not the weights, or memory is short.
+pub fn open(
+    plan: &Arc<LoadedPlan>,
+    model: Arc<GgufFile>,
+    options: &DeviceOptions,
+) -> Result<Box<dyn Device>, DeviceError> {
+    match plan.target.kind {
+        TargetKind::Cpu => Ok(Box::new(CpuDevice::new(plan, model, options)?)),
+        kind @ (TargetKind::HipAmd | TargetKind::HipNvidia) => Err(DeviceError::Absent(kind)),
+    }
 }
 
 /// What a device may be told.

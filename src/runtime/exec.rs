@@ -3,13 +3,12 @@
 #[cfg(test)]
 mod tests;
 
-use super::cpu::CpuDevice;
-use super::device::{Device, DeviceError, DeviceOptions};
+use super::device::{Device, DeviceError, DeviceOptions, Ticket, Work, open};
 use crate::gguf::GgufFile;
-use crate::ir::{DType, StateRole, StepInput, Syms};
-use crate::plan::{Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
-use crate::target::TargetKind;
+use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
+use crate::plan::{BufRef, Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
 use indexmap::IndexMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The inputs of a step over some sequences (see [`crate::ir::step`]).
@@ -48,8 +47,8 @@ impl StepRows {
 pub struct Executor {
     plan: Arc<LoadedPlan>,
     device: Box<dyn Device>,
-    /// The program that ran last, and at what.
-    last: Option<(usize, Syms)>,
+    /// The program that was submitted last, and at what.
+    last: Option<(usize, Syms, Ticket)>,
 }
 
 /// Why a step cannot run.
@@ -71,6 +70,8 @@ pub enum ExecError {
     Value { input: String, value: i32, below: u64 },
     #[error("program {program:?} has {have} results, so none at {result}")]
     NoResult { program: String, result: usize, have: usize },
+    #[error("result {result} has {all} rows, so none at {} to {}", .rows.start, .rows.end)]
+    NoResultRows { result: usize, rows: Range<u64>, all: u64 },
     #[error("result {result} is {have}, not {want}")]
     ResultType { result: usize, have: DType, want: DType },
     #[error("input {input:?} must not have {value} twice")]
@@ -97,12 +98,12 @@ impl Executor {
         plan.check_kernels()?;
         plan.check_model(&model.identity())?;
         let plan = Arc::new(plan);
-        let device: Box<dyn Device> = match plan.target.kind {
-            TargetKind::Cpu => Box::new(CpuDevice::new(&plan, model, options)?),
-            kind @ (TargetKind::HipAmd | TargetKind::HipNvidia) => {
-                return Err(DeviceError::Absent(kind).into());
-            }
-        };
+        let device = open(&plan, model, options)?;
+        Executor::on(device, plan)
+    }
+
+    /// The same, on a device that holds the plan already.
+    fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
         plan.check_device(device.kind())?;
         Ok(Executor { plan, device, last: None })
     }
@@ -111,7 +112,7 @@ impl Executor {
         &self.plan
     }
 
-    /// Runs the program of this index on rows of sequences.
+    /// Begins the program of this index on rows of sequences.
     ///
     /// # Errors
     /// As [`Executor::step`].
@@ -127,7 +128,7 @@ impl Executor {
         self.step(program, &step.syms(), &inputs)
     }
 
-    /// Runs the program of this index once. `inputs` are all of the program's, by name, as little-endian bytes.
+    /// Begins the program of this index. It is over when [`Executor::wait`] returns, or a result was read. `inputs` are all of the program's, by name, as little-endian bytes.
     ///
     /// # Errors
     /// If there is no such program, a symbol is out of bounds, or an input is missing, of the wrong size, or has values
@@ -142,50 +143,93 @@ impl Executor {
         let slots = matching(planned, inputs, at)?;
         self.last = None;
         for (input, bytes) in slots {
-            self.device.write_input(program, input, bytes)?;
+            self.device.write(program, input, bytes)?;
         }
-        self.device.run(program, at)?;
-        self.last = Some((program, *at));
+        let calls = 0..self.program(program)?.calls.len();
+        let ticket = self.device.submit(&Work { program, calls, at: *at, timed: false })?;
+        self.last = Some((program, *at, ticket));
         Ok(())
+    }
+
+    /// Waits until the last step is over, if there was one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn wait(&mut self) -> Result<(), ExecError> {
+        match self.last {
+            Some((_, _, ticket)) => Ok(self.device.wait(ticket)?),
+            None => Ok(()),
+        }
     }
 
     /// Result `i` of the last step, as bytes.
     ///
     /// # Errors
     /// If there is none.
-    pub fn result(&mut self, i: usize) -> Result<&[u8], ExecError> {
-        self.typed_result(i, None)
+    pub fn result(&mut self, i: usize) -> Result<Vec<u8>, ExecError> {
+        let (place, ty, at) = self.result_of(i, None)?;
+        // Within the arena, so it fits.
+        let mut bytes = vec![0; ty.bytes(&at) as usize];
+        self.read(place, 0, &mut bytes)?;
+        Ok(bytes)
     }
 
-    /// Result `i` of the last step, such as logits `[T,V]`.
+    /// Rows of result `i` of the last step, such as logits `[T,V]`, in place of what `to` holds.
     ///
     /// # Errors
-    /// If there is none, or it is not f32.
-    pub fn result_f32(&mut self, i: usize) -> Result<&[f32], ExecError> {
-        Ok(bytemuck::cast_slice(self.typed_result(i, Some(DType::F32))?))
+    /// If there are none, or they are not f32.
+    pub fn read_f32(&mut self, i: usize, rows: Range<u64>, to: &mut Vec<f32>) -> Result<(), ExecError> {
+        self.read_rows(i, DType::F32, rows, to)
     }
 
-    /// Result `i` of the last step, such as the tokens chosen.
+    /// Rows of result `i` of the last step, such as the tokens chosen, in place of what `to` holds.
     ///
     /// # Errors
-    /// If there is none, or it is not i32.
-    pub fn result_i32(&mut self, i: usize) -> Result<&[i32], ExecError> {
-        Ok(bytemuck::cast_slice(self.typed_result(i, Some(DType::I32))?))
+    /// If there are none, or they are not i32.
+    pub fn read_i32(&mut self, i: usize, rows: Range<u64>, to: &mut Vec<i32>) -> Result<(), ExecError> {
+        self.read_rows(i, DType::I32, rows, to)
     }
 
-    /// The bytes of a result, at [`crate::plan::memory::ALIGN`].
-    fn typed_result(&mut self, result: usize, want: Option<DType>) -> Result<&[u8], ExecError> {
-        let (index, at) = self.last.ok_or(ExecError::Nothing)?;
+    fn read_rows<E: bytemuck::Pod>(
+        &mut self,
+        result: usize,
+        want: DType,
+        rows: Range<u64>,
+        to: &mut Vec<E>,
+    ) -> Result<(), ExecError> {
+        let (place, ty, at) = self.result_of(result, Some(want))?;
+        let all = ty.first().eval(&at);
+        if rows.start > rows.end || rows.end > all {
+            return Err(ExecError::NoResultRows { result, rows, all });
+        }
+        let row = ty.elements(&at) / all.max(1);
+        to.clear();
+        to.resize(((rows.end - rows.start) * row) as usize, E::zeroed());
+        let first = rows.start * row * size_of::<E>() as u64;
+        self.read(place, first, bytemuck::cast_slice_mut(to))
+    }
+
+    fn read(&mut self, (program, buffer): (usize, u32), first: u64, to: &mut [u8]) -> Result<(), ExecError> {
+        self.wait()?;
+        Ok(self.device.read(program, BufRef::Arena(buffer), first, to)?)
+    }
+
+    /// Where a result lies, its type, and the sizes of the step.
+    fn result_of(
+        &self,
+        result: usize,
+        want: Option<DType>,
+    ) -> Result<((usize, u32), TensorType, Syms), ExecError> {
+        let (index, at, _) = self.last.ok_or(ExecError::Nothing)?;
         let planned = self.program(index)?;
         let have = planned.results.len();
         let missing = || ExecError::NoResult { program: planned.name.clone(), result, have };
-        let ty = &planned.buffers[*planned.results.get(result).ok_or_else(missing)? as usize].ty;
+        let buffer = *planned.results.get(result).ok_or_else(missing)?;
+        let ty = planned.buffers[buffer as usize].ty.clone();
         if let Some(want) = want.filter(|want| *want != ty.dtype) {
             return Err(ExecError::ResultType { result, have: ty.dtype, want });
         }
-        // Within the arena, so it fits.
-        let bytes = ty.bytes(&at) as usize;
-        Ok(self.device.read_result(index, result, bytes)?)
+        Ok(((index, buffer), ty, at))
     }
 
     /// Copies rows of every state of a role to other rows of it.
@@ -230,7 +274,7 @@ impl Executor {
     pub fn launch_counts(&self) -> IndexMap<&'static str, u64> {
         let mut counts = IndexMap::new();
         for (kernel, n) in self.plan.kernels.iter().zip(self.device.launches()).filter(|(_, n)| *n > 0) {
-            *counts.entry(kernel.name()).or_default() += n;
+            *counts.entry(kernel.spec.name()).or_default() += n;
         }
         counts
     }
@@ -241,12 +285,12 @@ impl Executor {
     }
 }
 
-/// The index of each given input, if these are the inputs of the program with values that it takes.
+/// The buffer of each given input, if these are the inputs of the program with values that it takes.
 fn matching<'a>(
     planned: &PlannedProgram,
     given: &[(&str, &'a [u8])],
     at: &Syms,
-) -> Result<Vec<(usize, &'a [u8])>, ExecError> {
+) -> Result<Vec<(BufRef, &'a [u8])>, ExecError> {
     let wrong = || {
         let known = planned.inputs.iter().map(|i| i.name.clone()).collect();
         ExecError::Inputs { program: planned.name.clone(), known }
@@ -255,7 +299,7 @@ fn matching<'a>(
         return Err(wrong());
     }
     let mut found = vec![];
-    for (index, input) in planned.inputs.iter().enumerate() {
+    for input in &planned.inputs {
         let (_, bytes) = given.iter().find(|(name, _)| *name == input.name).ok_or_else(wrong)?;
         let want = planned.buffers[input.buffer as usize].ty.bytes(at);
         if bytes.len() as u64 != want {
@@ -264,7 +308,7 @@ fn matching<'a>(
         if let Some(below) = input.below {
             check_values(input, bytes, below.eval(at))?;
         }
-        found.push((index, *bytes));
+        found.push((BufRef::Arena(input.buffer), *bytes));
     }
     Ok(found)
 }

@@ -62,12 +62,14 @@ fn step(executor: &mut Executor, index: usize, program: &PlannedProgram, at: Sym
         Ok(()) => {
             for (i, result) in program.results.iter().enumerate() {
                 let ty = &program.buffers[*result as usize].ty;
-                let bytes = match ty.dtype {
-                    DType::F32 => bytemuck::cast_slice(executor.result_f32(i).unwrap()).to_vec(),
-                    DType::I32 => bytemuck::cast_slice(executor.result_i32(i).unwrap()).to_vec(),
-                    _ => executor.result(i).unwrap().to_vec(),
-                };
+                let bytes = executor.result(i).unwrap();
                 assert_eq!(bytes.len() as u64, ty.bytes(&at));
+                let rows = 0..ty.first().eval(&at);
+                match ty.dtype {
+                    DType::F32 => executor.read_f32(i, rows, &mut vec![]).unwrap(),
+                    DType::I32 => executor.read_i32(i, rows, &mut vec![]).unwrap(),
+                    _ => {}
+                }
             }
         }
         Err(e) => _ = e.to_string(),

@@ -1,6 +1,6 @@
 use super::*;
-use crate::codegen::spec::{Alias, Arg, KernelSpec, Primitive, Template};
-use crate::ir::{DType, Syms, TensorType};
+use crate::codegen::spec::{Alias, Arg, Code, Computation, CpuCode, Implementation, KernelSpec, LaunchSpec};
+use crate::ir::{DType, Op, Syms, TensorType};
 use crate::plan::schedule::FlowBuffer;
 use proptest::prelude::*;
 
@@ -10,13 +10,13 @@ fn ty(elements: u64) -> TensorType {
     TensorType::new(DType::F32, [elements])
 }
 
-fn kernel(args: &[(Access, u64)], aliases: &[(u16, u16)]) -> KernelSpec {
-    KernelSpec {
-        kernel: None,
-        template: Template::Primitive(Primitive::Add),
-        args: args.iter().map(|(access, n)| Arg::new(*access, ty(*n))).collect(),
+fn kernel(args: &[(Access, u64)], aliases: &[(u16, u16)]) -> Implementation {
+    let args = args.iter().map(|(access, n)| Arg::new(*access, ty(*n))).collect();
+    Implementation {
+        spec: KernelSpec { kernel: None, computes: Computation::Op(Op::Add), args },
+        workspace: vec![],
         may_alias: aliases.iter().map(|(write, read)| Alias { write: *write, read: *read }).collect(),
-        grid: vec![],
+        launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid: vec![] }],
     }
 }
 
@@ -42,7 +42,7 @@ fn launch(flow: &mut Flow, reads: &[usize], writes: &[usize], alias: bool) {
         .flat_map(|r| (0..writes.len() as u16).map(move |w| (w + reads.len() as u16, r)))
         .filter(|_| alias)
         .collect();
-    flow.launch(&format!("l{}", flow.launches.len()), &kernel(&accesses, &pairs), &args).unwrap();
+    flow.call(&format!("l{}", flow.calls.len()), &kernel(&accesses, &pairs), &args).unwrap();
 }
 
 fn planned(flow: &Flow, streams: u32) -> (Vec<Slot>, Placement) {
@@ -94,7 +94,7 @@ fn an_alias_needs_the_last_use_equal_sizes_and_no_result() {
 fn an_alias_must_be_allowed_for_every_argument_that_reads_the_buffer() {
     let spec = kernel(&[(Access::Read, 16), (Access::Read, 16), (Access::Write, 16)], &[(2, 0)]);
     let mut flow = Flow::new(buffers(&[16, 16]), BOUNDS);
-    flow.launch("l0", &spec, &[0, 0, 1]).unwrap();
+    flow.call("l0", &spec, &[0, 0, 1]).unwrap();
     let (_, placement) = planned(&flow.finish().unwrap(), 1);
     assert_eq!(placement.arena_bytes, 128);
 }
@@ -106,8 +106,8 @@ fn scratch_lives_only_during_its_launch() {
     all.push(buffer("scratch 1", Home::Arena, 64));
     let spec = kernel(&[(Access::Read, 16), (Access::Write, 16), (Access::Scratch, 64)], &[]);
     let mut flow = Flow::new(all, BOUNDS);
-    flow.launch("l0", &spec, &[0, 1, 3]).unwrap();
-    flow.launch("l1", &spec, &[1, 2, 4]).unwrap();
+    flow.call("l0", &spec, &[0, 1, 3]).unwrap();
+    flow.call("l1", &spec, &[1, 2, 4]).unwrap();
     let (_, placement) = planned(&flow.finish().unwrap(), 1);
     assert_eq!(placement.lower_bound, 64 + 64 + 256);
     assert_eq!(placement.offsets[3], placement.offsets[4]);
@@ -156,7 +156,7 @@ fn a_transformer_comes_close_to_the_lower_bound() {
         let (hidden, heads, kv, inner, vocab) = (4096, 4096, 1024, 14336, 128_256);
         let mut all = vec![buffer("x", Home::Arena, tokens * hidden), buffer("pos", Home::Arena, tokens)];
         all.iter_mut().for_each(|b| b.input = true);
-        let mut launches: Vec<(Vec<usize>, Vec<usize>)> = vec![];
+        let mut calls: Vec<(Vec<usize>, Vec<usize>)> = vec![];
         let mut x = 0;
         for _ in 0..32 {
             let mut new = |columns: u64| {
@@ -167,7 +167,7 @@ fn a_transformer_comes_close_to_the_lower_bound() {
             let [attended, out, sum] = [heads, hidden, hidden].map(&mut new);
             let [norm2, gate, up, act, down, next] =
                 [hidden, inner, inner, inner, hidden, hidden].map(&mut new);
-            launches.extend([
+            calls.extend([
                 (vec![x], vec![norm]),
                 (vec![norm], vec![q, k, v]),
                 (vec![q, k, v, 1], vec![turned]),
@@ -182,9 +182,9 @@ fn a_transformer_comes_close_to_the_lower_bound() {
             x = next;
         }
         all.push(FlowBuffer { result: true, ..buffer("logits", Home::Arena, vocab) });
-        launches.push((vec![x], vec![all.len() - 1]));
+        calls.push((vec![x], vec![all.len() - 1]));
         let mut flow = Flow::new(all, BOUNDS);
-        for (reads, writes) in &launches {
+        for (reads, writes) in &calls {
             launch(&mut flow, reads, writes, alias && writes.len() == 1 && reads.len() == 2);
         }
         let (_, placement) = planned(&flow.finish().unwrap(), 1);
@@ -216,9 +216,9 @@ fn a_broken_placement_is_found() {
     wrong[1].stream = 1;
     assert_eq!(
         says(&wrong, 2, &[0, 64, 128], 192),
-        "launches \"l0\" and \"l1\" both use b1, and nothing orders them"
+        "calls \"l0\" and \"l1\" both use b1, and nothing orders them"
     );
-    assert_eq!(says(&wrong, 1, &[0, 64, 128], 192), "launch \"l1\" runs on stream 1, but there are 1");
+    assert_eq!(says(&wrong, 1, &[0, 64, 128], 192), "call \"l1\" runs on stream 1, but there are 1");
     wrong[1].waits = vec![7];
     assert!(says(&wrong, 2, &[0, 64, 128], 192).contains("waits for event 7"));
     wrong[0].signals = Some(7);
@@ -226,7 +226,7 @@ fn a_broken_placement_is_found() {
     check_placement(&flow, &wrong, 2, &offsets, 192).unwrap();
     wrong[1].signals = Some(7);
     assert!(says(&wrong, 2, &[0, 64, 128], 192).contains("event 7 a second time"));
-    assert!(says(&slots[..1], 1, &[0, 64, 128], 192).contains("2 launches has 1 places"));
+    assert!(says(&slots[..1], 1, &[0, 64, 128], 192).contains("2 calls has 1 places"));
 }
 
 /// Neither a shared line nor a missing one passes.
@@ -264,7 +264,7 @@ fn programs_that_make_no_sense_are_refused() {
     all.push(buffer("s", Home::State, 16));
     let says = |args: &[(Access, u64)], on: &[usize]| {
         let mut flow = Flow::new(all.clone(), BOUNDS);
-        flow.launch("l", &kernel(args, &[]), on).unwrap_err().to_string()
+        flow.call("l", &kernel(args, &[]), on).unwrap_err().to_string()
     };
     use Access::*;
     assert!(says(&[(Read, 16)], &[]).contains("0 arguments, its kernel add takes 1"));
@@ -331,7 +331,7 @@ fn random_flow(inputs: &[u64], recipes: &[Recipe], results: &[prop::sample::Inde
         readable.push(buffers.len());
         buffers.push(FlowBuffer { input: true, ..buffer(format!("b{}", buffers.len()), Home::Arena, *n) });
     }
-    let mut launches = vec![];
+    let mut calls = vec![];
     for recipe in recipes {
         let (mut args, mut on) = (vec![], vec![]);
         for r in &recipe.reads {
@@ -367,19 +367,19 @@ fn random_flow(inputs: &[u64], recipes: &[Recipe], results: &[prop::sample::Inde
         }
         let pairs = (0..writes).flat_map(|w| (0..reads).map(move |r| (reads + w, r)));
         let pairs: Vec<_> = pairs.filter(|_| recipe.alias).collect();
-        launches.push((kernel(&args, &pairs), on));
+        calls.push((kernel(&args, &pairs), on));
     }
     for r in results {
         buffers[*r.get(&readable)].result = true;
     }
     let mut flow = Flow::new(buffers, BOUNDS);
-    for (i, (spec, on)) in launches.iter().enumerate() {
-        flow.launch(&format!("l{i}"), spec, on).unwrap();
+    for (i, (spec, on)) in calls.iter().enumerate() {
+        flow.call(&format!("l{i}"), spec, on).unwrap();
     }
     flow.finish().unwrap()
 }
 
-/// Runs the launches in random orders that streams and events allow. Each write tags every byte with its writer,
+/// Runs the calls in random orders that streams and events allow. Each write tags every byte with its writer,
 /// as a launch starts; reads are checked as it starts and as it ends, for what was not handed over.
 struct Machine<'a> {
     flow: &'a Flow,
@@ -415,12 +415,12 @@ impl Machine<'_> {
     }
 
     fn run(&mut self, choose: &mut impl FnMut(usize) -> usize) -> Result<(), TestCaseError> {
-        let n = self.flow.launches.len();
+        let n = self.flow.calls.len();
         let tag = |l: usize, b: usize| ((l + 1) * self.flow.buffers.len() + b) as u32;
         // What each launch must see, and what the end must: by the order of the list.
         let mut version: Vec<u32> = (0..self.flow.buffers.len() as u32).collect();
         let mut sees = vec![];
-        for (l, launch) in self.flow.launches.iter().enumerate() {
+        for (l, launch) in self.flow.calls.iter().enumerate() {
             sees.push(version.clone());
             for u in launch.uses.iter().filter(|u| u.access != Access::Read) {
                 version[u.buffer] = tag(l, u.buffer);
@@ -443,12 +443,12 @@ impl Machine<'_> {
             let able: Vec<usize> = (0..n).filter(|l| ready(*l)).collect();
             prop_assert!(!able.is_empty(), "deadlock");
             let l = able[choose(able.len())];
-            let uses = &self.flow.launches[l].uses;
+            let uses = &self.flow.calls[l].uses;
             let written: Vec<usize> =
                 uses.iter().filter(|u| u.access != Access::Read).map(|u| u.buffer).collect();
             let reads = uses.iter().filter(|u| matches!(u.access, Access::Read | Access::Update));
             let handed = |r: usize| {
-                self.flow.launches[l]
+                self.flow.calls[l]
                     .aliases
                     .iter()
                     .any(|(w, from)| *from == r && self.offsets[*w] == self.offsets[r])

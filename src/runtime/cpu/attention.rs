@@ -11,7 +11,7 @@ use super::isa::{Isa, WIDE, prefetch};
 use super::math::{LANES, exp, quantise, seen};
 use super::rope_kv::MAX_HEAD;
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, AttentionSpec, Extent, KernelSpec};
+use crate::codegen::spec::{Access, ArgId, AttentionSpec, Extent, Implementation};
 use crate::ir::{DType, Dim};
 use std::ops::Range;
 
@@ -113,8 +113,8 @@ impl Paging {
 }
 
 impl Attention {
-    pub fn bind(spec: &KernelSpec, m: &AttentionSpec) -> Result<Attention, BindError> {
-        let mut check = Check::new(spec)?;
+    pub fn bind(kernel: &Implementation, m: &AttentionSpec) -> Result<Attention, BindError> {
+        let mut check = Check::new(kernel)?;
         let heads = check::size("the heads", m.heads)?;
         let kv_heads = check::size("the KV heads", m.kv_heads)?;
         let head_dim = check::size("the head dimension", m.head_dim)?;
@@ -143,7 +143,8 @@ impl Attention {
             return check::parameter(format!("heads of {head_dim} are not whole blocks of 32"));
         }
         check.may_alias(m.out, m.q);
-        let per = |axis: usize| spec.grid.get(axis).map_or(1, |e| e.per);
+        let grid = kernel.launches.first().map_or(&[][..], |launch| &launch.grid);
+        let per = |axis: usize| grid.get(axis).map_or(1, |e| e.per);
         let tile = (per(0) as usize, per(1) as usize);
         let queries = tile.0.saturating_mul(tile.1);
         if tile.0 == 0 || (heads / kv_heads) % tile.0 != 0 || !(1..=QUERIES).contains(&queries) {

@@ -1,6 +1,8 @@
 //! The checks that every kernel makes of its spec when it is bound.
 
-use crate::codegen::spec::{Access, Arg, ArgId, Extent, Index, IndexSource, KernelSpec};
+use crate::codegen::spec::{
+    Access, Alias, Arg, ArgId, Code, CpuCode, Extent, Implementation, Index, IndexSource, LaunchSpec,
+};
 use crate::ir::{DType, Dim, TensorType};
 use thiserror::Error;
 
@@ -21,8 +23,8 @@ pub enum BindError {
     Unused(ArgId),
     #[error("argument {write} must not lie where argument {read} lies")]
     Alias { write: ArgId, read: ArgId },
-    #[error("the grid must be {want}, not {have}")]
-    Grid { want: String, have: String },
+    #[error("the launches must be {want}, not {have}")]
+    Launches { want: String, have: String },
     #[error("{0}")]
     Parameter(String),
 }
@@ -56,17 +58,20 @@ pub(super) const CACHES: &[DType] = &[DType::F32, DType::F16];
 /// Formats of activations.
 pub(super) const ACTIVATIONS: &[DType] = &[DType::F32, DType::Q8Act];
 
-/// Walks over a spec's arguments as a kernel names them.
+/// Walks over the arguments of an implementation as a kernel names them.
 pub(super) struct Check<'a> {
-    spec: &'a KernelSpec,
-    used: Vec<bool>,
-    /// Pairs (write, read) that may share memory.
+    kernel: &'a Implementation,
+    args: Vec<&'a Arg>,
+    /// How many parts each argument has in the kernel.
+    roles: Vec<usize>,
+    /// Pairs (write, read) that may share memory, once for each part that allows it.
     safe: Vec<(ArgId, ArgId)>,
 }
 
 impl<'a> Check<'a> {
-    pub fn new(spec: &'a KernelSpec) -> Result<Check<'a>, BindError> {
-        for (i, arg) in spec.args.iter().enumerate() {
+    pub fn new(kernel: &'a Implementation) -> Result<Check<'a>, BindError> {
+        let args: Vec<&Arg> = kernel.args().collect();
+        for (i, arg) in args.iter().enumerate() {
             if !arg.ty.is_blocked() {
                 let want = format!("whole blocks of {} elements a row", arg.ty.dtype.block_len());
                 return Err(BindError::Type {
@@ -77,12 +82,12 @@ impl<'a> Check<'a> {
                 });
             }
         }
-        Ok(Check { spec, used: vec![false; spec.args.len()], safe: vec![] })
+        Ok(Check { kernel, roles: vec![0; args.len()], args, safe: vec![] })
     }
 
     fn find(&self, role: &'static str, arg: ArgId) -> Result<&'a Arg, BindError> {
-        let args = self.spec.args.len();
-        self.spec.args.get(usize::from(arg)).ok_or(BindError::NoSuchArg { role, arg, args })
+        let args = self.args.len();
+        self.args.get(usize::from(arg)).copied().ok_or(BindError::NoSuchArg { role, arg, args })
     }
 
     /// The type of an argument that is still to be checked, where it decides what others must be.
@@ -96,7 +101,9 @@ impl<'a> Check<'a> {
         if found.access != want {
             return Err(BindError::Access { role, arg, want, have: found.access });
         }
-        if std::mem::replace(&mut self.used[usize::from(arg)], true) && want != Access::Read {
+        let roles = &mut self.roles[usize::from(arg)];
+        *roles += 1;
+        if *roles > 1 && want != Access::Read {
             return Err(BindError::WrittenTwice(arg));
         }
         Ok(found)
@@ -176,26 +183,44 @@ impl<'a> Check<'a> {
 
     /// Allows `write` to lie where `read` lies, if the spec says so and their sizes agree.
     pub fn may_alias(&mut self, write: ArgId, read: ArgId) {
-        let ty = |arg: ArgId| self.spec.args.get(usize::from(arg)).map(|a| &a.ty);
+        let ty = |arg: ArgId| self.args.get(usize::from(arg)).map(|a| &a.ty);
         let dtype = |arg| ty(arg).map(|t| t.dtype);
         if dtype(write) == dtype(read) {
             self.safe.push((write, read));
         }
     }
 
-    /// Ends the checks: the grid must be `want`, every argument have a role, and every alias be one allowed.
-    pub fn done(self, want: &[Extent]) -> Result<(), BindError> {
+    /// Ends the checks of a kernel that is one launch with this grid.
+    pub fn done(self, grid: &[Extent]) -> Result<(), BindError> {
+        self.done_by(&[(CpuCode::Whole, grid.to_vec())])
+    }
+
+    /// Ends the checks: the launches must be these, every argument have a part, and every alias be one that all parts of what is
+    /// read allow.
+    pub fn done_by(self, want: &[(CpuCode, Vec<Extent>)]) -> Result<(), BindError> {
         let telling = |grid: &[Extent]| {
             grid.iter().filter(|e| e.dim.as_const() != Some(1)).copied().collect::<Vec<_>>()
         };
-        let have = &self.spec.grid;
-        if telling(have) != telling(want) || have.iter().any(|e| e.per == 0) {
-            return Err(BindError::Grid { want: show(want), have: show(have) });
+        let as_wanted = |(launch, (code, grid)): (&LaunchSpec, &(CpuCode, Vec<Extent>))| {
+            launch.code == Code::Cpu(*code)
+                && telling(&launch.grid) == telling(grid)
+                && launch.grid.iter().all(|e| e.per > 0)
+        };
+        let have = &self.kernel.launches;
+        if have.len() != want.len() || !have.iter().zip(want).all(as_wanted) {
+            let have = have.iter().map(|l| show(&format!("{:?}", l.code), &l.grid)).collect::<Vec<_>>();
+            let want = want.iter().map(|(c, grid)| show(&format!("{:?}", Code::Cpu(*c)), grid));
+            let want = want.collect::<Vec<_>>();
+            return Err(BindError::Launches { want: want.join(", "), have: have.join(", ") });
         }
-        if let Some(i) = self.used.iter().position(|used| !used) {
+        if let Some(i) = self.roles.iter().position(|roles| *roles == 0) {
             return Err(BindError::Unused(i as ArgId));
         }
-        match self.spec.may_alias.iter().find(|a| !self.safe.contains(&(a.write, a.read))) {
+        let allowed = |a: &Alias| {
+            let parts = self.safe.iter().filter(|pair| **pair == (a.write, a.read)).count();
+            parts > 0 && Some(&parts) == self.roles.get(usize::from(a.read))
+        };
+        match self.kernel.may_alias.iter().find(|a| !allowed(a)) {
             Some(a) => Err(BindError::Alias { write: a.write, read: a.read }),
             None => Ok(()),
         }
@@ -240,7 +265,7 @@ fn names(dtypes: &[DType]) -> String {
     dtypes.iter().map(|d| d.name()).collect::<Vec<_>>().join("|")
 }
 
-fn show(grid: &[Extent]) -> String {
+fn show(code: &str, grid: &[Extent]) -> String {
     let one = |e: &Extent| if e.per == 1 { e.dim.to_string() } else { format!("({})/{}", e.dim, e.per) };
-    format!("[{}]", grid.iter().map(one).collect::<Vec<_>>().join(", "))
+    format!("{code} over [{}]", grid.iter().map(one).collect::<Vec<_>>().join(", "))
 }

@@ -1,23 +1,25 @@
 //! The CPU as a device.
 
 use super::{CpuKernel, Features, Pool, RawArg, bind};
-use crate::codegen::spec::{Access, KernelSpec};
+use crate::codegen::spec::{Access, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms, TensorType};
-use crate::plan::{BufRef, LoadedPlan, Plan, PlannedLaunch, PlannedProgram, State};
-use crate::runtime::device::{Device, DeviceError, DeviceOptions};
+use crate::plan::{BufRef, LoadedPlan, Plan, PlannedCall, PlannedProgram, State};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions, Ticket, Timing, Work};
 use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use memmap2::{MmapMut, MmapRaw};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Runs a plan on the threads of this machine. Weights are read where the model file is mapped; states and arena
 /// are one allocation, of which the system provides what is touched.
 pub struct CpuDevice {
     plan: Arc<LoadedPlan>,
-    kernels: Vec<Box<dyn CpuKernel>>,
-    programs: Vec<Vec<Launch>>,
+    /// The launches of each kernel.
+    kernels: Vec<Vec<Box<dyn CpuKernel>>>,
+    programs: Vec<Vec<Call>>,
     memory: MmapRaw,
     threads: Pool,
     features: Features,
@@ -26,12 +28,14 @@ pub struct CpuDevice {
     /// The arguments and items of the step's launches; kept to keep its memory.
     args: Vec<RawArg>,
     items: Vec<Option<usize>>,
+    submitted: u64,
+    timings: Vec<Timing>,
     /// The launches point into its bytes.
     _model: Arc<GgufFile>,
 }
 
-/// A launch with its arguments found.
-struct Launch {
+/// A call with its arguments found.
+struct Call {
     kernel: usize,
     args: Vec<(RawArg, TensorType)>,
 }
@@ -47,9 +51,12 @@ impl CpuDevice {
         options: &DeviceOptions,
     ) -> Result<CpuDevice, DeviceError> {
         let features = options.features.unwrap_or_else(Features::detect);
-        let missing =
-            |spec: &KernelSpec, why: String| DeviceError::Kernel { device: "cpu", kernel: spec.name(), why };
-        let bound = |spec| bind(spec, &features).map_err(|e| missing(spec, e.to_string()));
+        let missing = |kernel: &Implementation, why| DeviceError::Kernel {
+            device: "cpu",
+            kernel: kernel.spec.name(),
+            why,
+        };
+        let bound = |kernel| bind(kernel, &features).map_err(|e| missing(kernel, e.to_string()));
         let kernels = plan.kernels.iter().map(bound).collect::<Result<_, _>>()?;
         let memory = reserve(plan)?;
         let weights = find_weights(plan, &model)?;
@@ -59,13 +66,13 @@ impl CpuDevice {
             BufRef::Weight(i) => weights[i as usize].as_ptr().cast_mut(),
         };
         let placed = |program: &PlannedProgram| {
-            let one = |launch: &PlannedLaunch| {
-                let kernel = launch.kernel as usize;
-                let types = plan.kernels[kernel].args.iter().map(|arg| arg.ty.clone());
-                let at = launch.args.iter().map(|arg| RawArg { ptr: base(arg, program), len: 0 });
-                Launch { kernel, args: at.zip(types).collect() }
+            let one = |call: &PlannedCall| {
+                let kernel = call.kernel as usize;
+                let types = plan.kernels[kernel].args().map(|arg| arg.ty.clone());
+                let at = call.args.iter().map(|arg| RawArg { ptr: base(arg, program), len: 0 });
+                Call { kernel, args: at.zip(types).collect() }
             };
-            program.launches.iter().map(one).collect()
+            program.calls.iter().map(one).collect()
         };
         let programs = plan.programs.iter().map(placed).collect();
         let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
@@ -80,14 +87,30 @@ impl CpuDevice {
             features,
             args: vec![],
             items: vec![],
+            submitted: 0,
+            timings: vec![],
             _model: model,
         })
     }
 
-    /// Where a buffer of a program lies.
-    fn buffer(&self, program: usize, buffer: u32) -> *mut u8 {
-        let offset = self.plan.programs[program].buffers[buffer as usize].offset;
-        pool_at(&self.memory, self.plan.arena_offset + offset)
+    /// Where bytes of a buffer of a program, or of a state, lie.
+    ///
+    /// # Panics
+    /// If the buffer has no such bytes, or is a weight: those are never written, and lie elsewhere.
+    fn place(&self, program: usize, buffer: BufRef, first: u64, bytes: usize) -> *mut u8 {
+        let planned = &self.plan.programs[program];
+        let (offset, ty) = match buffer {
+            BufRef::Arena(i) => {
+                let buffer = &planned.buffers[i as usize];
+                (self.plan.arena_offset + buffer.offset, &buffer.ty)
+            }
+            BufRef::State(i) => (self.plan.states[i as usize].offset, &self.plan.states[i as usize].ty),
+            BufRef::Weight(i) => panic!("weight {i} is no memory of the pool"),
+        };
+        let room = ty.bytes(&planned.bounds);
+        let fits = first.checked_add(bytes as u64).is_some_and(|end| end <= room);
+        assert!(fits, "{buffer:?} has {room} bytes, so none at {first}..+{bytes}");
+        pool_at(&self.memory, offset + first)
     }
 }
 
@@ -136,66 +159,86 @@ impl Device for CpuDevice {
         TargetKind::Cpu
     }
 
-    fn write_input(&mut self, program: usize, input: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        let planned = &self.plan.programs[program];
-        let buffer = planned.inputs[input].buffer;
-        let room = planned.buffers[buffer as usize].ty.bytes(&planned.bounds);
-        assert!(bytes.len() as u64 <= room, "input {input} has {room} bytes, not {}", bytes.len());
-        // SAFETY: the plan is validated, so the buffer's `room` bytes lie within the pool; they are as many as
-        // asserted. No launch runs, as that takes `&mut self` too.
-        unsafe { self.buffer(program, buffer).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        Ok(())
+    fn isa(&self) -> &'static str {
+        self.features.name()
     }
 
-    fn run(&mut self, program: usize, at: &Syms) -> Result<(), DeviceError> {
-        let bounds = self.plan.programs[program].bounds;
+    /// The work is done when this returns: the thread that submits it is one of those that do it.
+    fn submit(&mut self, work: &Work) -> Result<Ticket, DeviceError> {
+        let Work { program, at, .. } = work;
+        let bounds = self.plan.programs[*program].bounds;
         let inside = 1 <= at.t && at.t <= bounds.t && at.r <= bounds.r && at.r <= at.t;
         assert!(inside, "{at:?} is out of {bounds:?}");
-        let launches = &self.programs[program];
+        let calls = &self.programs[*program][work.calls.clone()];
         self.args.clear();
         self.items.clear();
-        for launch in launches {
-            let kernel = &self.plan.kernels[launch.kernel];
+        for call in calls {
+            let kernel = &self.plan.kernels[call.kernel];
             let sized = |(raw, ty): &(RawArg, TensorType)| RawArg { len: ty.bytes(at) as usize, ..*raw };
             let first = self.args.len();
-            self.args.extend(launch.args.iter().map(sized));
+            self.args.extend(call.args.iter().map(sized));
             // Where no rows are wanted, nothing that only they need is launched.
             let written =
-                kernel.args.iter().zip(&self.args[first..]).filter(|(arg, _)| arg.access != Access::Read);
+                kernel.args().zip(&self.args[first..]).filter(|(arg, _)| arg.access != Access::Read);
             let empty = written.into_iter().all(|(_, raw)| raw.len == 0);
-            self.items.push((!empty).then(|| kernel.items(at) as usize));
+            let launches = kernel.launches.iter();
+            self.items.extend(launches.map(|launch| (!empty).then(|| launch.items(at) as usize)));
         }
         let (kernels, counts, args, items) = (&self.kernels, &self.launches, &self.args, &self.items);
+        let ends: Option<Mutex<Vec<Instant>>> = work.timed.then(|| Mutex::new(vec![Instant::now()]));
         self.threads.run(&|worker| {
-            let mut args = &args[..];
-            for (launch, items) in launches.iter().zip(items) {
-                let (own, rest) = args.split_at(launch.args.len());
+            let (mut args, mut items) = (&args[..], items.iter());
+            for call in calls {
+                let (own, rest) = args.split_at(call.args.len());
                 args = rest;
-                let kernel = &kernels[launch.kernel];
-                let Some(items) = items else { continue };
-                // SAFETY: the plan is validated: within the bounds, as asserted, every argument fits its buffer,
-                // which lies in the pool or is a weight of this size; only the pool is written. Buffers overlap
-                // none that the launch writes, but by `may_alias`. Launches are apart, as `share` ends in a
-                // barrier, and items are shared out once.
-                let run = |items: &mut dyn Iterator<Item = _>| unsafe { kernel.run(own, at, items) };
-                let finish = || {
-                    // SAFETY: as above; all items are done.
-                    unsafe { kernel.finish(own, at) };
-                    counts[launch.kernel].fetch_add(1, Ordering::Relaxed);
-                };
-                worker.share(*items, run, finish);
+                for (kernel, items) in kernels[call.kernel].iter().zip(items.by_ref()) {
+                    let Some(items) = items else { continue };
+                    // SAFETY: the plan is validated: within the bounds, as asserted, every argument fits its buffer,
+                    // which lies in the pool or is a weight of this size; only the pool is written. Buffers overlap
+                    // none that the call writes, but by `may_alias`. Launches are apart, as `share` ends in a
+                    // barrier, and items are shared out once.
+                    let run = |items: &mut dyn Iterator<Item = _>| unsafe { kernel.run(own, at, items) };
+                    worker.share(*items, run, || {
+                        counts[call.kernel].fetch_add(1, Ordering::Relaxed);
+                        if let Some(ends) = &ends {
+                            ends.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+                        }
+                    });
+                }
             }
         });
+        if let Some(ends) = ends {
+            let ends = ends.into_inner().unwrap_or_else(PoisonError::into_inner);
+            self.timings = timings(&self.plan, work, &self.items, &ends);
+        }
+        self.submitted += 1;
+        Ok(Ticket(self.submitted))
+    }
+
+    fn wait(&mut self, ticket: Ticket) -> Result<(), DeviceError> {
+        assert!(ticket.0 <= self.submitted, "{ticket:?} is of another device");
         Ok(())
     }
 
-    fn read_result(&mut self, program: usize, result: usize, bytes: usize) -> Result<&[u8], DeviceError> {
-        let planned = &self.plan.programs[program];
-        let buffer = planned.results[result];
-        let room = planned.buffers[buffer as usize].ty.bytes(&planned.bounds);
-        assert!(bytes as u64 <= room, "result {result} has {room} bytes, not {bytes}");
-        // SAFETY: as in `write_input`; the pool was zero before anything wrote it, so all bytes are initialised.
-        Ok(unsafe { std::slice::from_raw_parts(self.buffer(program, buffer), bytes) })
+    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
+        let place = self.place(program, to, 0, bytes.len());
+        // SAFETY: these bytes lie within the buffer, as `place` asserted, and the plan is validated, so within the pool. No launch
+        // runs, as all end before `submit` returns.
+        unsafe { place.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        program: usize,
+        from: BufRef,
+        first: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let place = self.place(program, from, first, bytes.len());
+        // SAFETY: as in `write`; the pool was zero before anything wrote it, so all bytes are initialised.
+        unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(place, bytes.len()) };
+        Ok(())
     }
 
     fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
@@ -204,7 +247,7 @@ impl Device for CpuDevice {
             assert!(apart, "rows {from}.. and {to}.. overlap");
             let (source, len) = self.rows(state, from, rows);
             let (target, _) = self.rows(state, to, rows);
-            // SAFETY: both lie within the state, and apart, as asserted; no launch runs, as that takes `&mut self` too.
+            // SAFETY: both lie within the state, and apart, as asserted; no launch runs, as all end before `submit` returns.
             unsafe { source.copy_to_nonoverlapping(target, len) };
         }
         Ok(())
@@ -223,9 +266,21 @@ impl Device for CpuDevice {
         self.launches.iter().map(|n| n.load(Ordering::Relaxed)).collect()
     }
 
-    fn isa(&self) -> &'static str {
-        self.features.name()
+    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
+        Ok(self.timings.clone())
     }
+}
+
+/// The time of each launch of `work`, from the moments when they ended, after the one when the first began.
+fn timings(plan: &Plan, work: &Work, items: &[Option<usize>], ends: &[Instant]) -> Vec<Timing> {
+    let calls = &plan.programs[work.program].calls[work.calls.clone()];
+    let launches = work.calls.clone().zip(calls).flat_map(|(call, planned)| {
+        let launches = plan.kernels[planned.kernel as usize].launches.len();
+        (0..launches).map(move |launch| (call, launch))
+    });
+    let made = launches.zip(items).filter(|(_, items)| items.is_some());
+    let spans = ends.windows(2).map(|pair| pair[1] - pair[0]);
+    made.zip(spans).map(|(((call, launch), _), time)| Timing { call, launch, time }).collect()
 }
 
 #[cfg(test)]

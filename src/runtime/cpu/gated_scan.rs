@@ -6,7 +6,7 @@ use super::check::{self, BindError, Check};
 use super::isa::Isa;
 use super::math::silu;
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, Extent, GatedScanSpec, KernelSpec};
+use crate::codegen::spec::{Access, ArgId, Extent, GatedScanSpec, Implementation};
 use crate::ir::{DType, Dim};
 use std::ops::Range;
 
@@ -28,8 +28,8 @@ pub(super) struct GatedScan {
 }
 
 impl GatedScan {
-    pub fn bind(spec: &KernelSpec, m: &GatedScanSpec) -> Result<GatedScan, BindError> {
-        let mut check = Check::new(spec)?;
+    pub fn bind(kernel: &Implementation, m: &GatedScanSpec) -> Result<GatedScan, BindError> {
+        let mut check = Check::new(kernel)?;
         let n = check::size("the columns of a state", m.n)?;
         let f32s = &[DType::F32];
         let rows = check.ty("the state", m.state)?.shape.first().and_then(|d| d.as_const()).unwrap_or(0);
@@ -98,13 +98,13 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Features, bind};
     use super::*;
-    use crate::codegen::spec::{Alias, Template};
+    use crate::codegen::spec::{Alias, Computation};
 
     /// Rows of the state.
     const ROWS: u64 = 4;
 
     /// Arguments: state, decay, operand, sequences, positions, result, gate.
-    fn scan(width: u64, gated: bool) -> KernelSpec {
+    fn scan(width: u64, gated: bool) -> Implementation {
         let rows = |access| arg(access, DType::F32, [Dim::T, n(width)]);
         let mut args = vec![
             arg(Access::Update, DType::F32, [ROWS, width]),
@@ -120,13 +120,14 @@ mod tests {
         let gate = gated.then_some(6);
         let m =
             GatedScanSpec { state: 0, decay: 1, x: 2, gate, sequences: 3, positions: 4, out: 5, n: width };
-        spec(Template::GatedScan(m), args, vec![Extent { dim: n(width), per: 256 }])
+        kernel(Computation::GatedScan(m), args, vec![Extent { dim: n(width), per: 256 }])
     }
 
     /// Random arguments, decays in 0..1.
-    fn inputs(spec: &KernelSpec, sequences: &[i32], positions: &[i32]) -> Vec<Option<Vec<u8>>> {
+    fn inputs(kernel: &Implementation, sequences: &[i32], positions: &[i32]) -> Vec<Option<Vec<u8>>> {
         let (mut rng, at) = (rng(7), syms(sequences.len() as u64, 0));
-        let mut inputs: Vec<_> = spec
+        let mut inputs: Vec<_> = kernel
+            .spec
             .args
             .iter()
             .map(|a| Some(random(&mut rng, a.ty.dtype, a.ty.elements(&at) as usize)))
@@ -139,8 +140,8 @@ mod tests {
     }
 
     /// The result and the state, in double precision.
-    fn reference(spec: &KernelSpec, inputs: &[Option<Vec<u8>>]) -> (Vec<f64>, Vec<f64>) {
-        let Template::GatedScan(m) = &spec.template else { unreachable!() };
+    fn reference(kernel: &Implementation, inputs: &[Option<Vec<u8>>]) -> (Vec<f64>, Vec<f64>) {
+        let Computation::GatedScan(m) = &kernel.spec.computes else { unreachable!() };
         let get = |i: ArgId| values(DType::F32, inputs[usize::from(i)].as_ref().unwrap());
         let indices = |i: usize| to_i32s(inputs[i].as_ref().unwrap());
         let (mut state, decay, mut x, n) = (get(0), get(1), get(2), m.n as usize);
@@ -171,16 +172,16 @@ mod tests {
             (&[2, 2, 2, 2], &[0, 1, 0, 1]),
         ];
         for (width, gated) in [(256, true), (256, false), (1, true), (300, true), (700, false), (13, true)] {
-            let mut spec = scan(width, gated);
+            let mut kernel = scan(width, gated);
             for (sequences, positions) in steps {
-                spec.may_alias.clear();
-                let (at, inputs) = (syms(sequences.len() as u64, 0), inputs(&spec, sequences, positions));
-                let (want, state) = reference(&spec, &inputs);
-                assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 5)), &want, 1e-6);
-                assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 0)), &state, 1e-6);
+                kernel.may_alias.clear();
+                let (at, inputs) = (syms(sequences.len() as u64, 0), inputs(&kernel, sequences, positions));
+                let (want, state) = reference(&kernel, &inputs);
+                assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 5)), &want, 1e-6);
+                assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 0)), &state, 1e-6);
                 for read in [1, 2].into_iter().chain(gated.then_some(6)) {
-                    spec.may_alias = vec![Alias { write: 5, read }];
-                    let have = launch(&spec, &Features::detect(), &at, &inputs, Some((5, read)));
+                    kernel.may_alias = vec![Alias { write: 5, read }];
+                    let have = launch(&kernel, &Features::detect(), &at, &inputs, Some((5, read)));
                     assert_close(&to_f32s(&have[5]), &want, 1e-6);
                     assert_close(&to_f32s(&have[0]), &state, 1e-6);
                 }
@@ -191,11 +192,11 @@ mod tests {
     /// The same bits, as every token is rounded where its step might end.
     #[test]
     fn steps_of_any_size_do_the_same() {
-        let (spec, sequences) = (scan(300, true), [1, 1, 3, 3, 1, 0, 0]);
+        let (kernel, sequences) = (scan(300, true), [1, 1, 3, 3, 1, 0, 0]);
         let positions = [0, 1, 8, 9, 2, 0, 1];
-        let whole = inputs(&spec, &sequences, &positions);
+        let whole = inputs(&kernel, &sequences, &positions);
         for features in Features::available() {
-            let want = launch(&spec, &features, &syms(7, 0), &whole, None);
+            let want = launch(&kernel, &features, &syms(7, 0), &whole, None);
             for size in [1, 2, 3] {
                 let (mut state, mut have) = (whole[0].clone(), vec![]);
                 for from in (0..7).step_by(size) {
@@ -207,7 +208,7 @@ mod tests {
                     let row = 300 * 4;
                     let inputs =
                         [state, part(1, row), part(2, row), part(3, 4), part(4, 4), None, part(6, row)];
-                    let mut out = launch(&spec, &features, &syms(tokens.len() as u64, 0), &inputs, None);
+                    let mut out = launch(&kernel, &features, &syms(tokens.len() as u64, 0), &inputs, None);
                     have.extend(out.swap_remove(5));
                     state = Some(out.swap_remove(0));
                 }
@@ -218,47 +219,47 @@ mod tests {
 
     #[test]
     fn what_a_sequence_left_does_not_reach_the_next() {
-        let spec = scan(20, false);
-        let mut inputs = inputs(&spec, &[1, 2], &[0, 3]);
+        let kernel = scan(20, false);
+        let mut inputs = inputs(&kernel, &[1, 2], &[0, 3]);
         let mut state = to_f32s(inputs[0].as_ref().unwrap());
         state[20..40].fill(f32::NAN);
         inputs[0] = Some(f32_bytes(&state));
         for features in Features::available() {
-            let have = launch(&spec, &features, &syms(2, 0), &inputs, None);
+            let have = launch(&kernel, &features, &syms(2, 0), &inputs, None);
             assert!([&have[0], &have[5]].into_iter().flat_map(|b| to_f32s(b)).all(f32::is_finite));
         }
     }
 
     #[test]
     fn refuses_what_does_not_fit() {
-        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut GatedScanSpec)| {
-            let mut spec = scan(64, true);
-            assert!(bind(&spec, &Features::baseline()).is_ok());
-            let Template::GatedScan(mut m) = spec.template.clone() else { unreachable!() };
-            change(&mut spec, &mut m);
-            spec.template = Template::GatedScan(m);
-            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        let refuse = |name: &str, change: &dyn Fn(&mut Implementation, &mut GatedScanSpec)| {
+            let mut kernel = scan(64, true);
+            assert!(bind(&kernel, &Features::baseline()).is_ok());
+            let Computation::GatedScan(mut m) = kernel.spec.computes.clone() else { unreachable!() };
+            change(&mut kernel, &mut m);
+            kernel.spec.computes = Computation::GatedScan(m);
+            assert!(bind(&kernel, &Features::baseline()).is_err(), "{name}");
         };
         refuse("columns", &|_, m| m.n = 32);
         refuse("a state without rows", &|s, _| {
-            s.args[0].ty.shape[0] = n(0);
-            s.args[3] = index([Dim::T], 0);
+            s.spec.args[0].ty.shape[0] = n(0);
+            s.spec.args[3] = index([Dim::T], 0);
         });
-        refuse("a state of tokens", &|s, _| s.args[0].ty.shape[0] = Dim::T);
-        refuse("a state of halves", &|s, _| s.args[0].ty.dtype = DType::F16);
-        refuse("a state that is written", &|s, _| s.args[0].access = Access::Write);
-        refuse("decay", &|s, _| s.args[1].ty.shape[0] = Dim::R);
-        refuse("operand", &|s, _| s.args[2].ty.shape[1] = n(96));
-        refuse("sequences", &|s, _| s.args[3].ty.shape[0] = Dim::R);
-        for wrong in wrong_indices(scan(64, true).args[3].index.unwrap()) {
-            refuse("what sequences are held to", &|s, _| s.args[3].index = wrong);
+        refuse("a state of tokens", &|s, _| s.spec.args[0].ty.shape[0] = Dim::T);
+        refuse("a state of halves", &|s, _| s.spec.args[0].ty.dtype = DType::F16);
+        refuse("a state that is written", &|s, _| s.spec.args[0].access = Access::Write);
+        refuse("decay", &|s, _| s.spec.args[1].ty.shape[0] = Dim::R);
+        refuse("operand", &|s, _| s.spec.args[2].ty.shape[1] = n(96));
+        refuse("sequences", &|s, _| s.spec.args[3].ty.shape[0] = Dim::R);
+        for wrong in wrong_indices(scan(64, true).spec.args[3].index.unwrap()) {
+            refuse("what sequences are held to", &|s, _| s.spec.args[3].index = wrong);
         }
-        refuse("positions", &|s, _| s.args[4].ty.dtype = DType::F32);
-        refuse("positions that are followed", &|s, _| s.args[4].index = s.args[3].index);
-        refuse("result", &|s, _| s.args[5].ty.dtype = DType::Q8Act);
-        refuse("gate", &|s, _| s.args[6].access = Access::Write);
+        refuse("positions", &|s, _| s.spec.args[4].ty.dtype = DType::F32);
+        refuse("positions that are followed", &|s, _| s.spec.args[4].index = s.spec.args[3].index);
+        refuse("result", &|s, _| s.spec.args[5].ty.dtype = DType::Q8Act);
+        refuse("gate", &|s, _| s.spec.args[6].access = Access::Write);
         refuse("no gate", &|_, m| m.gate = None);
         refuse("a result on the state", &|s, _| s.may_alias.push(Alias { write: 5, read: 0 }));
-        refuse("grid", &|s, _| s.grid = vec![Extent::each(Dim::T)]);
+        refuse("grid", &|s, _| s.launches[0].grid = vec![Extent::each(Dim::T)]);
     }
 }

@@ -16,7 +16,9 @@ use super::formats::*;
 use super::isa::Isa;
 use super::math::{quantise, silu};
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, Epilogue, Extent, KernelSpec, MatmulSpec};
+use crate::codegen::spec::{
+    Access, ArgId, Code, CpuCode, Epilogue, Extent, Implementation, LaunchSpec, MatmulSpec,
+};
 use crate::ir::{DType, Dim};
 use rows::{Floats, Integers, Prepared, RowByRow};
 use std::ops::Range;
@@ -42,6 +44,8 @@ pub(super) struct Matmul {
     /// Of SwiGLU's result.
     quantised: bool,
     tile: usize,
+    /// With [`Epilogue::ArgMax`].
+    best: Option<BestOfItems>,
 }
 
 struct Part {
@@ -53,75 +57,92 @@ struct Part {
     out: Option<ArgId>,
 }
 
-impl Matmul {
-    pub fn bind(spec: &KernelSpec, m: &MatmulSpec) -> Result<Matmul, BindError> {
-        let mut check = Check::new(spec)?;
-        let k = check::size("the columns of a weight", m.k)?;
-        let tile = check::size("the tile", m.tile.into())?;
-        let (x_type, tokens) = check.tokens("the activations", m.x, Access::Read, ACTIVATIONS, None, k)?;
-        let f32s = &[DType::F32];
-        let mut parts = vec![];
-        let mut items = 0u64;
-        for p in &m.parts {
-            let rows = check::size("the rows of a weight", p.rows)?;
-            items += rows.div_ceil(tile) as u64;
-            if !WEIGHTS.contains(&p.format) {
-                return check::parameter(format!("a weight cannot be {}", p.format));
-            }
-            let shape = [Dim::n(p.rows), Dim::n(m.k)];
-            check.exact("a weight", p.weight, Access::Read, &[p.format], &shape)?;
-            if let Some(bias) = p.bias {
-                check.exact("a bias", bias, Access::Read, f32s, &[Dim::n(p.rows)])?;
-            }
-            if let Some(residual) = p.residual {
-                check.tokens("a residual", residual, Access::Read, f32s, Some(tokens), rows)?;
-            }
-            match (p.out, &m.epilogue) {
-                (Some(out), Epilogue::Store) => {
-                    check.tokens("a result", out, Access::Write, f32s, Some(tokens), rows)?;
-                    if let Some(residual) = p.residual {
-                        check.may_alias(out, residual);
-                    }
-                }
-                (None, Epilogue::Store) => return check::parameter("a part lacks its result"),
-                (Some(_), _) => return check::parameter("a part has a result that the epilogue consumes"),
-                (None, _) => {}
-            }
-            let (weight, format, bias, residual, out) = (p.weight, p.format, p.bias, p.residual, p.out);
-            parts.push(Part { weight, format, rows, bias, residual, out });
+/// The matmul, and what takes the best of its items where the epilogue asks for it.
+pub(super) fn bind(
+    kernel: &Implementation,
+    m: &MatmulSpec,
+) -> Result<(Matmul, Option<BestOfItems>), BindError> {
+    let mut check = Check::new(kernel)?;
+    let k = check::size("the columns of a weight", m.k)?;
+    let tile_of = |launch: &LaunchSpec| match launch.code {
+        Code::Cpu(CpuCode::Matmul { tile }) => tile,
+        Code::Cpu(CpuCode::Whole | CpuCode::BestOfItems) => 0,
+    };
+    let rows_of_item = kernel.launches.first().map_or(0, tile_of);
+    let tile = check::size("the tile", rows_of_item.into())?;
+    let (x_type, tokens) = check.tokens("the activations", m.x, Access::Read, ACTIVATIONS, None, k)?;
+    let f32s = &[DType::F32];
+    let mut parts = vec![];
+    let mut items = 0u64;
+    for p in &m.parts {
+        let rows = check::size("the rows of a weight", p.rows)?;
+        items += rows.div_ceil(tile) as u64;
+        if !WEIGHTS.contains(&p.format) {
+            return check::parameter(format!("a weight cannot be {}", p.format));
         }
-        let mut quantised = false;
-        match (&m.epilogue, &parts[..]) {
-            (Epilogue::Store, [_, ..]) => {}
-            (Epilogue::Swiglu { out }, [gate, up]) if gate.rows == up.rows => {
-                if tile % ROWS != 0 {
-                    return check::parameter(format!(
-                        "the tile of a swiglu must be a multiple of {ROWS}, not {tile}"
-                    ));
+        let shape = [Dim::n(p.rows), Dim::n(m.k)];
+        check.exact("a weight", p.weight, Access::Read, &[p.format], &shape)?;
+        if let Some(bias) = p.bias {
+            check.exact("a bias", bias, Access::Read, f32s, &[Dim::n(p.rows)])?;
+        }
+        if let Some(residual) = p.residual {
+            check.tokens("a residual", residual, Access::Read, f32s, Some(tokens), rows)?;
+        }
+        match (p.out, &m.epilogue) {
+            (Some(out), Epilogue::Store) => {
+                check.tokens("a result", out, Access::Write, f32s, Some(tokens), rows)?;
+                if let Some(residual) = p.residual {
+                    check.may_alias(out, residual);
                 }
-                items = gate.rows.div_ceil(tile) as u64;
-                let (dtype, _) =
-                    check.tokens("the result", *out, Access::Write, ACTIVATIONS, Some(tokens), gate.rows)?;
-                quantised = dtype == DType::Q8Act;
             }
-            (Epilogue::ArgMax { best, index, out }, [_]) => {
-                let each = [tokens, Dim::n(items)];
-                check.exact("the best values", *best, Access::Scratch, f32s, &each)?;
-                check.exact("their indices", *index, Access::Scratch, &[DType::I32], &each)?;
-                check.exact("the result", *out, Access::Write, &[DType::I32], &[tokens])?;
-            }
-            _ => {
+            (None, Epilogue::Store) => return check::parameter("a part lacks its result"),
+            (Some(_), _) => return check::parameter("a part has a result that the epilogue consumes"),
+            (None, _) => {}
+        }
+        let (weight, format, bias, residual, out) = (p.weight, p.format, p.bias, p.residual, p.out);
+        parts.push(Part { weight, format, rows, bias, residual, out });
+    }
+    let (mut quantised, mut best) = (false, None);
+    match (&m.epilogue, &parts[..]) {
+        (Epilogue::Store, [_, ..]) => {}
+        (Epilogue::Swiglu { out }, [gate, up]) if gate.rows == up.rows => {
+            if tile % ROWS != 0 {
                 return check::parameter(format!(
-                    "{} parts do not fit the epilogue {:?}",
-                    parts.len(),
-                    m.epilogue
+                    "the tile of a swiglu must be a multiple of {ROWS}, not {tile}"
                 ));
             }
+            items = gate.rows.div_ceil(tile) as u64;
+            let (dtype, _) =
+                check.tokens("the result", *out, Access::Write, ACTIVATIONS, Some(tokens), gate.rows)?;
+            quantised = dtype == DType::Q8Act;
         }
-        check.done(&[Extent::each(items)])?;
-        Ok(Matmul { x: m.x, x_type, tokens, k, parts, epilogue: m.epilogue.clone(), quantised, tile })
+        (Epilogue::ArgMax { out }, [part]) => {
+            let each = [tokens, Dim::n(items)];
+            let value = kernel.spec.args.len() as ArgId;
+            let index = value.saturating_add(1);
+            check.exact("the best values", value, Access::Scratch, f32s, &each)?;
+            check.exact("their indices", index, Access::Scratch, &[DType::I32], &each)?;
+            check.exact("the result", *out, Access::Write, &[DType::I32], &[tokens])?;
+            best = Some(BestOfItems { value, index, out: *out, items: part.rows.div_ceil(tile) });
+        }
+        _ => {
+            return check::parameter(format!(
+                "{} parts do not fit the epilogue {:?}",
+                parts.len(),
+                m.epilogue
+            ));
+        }
     }
+    let mut launches = vec![(CpuCode::Matmul { tile: rows_of_item }, vec![Extent::each(items)])];
+    if best.is_some() {
+        launches.push((CpuCode::BestOfItems, vec![Extent::each(tokens)]));
+    }
+    check.done_by(&launches)?;
+    let epilogue = m.epilogue.clone();
+    Ok((Matmul { x: m.x, x_type, tokens, k, parts, epilogue, quantised, tile, best }, best))
+}
 
+impl Matmul {
     /// The part that an item belongs to, and its rows.
     #[inline(always)]
     fn locate(&self, mut item: usize) -> Option<(&Part, Range<usize>)> {
@@ -329,7 +350,7 @@ impl Kernel for Matmul {
         }
         for item in items {
             let Some((part, rows)) = self.locate(item) else { return };
-            if let Epilogue::ArgMax { .. } = self.epilogue {
+            if self.best.is_some() {
                 work.best.clear();
                 work.best.resize(n, (rows.start, f32::NEG_INFINITY));
             }
@@ -344,25 +365,41 @@ impl Kernel for Matmul {
                     self.store::<I>(args, part, &span, work);
                 }
             }
-            if let Epilogue::ArgMax { best, index, .. } = self.epilogue {
-                let width = part.rows.div_ceil(self.tile);
-                for (t, (row, value)) in work.best.iter().enumerate() {
-                    args.store(best, t * width + item, &[*value]);
-                    args.store(index, t * width + item, &[*row as i32]);
+            if let Some(BestOfItems { value, index, items, .. }) = self.best {
+                for (t, (row, best)) in work.best.iter().enumerate() {
+                    args.store(value, t * items + item, &[*best]);
+                    args.store(index, t * items + item, &[*row as i32]);
                 }
             }
         }
     }
+}
 
-    fn finish(&self, args: Args<'_>, syms: &Syms) {
-        let Epilogue::ArgMax { best, index, out } = self.epilogue else { return };
-        let width = self.parts[0].rows.div_ceil(self.tile);
-        for t in 0..self.tokens.eval(syms) as usize {
-            let values = args.slice::<F32>(best, t * width, width).iter().map(|v| v.0);
-            let (item, value) = larger((0, f32::NEG_INFINITY), values.enumerate());
-            let mut row = [0i32];
-            args.load(index, t * width + item, &mut row);
-            args.store(out, t, &[index_of((row[0] as usize, value))]);
+/// The best of what the items of a matmul found, for each token. An item is a token.
+#[derive(Clone, Copy)]
+pub(super) struct BestOfItems {
+    /// f32 `[T,items]`.
+    value: ArgId,
+    /// i32 `[T,items]`.
+    index: ArgId,
+    out: ArgId,
+    items: usize,
+}
+
+impl Kernel for BestOfItems {
+    type Work = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(&self, (): &mut (), args: Args<'_>, _: &Syms, tokens: Range<usize>) {
+        for t in tokens {
+            let mut best = (0, f32::NEG_INFINITY);
+            for item in 0..self.items {
+                let mut value = [0f32];
+                args.load(self.value, t * self.items + item, &mut value);
+                best = larger(best, std::iter::once((item, value[0])));
+            }
+            let row = args.integer(self.index, t * self.items + best.0);
+            args.store(self.out, t, &[index_of((row as usize, best.1))]);
         }
     }
 }

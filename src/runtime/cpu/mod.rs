@@ -1,15 +1,15 @@
-//! The kernels of the CPU device: one Rust implementation of each [`Template`], and the thread pool.
+//! The kernels of the CPU device: Rust functions for each [`Computation`], and the thread pool.
 //!
-//! [`bind`] turns a [`KernelSpec`] into a [`CpuKernel`]. A spec may come from a plan file, so everything it says is
-//! checked there; and whatever it says, a kernel touches memory only through `args::Args`, which checks
+//! [`bind`] turns an [`Implementation`] into a [`CpuKernel`] for each launch. It may come from a plan file, so everything it says
+//! is checked there; and whatever it says, a kernel touches memory only through `args::Args`, which checks
 //! every range against its argument. Each kernel is written once, generic over `isa::Isa`, and compiled once
 //! for each instruction set; [`Features`] picks one.
 //!
 //! The grids that `bind` accepts (extents of one item may be left out; the last extent runs fastest):
 //!
-//! | template | items |
+//! | kernel | items |
 //! |---|---|
-//! | matmul | `Σ ⌈rows/tile⌉` over the parts, part after part; with SwiGLU `⌈rows/tile⌉`, tile a multiple of 32 |
+//! | matmul | `Σ ⌈rows/tile⌉` over the parts, part after part; with SwiGLU `⌈rows/tile⌉`, tile a multiple of 32; with argmax, a launch of `T` follows |
 //! | norm | the rows: every dimension but the last |
 //! | rope_kv, kv_append | `T` |
 //! | swiglu | the rows, then `⌈n/1024⌉` |
@@ -51,7 +51,7 @@ pub(super) use device::reserve;
 pub use isa::{Features, prefetch};
 pub use pool::{Pool, PoolError, Worker};
 
-use crate::codegen::spec::{Extent, KernelSpec, Template};
+use crate::codegen::spec::{Computation, Extent, Implementation, LaunchSpec};
 use crate::ir::Syms;
 use args::Args;
 use isa::{Baseline, Isa, Job, Level};
@@ -66,10 +66,10 @@ pub const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 64 << 10
 
 /// A kernel that is ready to run.
 pub trait CpuKernel: Send + Sync {
-    /// Does work items, of [`KernelSpec::items`], as long as `items` yields some. Disjoint ranges may run at the same time.
+    /// Does work items, of [`LaunchSpec::items`], as long as `items` yields some. Disjoint ranges may run at the same time.
     ///
     /// # Safety
-    /// `args` has one entry for each argument of the spec, and each is valid for its `len`, which is
+    /// `args` has one entry for each argument of the implementation, and each is valid for its `len`, which is
     /// `ty.bytes(syms)`, at any alignment: for reads, and unless its access is `Read` for writes. During the launch nobody else
     /// writes to any of them or reads what the kernel writes, and an argument that is not only read overlaps no other, but for
     /// the pairs of `may_alias`, which lie exactly on each other. Where the spec says that the values of an argument are distinct,
@@ -78,33 +78,35 @@ pub trait CpuKernel: Send + Sync {
     /// # Panics
     /// If an argument is shorter than its type says, or `items` leaves the grid. No value of an argument makes a kernel panic.
     unsafe fn run(&self, args: &[RawArg], syms: &Syms, items: &mut dyn Iterator<Item = Range<usize>>);
-
-    /// Ends a launch, on one thread, after all its items.
-    ///
-    /// # Safety
-    /// That of [`CpuKernel::run`].
-    unsafe fn finish(&self, args: &[RawArg], syms: &Syms);
 }
 
-/// Checks `spec` and picks its kernel.
+/// Checks a kernel's implementation and picks the function of each of its launches.
 ///
 /// # Errors
 /// Whatever the kernel does not expect: see [`BindError`].
-pub fn bind(spec: &KernelSpec, features: &Features) -> Result<Box<dyn CpuKernel>, BindError> {
+pub fn bind(kernel: &Implementation, features: &Features) -> Result<Vec<Box<dyn CpuKernel>>, BindError> {
     let level = features.level();
-    match &spec.template {
-        Template::Matmul(m) => Ok(boxed(matmul::Matmul::bind(spec, m)?, spec, level)),
-        Template::Norm(n) => Ok(boxed(norm::Norm::bind(spec, n)?, spec, level)),
-        Template::RopeKv(r) => Ok(boxed(rope_kv::RopeKv::bind(spec, r)?, spec, level)),
-        Template::Swiglu(s) => Ok(boxed(swiglu::Swiglu::bind(spec, s)?, spec, level)),
-        Template::Attention(a) => Ok(boxed(attention::Attention::bind(spec, a)?, spec, level)),
-        Template::GatedScan(g) => Ok(boxed(gated_scan::GatedScan::bind(spec, g)?, spec, level)),
-        Template::Primitive(p) => Ok(boxed(primitive::PrimitiveKernel::bind(spec, p)?, spec, level)),
-    }
+    let whole = |bound| vec![bound];
+    let launches = &kernel.launches;
+    Ok(match &kernel.spec.computes {
+        Computation::Matmul(m) => {
+            let (matmul, best) = matmul::bind(kernel, m)?;
+            let best = best.map(|best| boxed(best, &launches[1..], level));
+            [boxed(matmul, launches, level)].into_iter().chain(best).collect()
+        }
+        Computation::Norm(m) => whole(boxed(norm::Norm::bind(kernel, m)?, launches, level)),
+        Computation::RopeKv(m) => whole(boxed(rope_kv::RopeKv::bind(kernel, m)?, launches, level)),
+        Computation::Swiglu(m) => whole(boxed(swiglu::Swiglu::bind(kernel, m)?, launches, level)),
+        Computation::Attention(m) => whole(boxed(attention::Attention::bind(kernel, m)?, launches, level)),
+        Computation::GatedScan(m) => whole(boxed(gated_scan::GatedScan::bind(kernel, m)?, launches, level)),
+        Computation::Op(op) => whole(boxed(primitive::PrimitiveKernel::bind(kernel, op)?, launches, level)),
+    })
 }
 
-fn boxed<K: Kernel + 'static>(kernel: K, spec: &KernelSpec, level: Level) -> Box<dyn CpuKernel> {
-    Box::new(Bound { kernel, grid: spec.grid.clone(), level })
+/// A kernel for the first of these launches.
+fn boxed<K: Kernel + 'static>(kernel: K, launches: &[LaunchSpec], level: Level) -> Box<dyn CpuKernel> {
+    let grid = launches.first().map(|launch| launch.grid.clone()).unwrap_or_default();
+    Box::new(Bound { kernel, grid, level })
 }
 
 /// A kernel in safe Rust over checked arguments. `run` and all it calls must be `#[inline(always)]`, so that they
@@ -114,8 +116,6 @@ trait Kernel: Send + Sync {
     type Work: Default;
 
     fn run<I: Isa>(&self, work: &mut Self::Work, args: Args<'_>, syms: &Syms, items: Range<usize>);
-
-    fn finish(&self, _args: Args<'_>, _syms: &Syms) {}
 }
 
 /// A kernel, its grid and the instruction set it runs with.
@@ -139,11 +139,6 @@ impl<K: Kernel> CpuKernel for Bound<K> {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => isa::Avx512::outline(launch),
         }
-    }
-
-    unsafe fn finish(&self, args: &[RawArg], syms: &Syms) {
-        // SAFETY: as in `run`.
-        self.kernel.finish(unsafe { Args::new(args) }, syms);
     }
 }
 

@@ -7,7 +7,7 @@ use super::check::{self, BindError, Check, WEIGHTS, rows_grid};
 use super::isa::Isa;
 use super::math::{quantise, rms_factor, sum_of_squares};
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, KernelSpec, NormSource, NormSpec};
+use crate::codegen::spec::{Access, ArgId, Implementation, NormSource, NormSpec};
 use crate::ir::{DType, Dim};
 use std::ops::Range;
 
@@ -29,8 +29,8 @@ enum Source {
 }
 
 impl Norm {
-    pub fn bind(spec: &KernelSpec, m: &NormSpec) -> Result<Norm, BindError> {
-        let mut check = Check::new(spec)?;
+    pub fn bind(kernel: &Implementation, m: &NormSpec) -> Result<Norm, BindError> {
+        let mut check = Check::new(kernel)?;
         let n = check::size("the elements of a row", m.n)?;
         if !(m.eps.is_finite() && m.eps >= 0.0) {
             return check::parameter(format!("eps must not be {}", m.eps));
@@ -150,12 +150,12 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Features, bind};
     use super::*;
-    use crate::codegen::spec::{Alias, Arg, Extent, Template};
+    use crate::codegen::spec::{Alias, Arg, Computation, Extent};
 
     const T: Dim = Dim::T;
     const EPS: f32 = 1e-5;
 
-    fn norm(source: NormSource, mut args: Vec<Arg>, width: u64, quantised: bool) -> KernelSpec {
+    fn norm(source: NormSource, mut args: Vec<Arg>, width: u64, quantised: bool) -> Implementation {
         let first = args.len() as ArgId;
         args.push(arg(Access::Read, DType::F32, [width]));
         args.push(arg(Access::Write, DType::F32, [T, n(width)]));
@@ -172,15 +172,15 @@ mod tests {
             norm_out: Some(first + 2),
             quant_out: quantised.then_some(first + 3),
         };
-        spec(Template::Norm(m), args, vec![Extent::each(T)])
+        kernel(Computation::Norm(m), args, vec![Extent::each(T)])
     }
 
-    fn sums(width: u64) -> KernelSpec {
+    fn sums(width: u64) -> Implementation {
         let row = || arg(Access::Read, DType::F32, [T, n(width)]);
         norm(NormSource::Sum { a: 0, b: 1 }, vec![row(), row()], width, width.is_multiple_of(32))
     }
 
-    fn embedding(format: DType, rows: u64, width: u64) -> KernelSpec {
+    fn embedding(format: DType, rows: u64, width: u64) -> Implementation {
         let args = vec![arg(Access::Read, format, [rows, width]), index([T], rows)];
         norm(NormSource::Embedding { table: 0, ids: 1 }, args, width, false)
     }
@@ -198,20 +198,20 @@ mod tests {
     #[test]
     fn sums_and_their_norms() {
         for (t, width) in [(1, 288), (2, 32), (7, 100), (33, 1), (3, 257), (2, 4128), (1, 8192)] {
-            let (spec, at, mut rng) = (sums(width), syms(t, 0), rng(t));
+            let (kernel, at, mut rng) = (sums(width), syms(t, 0), rng(t));
             let mut fill = |k| Some(random(&mut rng, DType::F32, k as usize));
             let mut inputs = vec![fill(t * width), fill(t * width), fill(width), None, None];
-            inputs.resize(spec.args.len(), None);
+            inputs.resize(kernel.spec.args.len(), None);
             let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
             let sum: Vec<f64> = get(0).iter().zip(get(1)).map(|(a, b)| a + b).collect();
             let want = reference(&sum, &get(2));
-            assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 3)), &sum, 1e-7);
-            let normed = launch_all(&spec, &at, &inputs, 4);
+            assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 3)), &sum, 1e-7);
+            let normed = launch_all(&kernel, &at, &inputs, 4);
             assert_close(&to_f32s(&normed), &want, 1e-6);
             if width % 32 == 0 {
                 let mut quantised = vec![0; (t * width / 32 * 40) as usize];
                 crate::gguf::dequant::quantise_q8_act(&to_f32s(&normed), &mut quantised).unwrap();
-                let baseline = launch(&spec, &Features::baseline(), &at, &inputs, None);
+                let baseline = launch(&kernel, &Features::baseline(), &at, &inputs, None);
                 assert_eq!(baseline[5], quantised, "as the reference quantises it");
             }
         }
@@ -219,15 +219,15 @@ mod tests {
 
     #[test]
     fn results_may_lie_on_summands() {
-        let mut spec = sums(300);
+        let mut kernel = sums(300);
         let pairs = [(3, 0), (3, 1), (4, 0), (4, 1)];
-        spec.may_alias = pairs.map(|(write, read)| Alias { write, read }).to_vec();
+        kernel.may_alias = pairs.map(|(write, read)| Alias { write, read }).to_vec();
         let (at, mut rng) = (syms(5, 0), rng(2));
         let mut fill = |k| Some(random(&mut rng, DType::F32, k));
         let inputs = [fill(1500), fill(1500), fill(300), None, None];
-        let want = launch(&spec, &Features::baseline(), &at, &inputs, None);
+        let want = launch(&kernel, &Features::baseline(), &at, &inputs, None);
         for (write, read) in pairs {
-            let have = launch(&spec, &Features::baseline(), &at, &inputs, Some((write, read)));
+            let have = launch(&kernel, &Features::baseline(), &at, &inputs, Some((write, read)));
             assert_eq!((&have[3], &have[4]), (&want[3], &want[4]), "{write} on {read}");
         }
     }
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn embeddings_of_every_format_and_ids_beside_the_table() {
         for format in WEIGHTS.iter().copied() {
-            let (spec, at, mut rng) = (embedding(format, 9, 512), syms(5, 0), rng(3));
+            let (kernel, at, mut rng) = (embedding(format, 9, 512), syms(5, 0), rng(3));
             let table = random(&mut rng, format, 9 * 512);
             let w = random(&mut rng, DType::F32, 512);
             let ids = i32_bytes(&[3, 0, 8, 9999, -5]);
@@ -244,34 +244,38 @@ mod tests {
                 [3, 0, 8, 8, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
             let want = reference(&x, &values(DType::F32, &w));
             let inputs = [Some(table), Some(ids), Some(w), None, None];
-            assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 3)), &x, 1e-7);
-            assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 4)), &want, 1e-6);
+            assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 3)), &x, 1e-7);
+            assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 4)), &want, 1e-6);
         }
     }
 
     #[test]
     fn the_rows_may_be_those_that_are_wanted() {
-        let mut spec = sums(100);
-        spec.args.iter_mut().for_each(|a| a.ty.shape.iter_mut().for_each(|d| d.r = std::mem::take(&mut d.t)));
-        spec.grid = vec![Extent::each(Dim::R)];
+        let mut kernel = sums(100);
+        kernel
+            .spec
+            .args
+            .iter_mut()
+            .for_each(|a| a.ty.shape.iter_mut().for_each(|d| d.r = std::mem::take(&mut d.t)));
+        kernel.launches[0].grid = vec![Extent::each(Dim::R)];
         let mut rng = rng(4);
         for r in [0, 1, 3] {
             let mut fill = |k| Some(random(&mut rng, DType::F32, k));
             let inputs = [fill(r * 100), fill(r * 100), fill(100), None, None];
             let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
             let sum: Vec<f64> = get(0).iter().zip(get(1)).map(|(a, b)| a + b).collect();
-            let have = launch_all(&spec, &syms(5, r as u64), &inputs, 4);
+            let have = launch_all(&kernel, &syms(5, r as u64), &inputs, 4);
             assert_close(&to_f32s(&have), &reference(&sum, &get(2)), 1e-6);
         }
     }
 
     #[test]
     fn a_table_may_be_of_tokens() {
-        let mut spec = embedding(DType::F32, 9, 100);
-        spec.args.iter_mut().skip(3).for_each(|a| a.ty.shape[0] = Dim::R);
-        spec.args[0].ty.shape[0] = T;
-        spec.args[1] = index([Dim::R], T);
-        spec.grid = vec![Extent::each(Dim::R)];
+        let mut kernel = embedding(DType::F32, 9, 100);
+        kernel.spec.args.iter_mut().skip(3).for_each(|a| a.ty.shape[0] = Dim::R);
+        kernel.spec.args[0].ty.shape[0] = T;
+        kernel.spec.args[1] = index([Dim::R], T);
+        kernel.launches[0].grid = vec![Extent::each(Dim::R)];
         for (t, ids) in [(1u64, &[][..]), (1, &[0]), (5, &[4, 1]), (3, &[0, 2, 2, -1, 3, i32::MAX])] {
             let mut rng = rng(5);
             let mut fill = |k| Some(random(&mut rng, DType::F32, k));
@@ -280,7 +284,7 @@ mod tests {
             let x = get(0);
             let row = |id: &i32| x[(*id).clamp(0, t as i32 - 1) as usize * 100..][..100].to_vec();
             let want = reference(&ids.iter().flat_map(row).collect::<Vec<_>>(), &get(2));
-            let have = launch_all(&spec, &syms(t, ids.len() as u64), &inputs, 4);
+            let have = launch_all(&kernel, &syms(t, ids.len() as u64), &inputs, 4);
             assert_close(&to_f32s(&have), &want, 1e-6);
         }
     }
@@ -298,58 +302,61 @@ mod tests {
             norm_out: Some(2),
             quant_out: None,
         };
-        let mut spec = spec(Template::Norm(m), args, vec![Extent::each(T), Extent::each(3)]);
-        spec.may_alias.push(Alias { write: 2, read: 0 });
+        let mut kernel = kernel(Computation::Norm(m), args, vec![Extent::each(T), Extent::each(3)]);
+        kernel.may_alias.push(Alias { write: 2, read: 0 });
         let (at, mut rng) = (syms(4, 0), rng(8));
         let inputs = [Some(random(&mut rng, DType::F32, 768)), Some(random(&mut rng, DType::Q8_0, 64)), None];
         let want = reference(
             &values(DType::F32, inputs[0].as_ref().unwrap()),
             &values(DType::Q8_0, inputs[1].as_ref().unwrap()),
         );
-        assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 2)), &want, 1e-6);
-        let below = launch(&spec, &Features::baseline(), &at, &inputs, Some((2, 0)));
+        assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 2)), &want, 1e-6);
+        let below = launch(&kernel, &Features::baseline(), &at, &inputs, Some((2, 0)));
         assert_close(&to_f32s(&below[2]), &want, 1e-6);
     }
 
     #[test]
     fn refuses_what_does_not_fit() {
-        let refuse = |name: &str, mut spec: KernelSpec, change: &dyn Fn(&mut KernelSpec, &mut NormSpec)| {
-            assert!(bind(&spec, &Features::baseline()).is_ok(), "{name}");
-            let Template::Norm(mut m) = spec.template.clone() else { unreachable!() };
-            change(&mut spec, &mut m);
-            spec.template = Template::Norm(m);
-            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
-        };
+        let refuse =
+            |name: &str, mut kernel: Implementation, change: &dyn Fn(&mut Implementation, &mut NormSpec)| {
+                assert!(bind(&kernel, &Features::baseline()).is_ok(), "{name}");
+                let Computation::Norm(mut m) = kernel.spec.computes.clone() else { unreachable!() };
+                change(&mut kernel, &mut m);
+                kernel.spec.computes = Computation::Norm(m);
+                assert!(bind(&kernel, &Features::baseline()).is_err(), "{name}");
+            };
         refuse("width", sums(64), &|_, m| m.n = 32);
-        refuse("summands that differ", sums(64), &|s, _| s.args[1].ty.shape[0] = n(1));
-        refuse("weight", sums(64), &|s, _| s.args[2].ty.shape = vec![n(32)]);
-        refuse("activations as weight", sums(64), &|s, _| s.args[2].ty.dtype = DType::Q8Act);
-        refuse("rows", sums(64), &|s, _| s.args[3].ty.shape[0] = n(1));
-        refuse("norm", sums(64), &|s, _| s.args[4].ty.dtype = DType::F16);
-        refuse("quantised", sums(64), &|s, _| s.args[5].ty.dtype = DType::F32);
+        refuse("summands that differ", sums(64), &|s, _| s.spec.args[1].ty.shape[0] = n(1));
+        refuse("weight", sums(64), &|s, _| s.spec.args[2].ty.shape = vec![n(32)]);
+        refuse("activations as weight", sums(64), &|s, _| s.spec.args[2].ty.dtype = DType::Q8Act);
+        refuse("rows", sums(64), &|s, _| s.spec.args[3].ty.shape[0] = n(1));
+        refuse("norm", sums(64), &|s, _| s.spec.args[4].ty.dtype = DType::F16);
+        refuse("quantised", sums(64), &|s, _| s.spec.args[5].ty.dtype = DType::F32);
         refuse("one result under two names", sums(64), &|s, m| {
             m.norm_out = m.rows_out;
-            s.args.remove(4);
+            s.spec.args.remove(4);
             m.quant_out = Some(4);
         });
         refuse("eps", sums(64), &|_, m| m.eps = f32::NAN);
-        refuse("grid", sums(64), &|s, _| s.grid = vec![Extent::each(Dim::R)]);
+        refuse("grid", sums(64), &|s, _| s.launches[0].grid = vec![Extent::each(Dim::R)]);
         refuse("quantised on a summand", sums(64), &|s, _| s.may_alias.push(Alias { write: 5, read: 0 }));
         refuse("a result on the weight", sums(64), &|s, _| s.may_alias.push(Alias { write: 3, read: 2 }));
         let table = || embedding(DType::Q4_K, 9, 256);
-        refuse("ids", table(), &|s, _| s.args[1].ty.dtype = DType::F32);
-        for wrong in wrong_indices(table().args[1].index.unwrap()) {
-            refuse("what ids are held to", table(), &|s, _| s.args[1].index = wrong);
+        refuse("ids", table(), &|s, _| s.spec.args[1].ty.dtype = DType::F32);
+        for wrong in wrong_indices(table().spec.args[1].index.unwrap()) {
+            refuse("what ids are held to", table(), &|s, _| s.spec.args[1].index = wrong);
         }
-        refuse("summands that are followed", sums(64), &|s, _| s.args[0].index = table().args[1].index);
-        refuse("no rows", table(), &|s, _| s.args[0].ty.shape[0] = n(0));
-        refuse("rows of tokens", table(), &|s, _| s.args[0].ty.shape[0] = T);
-        refuse("a table that may be empty", table(), &|s, _| {
-            s.args[0].ty.shape[0] = Dim::R;
-            s.args[1] = index([T], Dim::R);
+        refuse("summands that are followed", sums(64), &|s, _| {
+            s.spec.args[0].index = table().spec.args[1].index
         });
-        refuse("columns", table(), &|s, _| s.args[0].ty.shape[1] = n(512));
-        refuse("a table of integers", table(), &|s, _| s.args[0].ty.dtype = DType::I32);
+        refuse("no rows", table(), &|s, _| s.spec.args[0].ty.shape[0] = n(0));
+        refuse("rows of tokens", table(), &|s, _| s.spec.args[0].ty.shape[0] = T);
+        refuse("a table that may be empty", table(), &|s, _| {
+            s.spec.args[0].ty.shape[0] = Dim::R;
+            s.spec.args[1] = index([T], Dim::R);
+        });
+        refuse("columns", table(), &|s, _| s.spec.args[0].ty.shape[1] = n(512));
+        refuse("a table of integers", table(), &|s, _| s.spec.args[0].ty.dtype = DType::I32);
         refuse("a result on the table", table(), &|s, _| s.may_alias.push(Alias { write: 3, read: 0 }));
     }
 }

@@ -8,165 +8,111 @@ use super::math::{LANES, dot_lanes, exp, quantise, rms_factor, seen, silu, sum, 
 use super::matmul::{index_of, larger};
 use super::rope_kv::{MAX_HEAD, Rotation, store_cache};
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec, Primitive};
-use crate::ir::{Dim, Op, TensorType};
+use crate::codegen::spec::{Access, ArgId, Extent, Implementation};
+use crate::ir::{Op, TensorType};
 use std::ops::Range;
 
 /// Elements that elementwise kernels hold at a time.
 const SPAN: usize = GROUP;
 
 pub(super) struct PrimitiveKernel {
-    op: PrimitiveOp,
+    op: Op,
+    /// Of [`Op::Rope`].
+    rotation: Option<Rotation>,
+    /// Whether the second operand is one row, for all rows of the first.
+    per_row: bool,
     /// Operands, by argument.
     types: Vec<TensorType>,
     out: ArgId,
     out_type: TensorType,
 }
 
-/// A primitive with what is worked out when it is bound.
-enum PrimitiveOp {
-    Fill(f32),
-    GetRows,
-    Decode,
-    QuantAct,
-    MatMul,
-    /// Whether the second operand is one row, for all rows of the first.
-    Add(bool),
-    Mul(bool),
-    Silu,
-    RmsNorm(f32),
-    Rope(Rotation),
-    KvAppend,
-    /// Rows of a page.
-    KvRead(usize),
-    Scores(f32),
-    /// The window, if there is one.
-    CausalMask(Option<usize>),
-    Softmax,
-    WeightedSum,
-    ArgMax,
-}
-
 impl PrimitiveKernel {
-    pub fn bind(spec: &KernelSpec, primitive: &Primitive) -> Result<PrimitiveKernel, BindError> {
-        let mut check = Check::new(spec)?;
-        if *primitive == Primitive::KvAppend {
-            return bind_append(check);
-        }
-        let Some(last) = spec.args.len().checked_sub(1) else {
+    pub fn bind(kernel: &Implementation, op: &Op) -> Result<PrimitiveKernel, BindError> {
+        let mut check = Check::new(kernel)?;
+        let writes_state = matches!(op, Op::KvAppend);
+        let args = kernel.args().count();
+        let Some(last) = args.checked_sub(1) else {
             return check::parameter("a primitive has at least its result");
         };
-        let out = last as ArgId;
-        let out_type = check.arg("the result", out, Access::Write)?.clone();
-        let types = (0..out).map(|i| check.ty("an operand", i).cloned()).collect::<Result<Vec<_>, _>>()?;
-        let op = match primitive {
-            Primitive::Fill { value } => Op::Const { value: *value },
-            Primitive::GetRows => Op::GetRows,
-            Primitive::Dequant => Op::Dequant,
-            Primitive::QuantAct => Op::QuantAct,
-            Primitive::MatMul => Op::MatMul,
-            Primitive::Add => Op::Add,
-            Primitive::Mul => Op::Mul,
-            Primitive::Silu => Op::Silu,
-            Primitive::RmsNorm { eps } => Op::RmsNorm { eps: *eps },
-            Primitive::Rope(rope) => Op::Rope(*rope),
-            Primitive::KvAppend => Op::KvAppend,
-            Primitive::KvRead { page } => Op::KvRead { page: *page },
-            Primitive::Scores { scale } => Op::Scores { scale: *scale },
-            Primitive::CausalMask { window } => Op::CausalMask { window: *window },
-            Primitive::Softmax => Op::Softmax,
-            Primitive::WeightedSum => Op::WeightedSum,
-            Primitive::ArgMax => Op::ArgMax,
-        };
+        // What is appended to is an operand, and nothing else is written.
+        let out = if writes_state { 0 } else { last as ArgId };
+        let access = if writes_state { Access::Update } else { Access::Write };
+        let out_type = check.arg("the result", out, access)?.clone();
+        let operands = if writes_state { args } else { last };
+        let types = (0..operands as ArgId).map(|i| check.ty("an operand", i).cloned());
+        let types = types.collect::<Result<Vec<_>, _>>()?;
         // The typing rules of the IR are those of the kernels.
-        let operands: Vec<&TensorType> = types.iter().collect();
-        let inferred = op.infer(&operands, std::slice::from_ref(&out_type));
-        let inferred =
-            inferred.map_err(|why| BindError::Parameter(format!("{}: {why}", primitive.name())))?;
+        let references: Vec<&TensorType> = types.iter().collect();
+        let inferred = op.infer(&references, std::slice::from_ref(&out_type));
+        let inferred = inferred.map_err(|why| BindError::Parameter(format!("{}: {why}", op.name())))?;
         if inferred[..] != [out_type.clone()] {
             let want = inferred.iter().map(TensorType::to_string).collect::<String>();
             return Err(BindError::Type { role: "the result", arg: out, want, have: out_type });
         }
         for (i, ty) in (0..).zip(&types) {
-            match followed(primitive, &types, i) {
-                Some(below) => check.index("an index", i, &ty.shape, below, false)?,
+            match op.follows(i.into(), &references) {
+                _ if writes_state && i == out => {}
+                Some((below, distinct)) => check.index("an index", i, &ty.shape, below, distinct)?,
                 None => drop(check.arg("an operand", i, Access::Read)?),
             }
         }
         let mut grid = rows_grid(&out_type.shape);
         let mut in_place: &[ArgId] = &[];
         let per_row = types.len() == 2 && types[1].shape.len() == 1 && types[0].shape.len() != 1;
-        let op = match primitive {
-            Primitive::Fill { value } => PrimitiveOp::Fill(*value),
-            Primitive::GetRows => {
+        let mut rotation = None;
+        match op {
+            Op::Const { .. } | Op::Dequant | Op::QuantAct | Op::MatMul => {}
+            Op::GetRows => {
                 check::table_rows(types[0].first())?;
                 constant_row(&out_type)?;
-                PrimitiveOp::GetRows
             }
-            Primitive::Dequant => PrimitiveOp::Decode,
-            Primitive::QuantAct => PrimitiveOp::QuantAct,
-            Primitive::MatMul => PrimitiveOp::MatMul,
-            Primitive::Add | Primitive::Mul => {
-                in_place = if per_row { &[0] } else { &[0, 1] };
-                if *primitive == Primitive::Add {
-                    PrimitiveOp::Add(per_row)
-                } else {
-                    PrimitiveOp::Mul(per_row)
-                }
-            }
-            Primitive::Silu => {
-                in_place = &[0];
-                PrimitiveOp::Silu
-            }
-            Primitive::CausalMask { window } => {
-                in_place = &[0];
-                PrimitiveOp::CausalMask(window.map(|window| window as usize))
-            }
-            Primitive::Softmax => {
-                in_place = &[0];
-                PrimitiveOp::Softmax
-            }
-            Primitive::RmsNorm { eps } => {
+            Op::Add | Op::Mul => in_place = if per_row { &[0] } else { &[0, 1] },
+            Op::Silu | Op::CausalMask { .. } | Op::Softmax => in_place = &[0],
+            Op::RmsNorm { eps } => {
                 if !(eps.is_finite() && *eps >= 0.0) {
                     return check::parameter(format!("eps must not be {eps}"));
                 }
                 in_place = &[0];
-                PrimitiveOp::RmsNorm(*eps)
             }
-            Primitive::Rope(rope) => {
+            Op::Rope(rope) => {
                 in_place = &[0];
                 let head_dim = constant_row(&out_type)?;
-                PrimitiveOp::Rope(Rotation::bind(
-                    &mut check,
-                    *rope,
-                    head_dim,
-                    (types.len() == 3).then_some(2),
-                )?)
+                let factors = (types.len() == 3).then_some(2);
+                rotation = Some(Rotation::bind(&mut check, *rope, head_dim, factors)?);
             }
-            Primitive::KvRead { page } => {
+            Op::KvAppend => {
+                check::size("the rows of a cache", out_type.shape[0].c)?;
+                match product(&types[1].shape[1..]) {
+                    Some(n) => check::size("a row of a cache", n)?,
+                    None => return check::parameter("the rows of a cache must have constant dimensions"),
+                };
+                grid = vec![Extent::each(types[1].first())];
+            }
+            Op::KvRead { .. } => {
                 check::size("the rows of a cache", types[0].shape[0].c)?;
                 check::size("the positions of a sequence", out_type.shape[1].c)?;
-                PrimitiveOp::KvRead(*page as usize)
             }
-            Primitive::Scores { scale } => {
+            Op::Scores { .. } => {
                 constant_row(&types[0])?;
                 sequences(&types[1])?;
-                PrimitiveOp::Scores(*scale)
             }
-            Primitive::WeightedSum => {
+            Op::WeightedSum => {
                 constant_row(&out_type)?;
                 sequences(&types[1])?;
-                PrimitiveOp::WeightedSum
             }
-            Primitive::ArgMax => {
-                grid = rows_grid(&types[0].shape);
-                PrimitiveOp::ArgMax
-            }
-            Primitive::KvAppend => PrimitiveOp::KvAppend,
-        };
+            Op::ArgMax => grid = rows_grid(&types[0].shape),
+            Op::Input { .. }
+            | Op::Weight { .. }
+            | Op::State { .. }
+            | Op::Reshape
+            | Op::GatedScan
+            | Op::Return
+            | Op::Fused(_) => return check::parameter(format!("{} is no kernel of its own", op.name())),
+        }
         in_place.iter().for_each(|&read| check.may_alias(out, read));
         check.done(&grid)?;
-        Ok(PrimitiveKernel { op, types, out, out_type })
+        Ok(PrimitiveKernel { op: op.clone(), rotation, per_row, types, out, out_type })
     }
 }
 
@@ -178,54 +124,6 @@ fn constant_row(ty: &TensorType) -> Result<usize, BindError> {
 /// The constant number of sequences whose keys or values `[B,C,G,D]` are given.
 fn sequences(ty: &TensorType) -> Result<usize, BindError> {
     check::size("the sequences", ty.shape[0].as_const().unwrap_or(0))
-}
-
-/// Below what the values of operand `i` lie, if the kernel reads by them. The types are those of the operation.
-fn followed(primitive: &Primitive, types: &[TensorType], i: ArgId) -> Option<Dim> {
-    let first = |operand: usize| types[operand].shape[0];
-    match primitive {
-        Primitive::GetRows => (i == 1).then(|| first(0)),
-        Primitive::KvRead { page } => {
-            let (page, tables) = (u64::from(*page), &types[1].shape);
-            match i {
-                1 => Some(Dim::n(first(0).c / page)),
-                2 => Some(Dim::n(tables[1].c.saturating_mul(page).saturating_add(1))),
-                _ => None,
-            }
-        }
-        Primitive::Scores { .. } | Primitive::WeightedSum => (i == 2).then(|| first(1)),
-        Primitive::KvAppend
-        | Primitive::Fill { .. }
-        | Primitive::Dequant
-        | Primitive::QuantAct
-        | Primitive::MatMul
-        | Primitive::Add
-        | Primitive::Mul
-        | Primitive::Silu
-        | Primitive::RmsNorm { .. }
-        | Primitive::Rope(_)
-        | Primitive::CausalMask { .. }
-        | Primitive::Softmax
-        | Primitive::ArgMax => None,
-    }
-}
-
-fn bind_append(mut check: Check<'_>) -> Result<PrimitiveKernel, BindError> {
-    let cache = check.arg("the cache", 0, Access::Update)?.clone();
-    let x = check.arg("the new rows", 1, Access::Read)?.clone();
-    let rows = check.ty("the row numbers", 2)?.clone();
-    if let Err(why) = Op::KvAppend.infer(&[&cache, &x, &rows], &[]) {
-        return check::parameter(format!("kv_append: {why}"));
-    }
-    check.index("the row numbers", 2, &rows.shape, cache.shape[0], true)?;
-    check::size("the rows of a cache", cache.shape[0].c)?;
-    match product(&x.shape[1..]) {
-        Some(n) => check::size("a row of a cache", n)?,
-        None => return check::parameter("the rows of a cache must have constant dimensions"),
-    };
-    check.done(&[Extent::each(x.shape[0])])?;
-    let types = vec![cache.clone(), x, rows];
-    Ok(PrimitiveKernel { op: PrimitiveOp::KvAppend, types, out: 0, out_type: cache })
 }
 
 /// The last dimension of each tensor as the kernels need it, at one step.
@@ -373,15 +271,15 @@ impl PrimitiveKernel {
     fn row<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize) {
         let n = width(&self.out_type, syms);
         match &self.op {
-            PrimitiveOp::Fill(value) => {
+            Op::Const { value } => {
                 spans(n, |start, len| args.store(self.out, row * n + start, &[*value; SPAN][..len]));
             }
-            PrimitiveOp::GetRows => {
+            Op::GetRows => {
                 let bytes = blocks::bytes_of(self.out_type.dtype, n);
                 let from = args.index(1, row, self.dim(syms, 0, 0)) * bytes;
                 args.store(self.out, row * bytes, args.slice::<u8>(0, from, bytes));
             }
-            PrimitiveOp::Decode => {
+            Op::Dequant => {
                 let (dtype, mut x) = (self.types[0].dtype, [0.0; SPAN]);
                 spans(n, |start, len| {
                     let from =
@@ -390,24 +288,24 @@ impl PrimitiveKernel {
                     args.store(self.out, row * n + start, &x[..len]);
                 });
             }
-            PrimitiveOp::QuantAct => {
+            Op::QuantAct => {
                 for block in row * n / 32..(row + 1) * n / 32 {
                     let mut x = [0.0; 32];
                     args.load(0, block * 32, &mut x);
                     args.store(self.out, block, &[quantise(&x)]);
                 }
             }
-            PrimitiveOp::MatMul => {
+            Op::MatMul => {
                 let k = width(&self.types[0], syms);
                 for i in 0..n {
                     let y = Self::dot::<I>(args, k, (0, row * k), (1, i * k));
                     args.store(self.out, row * n + i, &[y]);
                 }
             }
-            PrimitiveOp::Add(per_row) => self.zip(args, row, n, *per_row, |x, y| x + y),
-            PrimitiveOp::Mul(per_row) => self.zip(args, row, n, *per_row, |x, y| x * y),
-            PrimitiveOp::Silu => self.map(args, row, n, |_, x| silu::<I>(x)),
-            PrimitiveOp::RmsNorm(eps) => {
+            Op::Add => self.zip(args, row, n, self.per_row, |x, y| x + y),
+            Op::Mul => self.zip(args, row, n, self.per_row, |x, y| x * y),
+            Op::Silu => self.map(args, row, n, |_, x| silu::<I>(x)),
+            Op::RmsNorm { eps } => {
                 let (mut x, mut squares) = ([0.0; SPAN], 0.0);
                 spans(n, |start, len| {
                     args.load(0, row * n + start, &mut x[..len]);
@@ -416,7 +314,8 @@ impl PrimitiveKernel {
                 let factor = rms_factor(squares, n, *eps);
                 self.zip(args, row, n, true, |x, w| x * factor * w);
             }
-            PrimitiveOp::Rope(rotation) => {
+            Op::Rope(_) => {
+                let Some(rotation) = &self.rotation else { return };
                 let (mut head, mut turns) = ([0.0; MAX_HEAD], [(0.0, 0.0); MAX_HEAD / 2]);
                 let head = &mut head[..n];
                 rotation.turns(args, args.integer(1, row / self.dim(syms, 0, 1)), &mut turns);
@@ -424,7 +323,7 @@ impl PrimitiveKernel {
                 rotation.rotate(head, &turns);
                 args.store(self.out, row * n, head);
             }
-            PrimitiveOp::KvAppend => {
+            Op::KvAppend => {
                 let n = self.dim(syms, 1, 1) * self.dim(syms, 1, 2);
                 let to = args.index(2, row, rows_of(&self.out_type)) * n;
                 let mut x = [0.0; SPAN];
@@ -433,15 +332,23 @@ impl PrimitiveKernel {
                     store_cache::<I>(args, self.out, self.out_type.dtype, to + start, &x[..len]);
                 });
             }
-            PrimitiveOp::KvRead(page) => self.kv_read(args, syms, row, *page),
-            PrimitiveOp::Scores(scale) => self.scores::<I>(args, syms, row, *scale),
-            PrimitiveOp::CausalMask(window) => {
-                let seen = seen(args.integer(1, row % self.dim(syms, 0, 1)), *window);
+            Op::KvRead { page } => self.kv_read(args, syms, row, *page as usize),
+            Op::Scores { scale } => self.scores::<I>(args, syms, row, *scale),
+            Op::CausalMask { window } => {
+                let seen = seen(args.integer(1, row % self.dim(syms, 0, 1)), window.map(|n| n as usize));
                 self.map(args, row, n, |l, x| if seen.contains(&l) { x } else { f32::NEG_INFINITY });
             }
-            PrimitiveOp::Softmax => self.softmax::<I>(args, row, n),
-            PrimitiveOp::WeightedSum => self.weighted_sum::<I>(args, syms, row),
-            PrimitiveOp::ArgMax => self.argmax(args, row, width(&self.types[0], syms)),
+            Op::Softmax => self.softmax::<I>(args, row, n),
+            Op::WeightedSum => self.weighted_sum::<I>(args, syms, row),
+            Op::ArgMax => self.argmax(args, row, width(&self.types[0], syms)),
+            // Refused when it is bound.
+            Op::Input { .. }
+            | Op::Weight { .. }
+            | Op::State { .. }
+            | Op::Reshape
+            | Op::GatedScan
+            | Op::Return
+            | Op::Fused(_) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use super::check::{self, BindError, CACHES, Check};
 use super::isa::Isa;
 use super::math::{rms_factor, sum_of_squares};
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, CacheRows, Extent, HeadNorm, KernelSpec, RopeKvSpec};
+use crate::codegen::spec::{Access, ArgId, CacheRows, Extent, HeadNorm, Implementation, RopeKvSpec};
 use crate::ir::{DType, Dim, MAX_HEAD_DIM, Rope, RopeStyle};
 use std::ops::Range;
 
@@ -113,8 +113,8 @@ struct Rows {
 }
 
 impl RopeKv {
-    pub fn bind(spec: &KernelSpec, m: &RopeKvSpec) -> Result<RopeKv, BindError> {
-        let mut check = Check::new(spec)?;
+    pub fn bind(kernel: &Implementation, m: &RopeKvSpec) -> Result<RopeKv, BindError> {
+        let mut check = Check::new(kernel)?;
         let head_dim = check::size("the head dimension", m.head_dim)?;
         let rotation = Rotation::bind(&mut check, m.rope, head_dim, m.factors)?;
         check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[Dim::T])?;
@@ -229,7 +229,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Features, bind};
     use super::*;
-    use crate::codegen::spec::{Alias, RopeK, RopeQ, Template};
+    use crate::codegen::spec::{Alias, Computation, RopeK, RopeQ};
 
     const EPS: f32 = 1e-6;
 
@@ -237,7 +237,7 @@ mod tests {
     const ROWS: u64 = 40;
 
     /// Arguments: positions, factors, queries, their norm, result, keys, their norm, cache, values, cache, rows.
-    fn rope_kv(rope: Rope, head_dim: u64, heads: u64, kv_heads: u64, cache: DType) -> KernelSpec {
+    fn rope_kv(rope: Rope, head_dim: u64, heads: u64, kv_heads: u64, cache: DType) -> Implementation {
         let rows = |access, heads: u64| arg(access, DType::F32, [Dim::T, n(heads * head_dim)]);
         let cache = || arg(Access::Update, cache, [ROWS, kv_heads, head_dim]);
         let weight = || arg(Access::Read, DType::F32, [head_dim]);
@@ -265,7 +265,7 @@ mod tests {
             k: RopeK { rows: CacheRows { x: 5, heads: kv_heads, cache: 7 }, norm: norm(6) },
             v: Some(CacheRows { x: 8, heads: kv_heads, cache: 9 }),
         };
-        spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)])
+        kernel(Computation::RopeKv(m), args, vec![Extent::each(Dim::T)])
     }
 
     /// One head, normed and turned in double precision.
@@ -296,7 +296,7 @@ mod tests {
         ] {
             let rope = Rope { base: 10_000.0, dims, style };
             let d = d as u64;
-            let (mut spec, at, mut rng) = (rope_kv(rope, d, h, g, cache), syms(t, 0), rng(t));
+            let (mut kernel, at, mut rng) = (rope_kv(rope, d, h, g, cache), syms(t, 0), rng(t));
             // Scattered: 27 and the number of rows have no common divisor.
             let rows: Vec<i32> = (0..t as i32).map(|t| (t * 27 + 5) % ROWS as i32).collect();
             // Far ones too: a float32 angle of 3000 radians is off by 1e-4, and turns come from the exact one.
@@ -317,7 +317,7 @@ mod tests {
                 fill(cache, ROWS * g * d),
                 Some(i32_bytes(&rows)),
             ];
-            let get = |i: usize| values(spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
+            let get = |i: usize| values(kernel.spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
             let (factors, d) = (get(1), d as usize);
             let turn = |x: usize, w: usize, heads: u64| -> Vec<f64> {
                 let w = get(w);
@@ -335,19 +335,19 @@ mod tests {
             let floats =
                 |dtype, bytes: &[u8]| values(dtype, bytes).iter().map(|x| *x as f32).collect::<Vec<_>>();
             let queries = turn(2, 3, h);
-            assert_close(&to_f32s(&launch_all(&spec, &at, &inputs, 4)), &queries, 1e-6);
+            assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 4)), &queries, 1e-6);
             let keys = filled(7, turn(5, 6, g));
-            assert_close(&floats(cache, &launch_all(&spec, &at, &inputs, 7)), &keys, tolerance);
+            assert_close(&floats(cache, &launch_all(&kernel, &at, &inputs, 7)), &keys, tolerance);
             let new = filled(9, get(8));
-            assert_close(&floats(cache, &launch_all(&spec, &at, &inputs, 9)), &new, tolerance);
-            spec.may_alias.push(Alias { write: 4, read: 2 });
-            let below = launch(&spec, &Features::baseline(), &at, &inputs, Some((4, 2)));
+            assert_close(&floats(cache, &launch_all(&kernel, &at, &inputs, 9)), &new, tolerance);
+            kernel.may_alias.push(Alias { write: 4, read: 2 });
+            let below = launch(&kernel, &Features::baseline(), &at, &inputs, Some((4, 2)));
             assert_close(&to_f32s(&below[4]), &queries, 1e-6);
         }
     }
 
     /// Keys alone: positions, keys, a cache of three rows, and the rows.
-    fn keys_alone() -> KernelSpec {
+    fn keys_alone() -> Implementation {
         let args = vec![
             arg(Access::Read, DType::I32, [Dim::T]),
             arg(Access::Read, DType::F32, [Dim::T, n(2), n(8)]),
@@ -364,7 +364,7 @@ mod tests {
             k: RopeK { rows: CacheRows { x: 1, heads: 2, cache: 2 }, norm: None },
             v: None,
         };
-        spec(Template::RopeKv(m), args, vec![Extent::each(Dim::T)])
+        kernel(Computation::RopeKv(m), args, vec![Extent::each(Dim::T)])
     }
 
     #[test]
@@ -394,13 +394,14 @@ mod tests {
 
     #[test]
     fn refuses_what_does_not_fit() {
-        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut RopeKvSpec)| {
-            let mut spec = rope_kv(Rope { base: 1e4, dims: 8, style: RopeStyle::NeoX }, 16, 4, 2, DType::F16);
-            assert!(bind(&spec, &Features::baseline()).is_ok());
-            let Template::RopeKv(mut m) = spec.template.clone() else { unreachable!() };
-            change(&mut spec, &mut m);
-            spec.template = Template::RopeKv(m);
-            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        let refuse = |name: &str, change: &dyn Fn(&mut Implementation, &mut RopeKvSpec)| {
+            let mut kernel =
+                rope_kv(Rope { base: 1e4, dims: 8, style: RopeStyle::NeoX }, 16, 4, 2, DType::F16);
+            assert!(bind(&kernel, &Features::baseline()).is_ok());
+            let Computation::RopeKv(mut m) = kernel.spec.computes.clone() else { unreachable!() };
+            change(&mut kernel, &mut m);
+            kernel.spec.computes = Computation::RopeKv(m);
+            assert!(bind(&kernel, &Features::baseline()).is_err(), "{name}");
         };
         refuse("no dims", &|_, m| m.rope.dims = 0);
         refuse("odd dims", &|_, m| m.rope.dims = 7);
@@ -410,30 +411,30 @@ mod tests {
         refuse("no heads", &|_, m| m.k.rows.heads = 0);
         refuse("heads", &|_, m| m.k.rows.heads = 4);
         refuse("heads without end", &|_, m| m.k.rows.heads = u64::MAX);
-        refuse("positions", &|s, _| s.args[0].ty.dtype = DType::F32);
-        refuse("number of positions", &|s, _| s.args[0].ty.shape[0] = n(1));
-        refuse("factors", &|s, _| s.args[1].ty.shape[0] = n(8));
-        refuse("queries", &|s, _| s.args[2].ty.shape[1] = n(32));
-        refuse("norm", &|s, _| s.args[3].ty.shape[0] = n(8));
+        refuse("positions", &|s, _| s.spec.args[0].ty.dtype = DType::F32);
+        refuse("number of positions", &|s, _| s.spec.args[0].ty.shape[0] = n(1));
+        refuse("factors", &|s, _| s.spec.args[1].ty.shape[0] = n(8));
+        refuse("queries", &|s, _| s.spec.args[2].ty.shape[1] = n(32));
+        refuse("norm", &|s, _| s.spec.args[3].ty.shape[0] = n(8));
         refuse("eps", &|_, m| m.k.norm = Some(HeadNorm { weight: 6, eps: -1.0 }));
-        refuse("turned queries", &|s, _| s.args[4].access = Access::Read);
-        refuse("keys", &|s, _| s.args[5].ty.shape[0] = n(1));
-        refuse("cache of another length", &|s, _| s.args[7].ty.shape[0] = n(ROWS + 1));
-        refuse("cache of few rows", &|s, _| s.args[7].ty.shape[0] = Dim::T);
+        refuse("turned queries", &|s, _| s.spec.args[4].access = Access::Read);
+        refuse("keys", &|s, _| s.spec.args[5].ty.shape[0] = n(1));
+        refuse("cache of another length", &|s, _| s.spec.args[7].ty.shape[0] = n(ROWS + 1));
+        refuse("cache of few rows", &|s, _| s.spec.args[7].ty.shape[0] = Dim::T);
         refuse("caches without rows", &|s, _| {
-            s.args[7].ty.shape[0] = n(0);
-            s.args[9].ty.shape[0] = n(0);
-            s.args[10] = written_by([Dim::T], 0);
+            s.spec.args[7].ty.shape[0] = n(0);
+            s.spec.args[9].ty.shape[0] = n(0);
+            s.spec.args[10] = written_by([Dim::T], 0);
         });
-        refuse("number of rows", &|s, _| s.args[10].ty.shape[0] = Dim::R);
+        refuse("number of rows", &|s, _| s.spec.args[10].ty.shape[0] = Dim::R);
         for wrong in wrong_indices(written_by([Dim::T], ROWS).index.unwrap()) {
-            refuse("what rows are held to", &|s, _| s.args[10].index = wrong);
+            refuse("what rows are held to", &|s, _| s.spec.args[10].index = wrong);
         }
-        refuse("positions that are followed", &|s, _| s.args[0].index = s.args[10].index);
-        refuse("cache that is written", &|s, _| s.args[7].access = Access::Write);
-        refuse("cache of integers", &|s, _| s.args[9].ty.dtype = DType::I32);
+        refuse("positions that are followed", &|s, _| s.spec.args[0].index = s.spec.args[10].index);
+        refuse("cache that is written", &|s, _| s.spec.args[7].access = Access::Write);
+        refuse("cache of integers", &|s, _| s.spec.args[9].ty.dtype = DType::I32);
         refuse("one cache for both", &|_, m| m.v.as_mut().unwrap().cache = 7);
-        refuse("grid", &|s, _| s.grid = vec![]);
+        refuse("grid", &|s, _| s.launches[0].grid = vec![]);
         refuse("queries on keys", &|s, _| s.may_alias.push(Alias { write: 4, read: 5 }));
     }
 }

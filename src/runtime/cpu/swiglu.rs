@@ -5,7 +5,7 @@ use super::check::{self, ACTIVATIONS, BindError, Check, rows_grid};
 use super::isa::Isa;
 use super::math::{quantise, silu};
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, Extent, KernelSpec, SwigluSpec};
+use crate::codegen::spec::{Access, ArgId, Extent, Implementation, SwigluSpec};
 use crate::ir::{DType, Dim};
 use std::ops::Range;
 
@@ -21,8 +21,8 @@ pub(super) struct Swiglu {
 }
 
 impl Swiglu {
-    pub fn bind(spec: &KernelSpec, m: &SwigluSpec) -> Result<Swiglu, BindError> {
-        let mut check = Check::new(spec)?;
+    pub fn bind(kernel: &Implementation, m: &SwigluSpec) -> Result<Swiglu, BindError> {
+        let mut check = Check::new(kernel)?;
         let n = check::size("the elements of a row", m.n)?;
         let shape = check.ty("the gate", m.gate)?.shape.clone();
         if shape.last() != Some(&Dim::n(m.n)) {
@@ -71,14 +71,14 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Features, bind};
     use super::*;
-    use crate::codegen::spec::{Alias, Template};
+    use crate::codegen::spec::{Alias, Computation};
 
-    fn swiglu(width: u64, out: DType) -> KernelSpec {
+    fn swiglu(width: u64, out: DType) -> Implementation {
         let row = |access, dtype| arg(access, dtype, [Dim::T, n(width)]);
         let args =
             vec![row(Access::Read, DType::F32), row(Access::Read, DType::F32), row(Access::Write, out)];
         let grid = vec![Extent::each(Dim::T), Extent { dim: n(width), per: 1024 }];
-        spec(Template::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: width }), args, grid)
+        kernel(Computation::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: width }), args, grid)
     }
 
     #[test]
@@ -91,17 +91,17 @@ mod tests {
             (2, 3072, DType::Q8Act, 5e-3),
             (33, 1, DType::F32, 1e-6),
         ] {
-            let (mut spec, at, mut rng) = (swiglu(width, out), syms(t, 0), rng(t));
+            let (mut kernel, at, mut rng) = (swiglu(width, out), syms(t, 0), rng(t));
             let mut fill = || Some(random(&mut rng, DType::F32, (t * width) as usize));
             let inputs = [fill(), fill(), None];
             let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
             let want: Vec<f64> = get(0).iter().zip(get(1)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            let have = values(out, &launch_all(&spec, &at, &inputs, 2));
+            let have = values(out, &launch_all(&kernel, &at, &inputs, 2));
             assert_close(&have.iter().map(|x| *x as f32).collect::<Vec<_>>(), &want, tolerance);
             if out == DType::F32 {
-                spec.may_alias = vec![Alias { write: 2, read: 0 }, Alias { write: 2, read: 1 }];
+                kernel.may_alias = vec![Alias { write: 2, read: 0 }, Alias { write: 2, read: 1 }];
                 for read in [0, 1] {
-                    let have = launch(&spec, &Features::baseline(), &at, &inputs, Some((2, read)));
+                    let have = launch(&kernel, &Features::baseline(), &at, &inputs, Some((2, read)));
                     assert_close(&to_f32s(&have[2]), &want, tolerance);
                 }
             }
@@ -110,34 +110,36 @@ mod tests {
 
     #[test]
     fn the_rows_may_be_those_that_are_wanted() {
-        let mut spec = swiglu(40, DType::F32);
-        spec.args.iter_mut().for_each(|a| a.ty.shape[0] = Dim::R);
-        spec.grid[0] = Extent::each(Dim::R);
+        let mut kernel = swiglu(40, DType::F32);
+        kernel.spec.args.iter_mut().for_each(|a| a.ty.shape[0] = Dim::R);
+        kernel.launches[0].grid[0] = Extent::each(Dim::R);
         let mut rng = rng(6);
         for r in [0, 1, 3] {
             let mut fill = || Some(random(&mut rng, DType::F32, r * 40));
             let inputs = [fill(), fill(), None];
             let get = |i: usize| values(DType::F32, inputs[i].as_ref().unwrap());
             let want: Vec<f64> = get(0).iter().zip(get(1)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            let have = launch_all(&spec, &syms(4, r as u64), &inputs, 2);
+            let have = launch_all(&kernel, &syms(4, r as u64), &inputs, 2);
             assert_close(&to_f32s(&have), &want, 1e-6);
         }
     }
 
     #[test]
     fn refuses_what_does_not_fit() {
-        let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec)| {
-            let mut spec = swiglu(64, DType::Q8Act);
-            assert!(bind(&spec, &Features::baseline()).is_ok());
-            change(&mut spec);
-            assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+        let refuse = |name: &str, change: &dyn Fn(&mut Implementation)| {
+            let mut kernel = swiglu(64, DType::Q8Act);
+            assert!(bind(&kernel, &Features::baseline()).is_ok());
+            change(&mut kernel);
+            assert!(bind(&kernel, &Features::baseline()).is_err(), "{name}");
         };
-        refuse("gate", &|s| s.args[0].ty.dtype = DType::F16);
-        refuse("up", &|s| s.args[1].ty.shape[1] = n(96));
-        refuse("out", &|s| s.args[2].ty.shape[0] = n(1));
-        refuse("out read", &|s| s.args[2].access = Access::Read);
+        refuse("gate", &|s| s.spec.args[0].ty.dtype = DType::F16);
+        refuse("up", &|s| s.spec.args[1].ty.shape[1] = n(96));
+        refuse("out", &|s| s.spec.args[2].ty.shape[0] = n(1));
+        refuse("out read", &|s| s.spec.args[2].access = Access::Read);
         refuse("quantised in place", &|s| s.may_alias.push(Alias { write: 2, read: 0 }));
-        refuse("grid", &|s| s.grid[1].per = 512);
-        refuse("width", &|s| s.template = Template::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: 32 }));
+        refuse("grid", &|s| s.launches[0].grid[1].per = 512);
+        refuse("width", &|s| {
+            s.spec.computes = Computation::Swiglu(SwigluSpec { gate: 0, up: 1, out: 2, n: 32 })
+        });
     }
 }

@@ -1,7 +1,10 @@
 //! What the tests of the kernels share: random tensors, memory with guards around each argument, and references.
 
-use super::{CpuKernel, Features, RawArg, bind};
-use crate::codegen::spec::{Access, Arg, ArgId, Extent, Index, IndexSource, KernelSpec, Template};
+use super::{Features, RawArg, bind};
+use crate::codegen::spec::{
+    Access, Arg, ArgId, Code, Computation, CpuCode, Extent, Implementation, Index, IndexSource, KernelSpec,
+    LaunchSpec,
+};
 use crate::ir::{DType, Dim, Syms, TensorType};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -110,8 +113,13 @@ pub fn wrong_indices(right: Index) -> impl Iterator<Item = Option<Index>> {
     [None].into_iter().chain(others.into_iter().chain(computed).map(Some))
 }
 
-pub fn spec(template: Template, args: Vec<Arg>, grid: Vec<Extent>) -> KernelSpec {
-    KernelSpec { kernel: None, template, args, may_alias: vec![], grid }
+pub fn kernel(computes: Computation, args: Vec<Arg>, grid: Vec<Extent>) -> Implementation {
+    Implementation {
+        spec: KernelSpec { kernel: None, computes, args },
+        workspace: vec![],
+        may_alias: vec![],
+        launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }],
+    }
 }
 
 pub fn n(c: u64) -> Dim {
@@ -123,16 +131,16 @@ pub fn n(c: u64) -> Dim {
 /// The items are done one by one from the last to the first, as nothing may depend on their order, and then again all together, as
 /// nothing may depend on what a thread keeps from one to the next. Checks that only what is written has changed.
 pub fn launch(
-    spec: &KernelSpec,
+    kernel: &Implementation,
     features: &Features,
     syms: &Syms,
     inputs: &[Option<Vec<u8>>],
     on: Option<(ArgId, ArgId)>,
 ) -> Vec<Vec<u8>> {
-    let kernel: Box<dyn CpuKernel> = bind(spec, features).unwrap();
-    assert_eq!(inputs.len(), spec.args.len());
+    let launches = bind(kernel, features).unwrap();
+    assert_eq!((inputs.len(), launches.len()), (kernel.args().count(), kernel.launches.len()));
     let (mut places, mut len) = (vec![], GUARD);
-    for arg in &spec.args {
+    for arg in kernel.args() {
         let bytes = arg.ty.bytes(syms) as usize;
         places.push(len..len + bytes);
         len += bytes + GUARD;
@@ -147,26 +155,27 @@ pub fn launch(
         places[usize::from(write)] = places[usize::from(read)].clone();
     }
     let before = memory;
-    let done = |ranges: &mut (dyn Iterator<Item = Range<usize>> + Send)| {
+    // Every launch, one after another, in the ranges that `split` gives for its number of items.
+    let done = |split: &(dyn Fn(usize) -> Vec<Range<usize>> + Sync)| {
         let mut memory = before.clone();
         let base = memory.as_mut_ptr();
         let args: Vec<RawArg> =
             places.iter().map(|p| RawArg { ptr: base.wrapping_add(p.start), len: p.len() }).collect();
-        on_stack(&spec.template, || {
-            for range in ranges {
-                // SAFETY: `args` lie in `memory`, apart but for the pair that the spec allows, and nobody else uses it.
-                unsafe { kernel.run(&args, syms, &mut std::iter::once(range)) };
+        on_stack(&kernel.spec.computes, || {
+            for (launch, spec) in launches.iter().zip(&kernel.launches) {
+                for range in split(spec.items(syms) as usize) {
+                    // SAFETY: `args` lie in `memory`, apart but for the pair that the kernel allows, and nobody else uses it.
+                    unsafe { launch.run(&args, syms, &mut std::iter::once(range)) };
+                }
             }
-            // SAFETY: as above.
-            unsafe { kernel.finish(&args, syms) };
         });
         memory
     };
-    let items = spec.items(syms) as usize;
-    let memory = done(&mut (0..items).rev().map(|item| item..item + 1));
-    assert!(done(&mut std::iter::once(0..items)) == memory, "items that are done together differ");
+    let memory = done(&|items| (0..items).rev().map(|item| item..item + 1).collect());
+    let together = done(&|items| std::iter::once(0..items).collect());
+    assert!(together == memory, "items that are done together differ");
     for (i, (new, old)) in memory.iter().zip(&before).enumerate() {
-        let may = spec.args.iter().zip(&places).any(|(a, p)| a.access != Access::Read && p.contains(&i));
+        let may = kernel.args().zip(&places).any(|(a, p)| a.access != Access::Read && p.contains(&i));
         assert!(may || new == old, "byte {i} of {len} was written; the arguments are {places:?}");
     }
     places.into_iter().map(|p| memory[p].to_vec()).collect()
@@ -176,9 +185,9 @@ pub fn launch(
 pub const STACK_VAR: &str = "SINTER_TEST_STACK";
 
 /// Calls `run`, if the environment says so on a thread with so much stack and the kernel's name.
-fn on_stack(template: &Template, run: impl FnOnce() + Send) {
+fn on_stack(computes: &Computation, run: impl FnOnce() + Send) {
     let Ok(bytes) = std::env::var(STACK_VAR) else { return run() };
-    let name: String = format!("{template:?}").chars().take(60).collect();
+    let name: String = format!("{computes:?}").chars().take(60).collect();
     let thread = std::thread::Builder::new().name(name).stack_size(bytes.parse().unwrap());
     std::thread::scope(|s| {
         let end = thread.spawn_scoped(s, run).unwrap().join();
@@ -198,19 +207,19 @@ pub fn assert_close(have: &[f32], want: &[f64], tolerance: f64) {
 
 /// Runs a launch with every instruction set, checks that they agree on argument `out`, and returns it.
 #[track_caller]
-pub fn launch_all(spec: &KernelSpec, syms: &Syms, inputs: &[Option<Vec<u8>>], out: ArgId) -> Vec<u8> {
+pub fn launch_all(kernel: &Implementation, syms: &Syms, inputs: &[Option<Vec<u8>>], out: ArgId) -> Vec<u8> {
     let mut results = Features::available()
         .into_iter()
-        .map(|f| launch(spec, &f, syms, inputs, None).swap_remove(out.into()));
+        .map(|f| launch(kernel, &f, syms, inputs, None).swap_remove(out.into()));
     let first = results.next().unwrap();
     for other in results {
-        match spec.args[usize::from(out)].ty.dtype {
+        match kernel.arg(out).unwrap().ty.dtype {
             DType::F32 => {
                 let want: Vec<f64> = to_f32s(&first).into_iter().map(f64::from).collect();
                 assert_close(&to_f32s(&other), &want, 2e-6);
             }
             DType::F16 | DType::Q8Act => {
-                let dtype = spec.args[usize::from(out)].ty.dtype;
+                let dtype = kernel.arg(out).unwrap().ty.dtype;
                 let have: Vec<f32> = values(dtype, &other).into_iter().map(|x| x as f32).collect();
                 assert_close(&have, &values(dtype, &first), 1e-2);
             }

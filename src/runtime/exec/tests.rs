@@ -1,11 +1,14 @@
 use super::*;
-use crate::codegen::spec::{Launch, Primitive, Template};
+use crate::codegen::spec::{Call, Computation};
 use crate::gguf::{GgmlType, GgufWriter};
-use crate::ir::Kernel;
+use crate::ir::{Kernel, Op};
 use crate::plan::tests::parts;
 use crate::plan::{BufRef, Parts};
 use crate::runtime::cpu::reserve;
-use crate::target::Target;
+use crate::runtime::device::Timing;
+use crate::target::{Target, TargetKind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 fn table() -> Vec<f32> {
     (0..40).map(|i| i as f32 * 0.125 - 2.0).collect()
@@ -81,7 +84,8 @@ const DECODE: usize = 1;
 
 /// The rows that are filled; the others are zero.
 fn filled(exec: &mut Executor, tokens: usize) -> Vec<f32> {
-    let all = exec.result_f32(0).unwrap();
+    let mut all = vec![];
+    exec.read_f32(0, 0..1, &mut all).unwrap();
     assert!(all.len() == 128 && all[tokens * 8..].iter().all(|x| *x == 0.0), "{all:?}");
     all[..tokens * 8].to_vec()
 }
@@ -114,7 +118,9 @@ fn rows_of_states_are_copied_and_filled() {
     close(&filled(&mut exec, 5), &expected(&[1, 2, 1, 2, 3]));
     exec.fill_rows(StateRole::Appended, 1, 2, 0xff).unwrap();
     exec.forward(DECODE, &rows(&[3], 4)).unwrap();
-    let nan: Vec<bool> = exec.result_f32(0).unwrap().chunks(8).map(|row| row[0].is_nan()).collect();
+    let mut all = vec![];
+    exec.read_f32(0, 0..1, &mut all).unwrap();
+    let nan: Vec<bool> = all.chunks(8).map(|row| row[0].is_nan()).collect();
     assert_eq!(nan[..5], [false, true, true, false, false]);
     // No state is replaced.
     exec.copy_rows(StateRole::Replaced, 0, 99, 1).unwrap();
@@ -170,16 +176,21 @@ fn steps_out_of_bounds_are_refused_and_change_nothing() {
     // The results of the last good step are still there.
     close(&filled(&mut exec, 1), &expected(&[1]));
     assert_eq!(exec.result(1).unwrap_err().to_string(), "program \"prefill\" has 1 results, so none at 1");
-    assert_eq!(exec.result_i32(0).unwrap_err().to_string(), "result 0 is f32, not i32");
+    let says = exec.read_i32(0, 0..1, &mut vec![]).unwrap_err().to_string();
+    assert_eq!(says, "result 0 is f32, not i32");
+    let says = exec.read_f32(0, 0..2, &mut vec![]).unwrap_err().to_string();
+    assert_eq!(says, "result 0 has 1 rows, so none at 0 to 2");
+    let (start, end) = (1, 0);
+    assert!(exec.read_f32(0, start..end, &mut vec![]).is_err());
 }
 
 #[test]
 fn a_missing_kernel_is_named() {
     let wrong = |parts: &mut Parts| {
         for (program, _) in &mut parts.programs {
-            let Template::Primitive(p) = &mut program.kernels[3].template else { unreachable!() };
-            *p = Primitive::QuantAct;
-            program.kernels[3].kernel = Some(Kernel::Attention);
+            let Computation::Op(p) = &mut program.kernels[3].spec.computes else { unreachable!() };
+            *p = Op::QuantAct;
+            program.kernels[3].spec.kernel = Some(Kernel::Attention);
         }
     };
     let says = refused(try_new(model(), wrong));
@@ -220,14 +231,14 @@ fn a_context_beyond_all_memory_is_refused() {
         for (program, _) in &mut parts.programs {
             program.bounds = Syms { t: 1, r: 0 };
             // No launch reads all of the cache, so that no activation is as large.
-            program.launches.truncate(2);
+            program.calls.truncate(2);
             program.results = vec![4];
             program.kernels.truncate(3);
-            for ty in [&mut program.buffers[5].ty, &mut program.kernels[2].args[0].ty] {
+            for ty in [&mut program.buffers[5].ty, &mut program.kernels[2].spec.args[0].ty] {
                 ty.shape = [context, heads, 8].map(Into::into).into();
             }
-            program.kernels[2].args[1].ty.shape = vec![1.into(), 8.into()];
-            program.launches.push(Launch { kernel: 2, args: vec![5, 4, 8], label: "append".into() });
+            program.kernels[2].spec.args[1].ty.shape = vec![1.into(), 8.into()];
+            program.calls.push(Call { kernel: 2, args: vec![5, 4, 8], label: "append".into() });
         }
     };
     let mut parts = parts(model().identity());
@@ -250,10 +261,150 @@ fn threads_and_overlaps_do_not_change_results() {
             BufRef::Arena(b) => decode.buffers[b as usize].offset,
             _ => u64::MAX,
         };
-        assert_eq!(place(decode.launches[1].args[0]), place(decode.launches[1].args[2]));
+        assert_eq!(place(decode.calls[1].args[0]), place(decode.calls[1].args[2]));
         let options = DeviceOptions { threads: Some(threads), ..options() };
         let mut exec = Executor::new(plan, model(), &options).unwrap();
         exec.forward(PREFILL, &rows(&[4, 3, 2, 1], 0)).unwrap();
         close(&filled(&mut exec, 4), &expected(&[4, 3, 2, 1]));
     }
+}
+
+/// A device that begins nothing before someone waits for it.
+struct Late {
+    device: Box<dyn Device>,
+    waiting: Vec<Work>,
+    submitted: Arc<AtomicU64>,
+    done: Arc<AtomicU64>,
+}
+
+impl Late {
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        for work in std::mem::take(&mut self.waiting) {
+            self.device.submit(&work)?;
+            self.done.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Device for Late {
+    fn kind(&self) -> TargetKind {
+        self.device.kind()
+    }
+
+    fn isa(&self) -> &'static str {
+        self.device.isa()
+    }
+
+    fn submit(&mut self, work: &Work) -> Result<Ticket, DeviceError> {
+        self.waiting.push(work.clone());
+        Ok(Ticket(self.submitted.fetch_add(1, Ordering::Relaxed) + 1))
+    }
+
+    fn wait(&mut self, _: Ticket) -> Result<(), DeviceError> {
+        self.finish()
+    }
+
+    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.finish()?;
+        self.device.write(program, to, bytes)
+    }
+
+    fn read(&mut self, program: usize, from: BufRef, first: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.finish()?;
+        self.device.read(program, from, first, to)
+    }
+
+    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
+        self.finish()?;
+        self.device.copy_rows(role, from, to, rows)
+    }
+
+    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
+        self.finish()?;
+        self.device.fill_rows(role, first, rows, byte)
+    }
+
+    fn launches(&self) -> Vec<u64> {
+        self.device.launches()
+    }
+
+    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
+        self.device.timings()
+    }
+}
+
+/// The toy on a device of its own.
+fn device() -> (Box<dyn Device>, Arc<LoadedPlan>) {
+    let bytes = Plan::build(parts(model().identity())).unwrap().to_bytes().unwrap();
+    let plan = Arc::new(LoadedPlan::from_bytes(&bytes).unwrap());
+    (open(&plan, model(), &options()).unwrap(), plan)
+}
+
+#[test]
+fn a_step_is_over_when_it_was_waited_for() {
+    let (device, plan) = device();
+    let (submitted, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let late = Late { device, waiting: vec![], submitted: submitted.clone(), done: done.clone() };
+    let mut exec = Executor::on(Box::new(late), plan).unwrap();
+    let counts = || [submitted.load(Ordering::Relaxed), done.load(Ordering::Relaxed)];
+    exec.wait().unwrap();
+    exec.forward(PREFILL, &rows(&[3, 0, 4], 0)).unwrap();
+    assert_eq!(counts(), [1, 0], "the host is free while the device works");
+    exec.wait().unwrap();
+    assert_eq!(counts(), [1, 1]);
+    exec.forward(DECODE, &rows(&[1], 3)).unwrap();
+    assert_eq!(counts(), [2, 1]);
+    // Results and states are those after the step.
+    close(&filled(&mut exec, 4), &expected(&[3, 0, 4, 1]));
+    assert_eq!(counts(), [2, 2]);
+    exec.forward(DECODE, &rows(&[2], 4)).unwrap();
+    exec.copy_rows(StateRole::Appended, 4, 5, 1).unwrap();
+    exec.forward(DECODE, &rows(&[0], 6)).unwrap();
+    close(&filled(&mut exec, 7), &expected(&[3, 0, 4, 1, 2, 2, 0]));
+}
+
+#[test]
+fn single_calls_are_made_counted_and_timed() {
+    let (mut device, plan) = device();
+    let at = Syms { t: 2, r: 0 };
+    let bytes = |x: &[i32]| bytemuck::cast_slice::<i32, u8>(x).to_vec();
+    let tokens = BufRef::Arena(plan.programs[PREFILL].inputs[0].buffer);
+    device.write(PREFILL, tokens, &bytes(&[4, 2])).unwrap();
+    let mut submit = |calls: Range<usize>, timed| {
+        let ticket = device.submit(&Work { program: PREFILL, calls, at, timed }).unwrap();
+        device.wait(ticket).unwrap();
+        (device.launches(), device.timings().unwrap())
+    };
+    let (launches, timings) = submit(0..1, false);
+    assert_eq!((&launches[..], &timings[..]), (&[1, 0, 0, 0, 0][..], &[][..]));
+    let start = Instant::now();
+    let (launches, timings) = submit(0..2, true);
+    let all = start.elapsed();
+    assert_eq!(launches, [2, 1, 0, 0, 0]);
+    assert_eq!(timings.iter().map(|t| (t.call, t.launch)).collect::<Vec<_>>(), [(0, 0), (1, 0)]);
+    let sum: Duration = timings.iter().map(|t| t.time).sum();
+    assert!(sum > Duration::ZERO && sum <= all, "{sum:?} of {all:?}");
+    assert_eq!(submit(1..2, false).1, timings, "what is not timed leaves the times of what was");
+    assert_eq!(submit(1..2, true).1.iter().map(|t| t.call).collect::<Vec<_>>(), [1]);
+    // The sums of both rows, which lie where the rows lay, and nothing after them.
+    submit(0..2, false);
+    let call = &plan.programs[PREFILL].calls[1];
+    let mut sums = vec![0; 64];
+    device.read(PREFILL, call.args[2], 0, &mut sums).unwrap();
+    let row = |t: usize| table()[t * 8..][..8].iter().zip(bias()).map(|(a, b)| a + b).collect::<Vec<f32>>();
+    close(bytemuck::cast_slice(&sums), &[row(4), row(2)].concat());
+    let mut last = vec![0; 4];
+    device.read(PREFILL, call.args[2], 60, &mut last).unwrap();
+    assert_eq!(last, sums[60..]);
+    let mut cache = vec![1; 512];
+    device.read(PREFILL, BufRef::State(0), 0, &mut cache).unwrap();
+    assert_eq!(cache, [0; 512]);
+}
+
+#[test]
+#[should_panic(expected = "so none at 510..+4")]
+fn a_device_leaves_no_buffer() {
+    let (mut device, _) = device();
+    _ = device.read(PREFILL, BufRef::State(0), 510, &mut [0; 4]);
 }

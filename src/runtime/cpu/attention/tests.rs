@@ -1,7 +1,7 @@
 use super::super::testing::*;
 use super::super::{Features, bind};
 use super::*;
-use crate::codegen::spec::{Alias, Template};
+use crate::codegen::spec::{Alias, Computation};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
@@ -36,7 +36,7 @@ fn one(t: u64, past: u64) -> Step {
 
 /// Arguments: queries, keys, values, block tables, lengths, sequences, positions, result. There are two pages more than the
 /// sequences need, and each may have one more.
-fn attention(shape: &Shape, step: &Step) -> KernelSpec {
+fn attention(shape: &Shape, step: &Step) -> Implementation {
     let Shape { heads, kv_heads, d, cache, out, page, window } = *shape;
     let needed = || step.lengths.iter().map(|n| (*n as u64).div_ceil(page.into()));
     let (pages, b, m) = (needed().sum::<u64>() + 2, step.lengths.len() as u64, needed().max().unwrap() + 1);
@@ -68,12 +68,12 @@ fn attention(shape: &Shape, step: &Step) -> KernelSpec {
         arg(Access::Read, DType::I32, [Dim::T]),
         rows(Access::Write, out),
     ];
-    spec(Template::Attention(spec_of), args, grid(heads, 1, 8))
+    kernel(Computation::Attention(spec_of), args, grid(heads, 1, 8))
 }
 
-fn template(spec: &KernelSpec) -> &AttentionSpec {
-    match &spec.template {
-        Template::Attention(m) => m,
+fn template(kernel: &Implementation) -> &AttentionSpec {
+    match &kernel.spec.computes {
+        Computation::Attention(m) => m,
         _ => unreachable!(),
     }
 }
@@ -95,15 +95,15 @@ fn at(step: &Step) -> Syms {
 
 /// Random queries and caches, in pages anywhere. What no sequence has filled is NaN, and what no sequence needs of its table means
 /// nothing.
-fn inputs(spec: &KernelSpec, step: &Step, seed: u64) -> Vec<Option<Vec<u8>>> {
-    let (m, mut rng) = (template(spec), rng(seed));
+fn inputs(kernel: &Implementation, step: &Step, seed: u64) -> Vec<Option<Vec<u8>>> {
+    let (m, mut rng) = (template(kernel), rng(seed));
     let page = m.page as usize;
-    let mut inputs: Vec<_> = spec.args[..3]
+    let mut inputs: Vec<_> = kernel.spec.args[..3]
         .iter()
         .map(|a| Some(random(&mut rng, a.ty.dtype, a.ty.elements(&at(step)) as usize)))
         .collect();
-    let pages = spec.args[1].ty.shape[0].c as usize / page;
-    let each = spec.args[3].ty.shape[1].c as usize;
+    let pages = kernel.spec.args[1].ty.shape[0].c as usize / page;
+    let each = kernel.spec.args[3].ty.shape[1].c as usize;
     let mut free: Vec<i32> = (0..pages as i32).collect();
     free.shuffle(&mut rng);
     let (mut tables, mut filled) = (vec![], vec![false; pages * page]);
@@ -118,7 +118,7 @@ fn inputs(spec: &KernelSpec, step: &Step, seed: u64) -> Vec<Option<Vec<u8>>> {
             tables.push(at);
         }
     }
-    let nan = if spec.args[1].ty.dtype == DType::F16 { vec![0, 0x7e] } else { f32_bytes(&[f32::NAN]) };
+    let nan = if kernel.spec.args[1].ty.dtype == DType::F16 { vec![0, 0x7e] } else { f32_bytes(&[f32::NAN]) };
     for cache in inputs[1..].iter_mut().flatten() {
         let bytes = cache.len() / filled.len();
         for (row, _) in cache.chunks_mut(bytes).zip(&filled).filter(|(_, filled)| !**filled) {
@@ -133,12 +133,12 @@ fn inputs(spec: &KernelSpec, step: &Step, seed: u64) -> Vec<Option<Vec<u8>>> {
 }
 
 /// In double precision, of any values.
-fn reference(spec: &KernelSpec, inputs: &[Option<Vec<u8>>]) -> Vec<f64> {
-    let m = template(spec);
-    let get = |i: usize| values(spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
+fn reference(kernel: &Implementation, inputs: &[Option<Vec<u8>>]) -> Vec<f64> {
+    let m = template(kernel);
+    let get = |i: usize| values(kernel.spec.args[i].ty.dtype, inputs[i].as_ref().unwrap());
     let indices = |i: usize| {
-        let most = spec.args[i].index.map_or(i64::MAX, |index| index.below.c as i64 - 1);
-        let least = if spec.args[i].index.is_some() { 0 } else { i64::MIN };
+        let most = kernel.spec.args[i].index.map_or(i64::MAX, |index| index.below.c as i64 - 1);
+        let least = if kernel.spec.args[i].index.is_some() { 0 } else { i64::MIN };
         let held = move |x: i32| i64::from(x).clamp(least, most);
         to_i32s(inputs[i].as_ref().unwrap()).into_iter().map(held).collect::<Vec<_>>()
     };
@@ -170,11 +170,11 @@ fn reference(spec: &KernelSpec, inputs: &[Option<Vec<u8>>]) -> Vec<f64> {
 
 /// Checks the result in items of all kinds, with every instruction set.
 #[track_caller]
-fn check(spec: &KernelSpec, at: &Syms, inputs: &[Option<Vec<u8>>], tolerance: f64) {
-    let (mut spec, want) = (spec.clone(), reference(spec, inputs));
-    for grid in grids(template(&spec)) {
-        spec.grid = grid;
-        let have = values(spec.args[7].ty.dtype, &launch_all(&spec, at, inputs, 7));
+fn check(kernel: &Implementation, at: &Syms, inputs: &[Option<Vec<u8>>], tolerance: f64) {
+    let (mut kernel, want) = (kernel.clone(), reference(kernel, inputs));
+    for grid in grids(template(&kernel)) {
+        kernel.launches[0].grid = grid;
+        let have = values(kernel.spec.args[7].ty.dtype, &launch_all(&kernel, at, inputs, 7));
         assert_close(&have.iter().map(|x| *x as f32).collect::<Vec<_>>(), &want, tolerance);
     }
 }
@@ -199,8 +199,8 @@ fn agrees_with_softmax_in_double_precision() {
     ] {
         let shape = Shape { heads, kv_heads, d, cache, out, page: 32 * (1 + t as u32 % 3), window: None };
         let step = one(t, past);
-        let spec = attention(&shape, &step);
-        check(&spec, &at(&step), &inputs(&spec, &step, t), tolerance);
+        let kernel = attention(&shape, &step);
+        check(&kernel, &at(&step), &inputs(&kernel, &step, t), tolerance);
     }
 }
 
@@ -236,8 +236,8 @@ fn sequences_do_not_mix() {
             tokens.append(&mut run);
         }
         let step = Step { lengths, tokens };
-        let spec = attention(&shape, &step);
-        check(&spec, &at(&step), &inputs(&spec, &step, seed), 1e-6);
+        let kernel = attention(&shape, &step);
+        check(&kernel, &at(&step), &inputs(&kernel, &step, seed), 1e-6);
     }
 }
 
@@ -249,8 +249,8 @@ fn blocks_may_be_hidden_from_some() {
             for positions in [[0, 100, 50, 190], [190, 100, 50, 0], [199, 0, 199, 64], [31, 32, 33, 96]] {
                 let tokens = positions.iter().cycle().take(16).map(|position| (0, *position)).collect();
                 let step = Step { lengths: vec![200], tokens };
-                let spec = attention(&Shape { heads: 2, cache, window, ..SMALL }, &step);
-                check(&spec, &at(&step), &inputs(&spec, &step, 4), 1e-6);
+                let kernel = attention(&Shape { heads: 2, cache, window, ..SMALL }, &step);
+                check(&kernel, &at(&step), &inputs(&kernel, &step, 4), 1e-6);
             }
         }
     }
@@ -260,12 +260,12 @@ fn blocks_may_be_hidden_from_some() {
 fn chunks_change_little_and_the_result_may_lie_on_the_queries() {
     let step = one(41, 0);
     let shape = Shape { heads: 4, kv_heads: 2, d: 64, cache: DType::F16, ..SMALL };
-    let mut spec = attention(&shape, &step);
-    spec.grid = grid(4, 2, 16);
-    spec.may_alias.push(Alias { write: 7, read: 0 });
-    let whole = inputs(&spec, &step, 5);
+    let mut kernel = attention(&shape, &step);
+    kernel.launches[0].grid = grid(4, 2, 16);
+    kernel.may_alias.push(Alias { write: 7, read: 0 });
+    let whole = inputs(&kernel, &step, 5);
     for features in Features::available() {
-        let want = to_f32s(&launch(&spec, &features, &at(&step), &whole, None)[7]);
+        let want = to_f32s(&launch(&kernel, &features, &at(&step), &whole, None)[7]);
         let want: Vec<f64> = want.into_iter().map(f64::from).collect();
         for chunk in [1, 7, 32] {
             let mut have = vec![];
@@ -276,7 +276,7 @@ fn chunks_change_little_and_the_result_may_lie_on_the_queries() {
                 inputs[4] = Some(i32_bytes(&part.lengths));
                 inputs[5] = Some(i32_bytes(&vec![0; part.tokens.len()]));
                 inputs[6] = Some(i32_bytes(&part.tokens.iter().map(|(_, p)| *p).collect::<Vec<_>>()));
-                have.extend(launch(&spec, &features, &at(&part), &inputs, Some((7, 0))).swap_remove(7));
+                have.extend(launch(&kernel, &features, &at(&part), &inputs, Some((7, 0))).swap_remove(7));
             }
             assert_close(&to_f32s(&have), &want, 1e-6);
         }
@@ -286,14 +286,14 @@ fn chunks_change_little_and_the_result_may_lie_on_the_queries() {
 #[test]
 fn large_scores_and_numbers_that_are_none() {
     let step = one(2, 60);
-    let mut spec = attention(&SMALL, &step);
-    let Template::Attention(m) = &mut spec.template else { unreachable!() };
+    let mut kernel = attention(&SMALL, &step);
+    let Computation::Attention(m) = &mut kernel.spec.computes else { unreachable!() };
     m.scale = 300.0;
-    let mut inputs = inputs(&spec, &step, 6);
-    check(&spec, &at(&step), &inputs, 1e-2);
+    let mut inputs = inputs(&kernel, &step, 6);
+    check(&kernel, &at(&step), &inputs, 1e-2);
     let first = to_i32s(inputs[3].as_ref().unwrap())[0] as usize * 32 * 32 * 4;
     inputs[1].as_mut().unwrap()[first..first + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let have = to_f32s(&launch(&spec, &Features::detect(), &at(&step), &inputs, None)[7]);
+    let have = to_f32s(&launch(&kernel, &Features::detect(), &at(&step), &inputs, None)[7]);
     assert!(have.iter().all(|x| x.is_nan()), "a NaN among the keys is not lost");
 }
 
@@ -307,8 +307,8 @@ fn what_a_token_does_not_see_does_not_reach_it() {
         (12, 90, 93, DType::F16, Some(5)),
     ] {
         let step = one(t, past);
-        let mut spec = attention(&Shape { heads: 2, cache, window, ..SMALL }, &step);
-        let mut inputs = inputs(&spec, &step, 7);
+        let mut kernel = attention(&Shape { heads: 2, cache, window, ..SMALL }, &step);
+        let mut inputs = inputs(&kernel, &step, 7);
         let page = to_i32s(inputs[3].as_ref().unwrap())[position / 32] as usize;
         let place = (page * 32 + position % 32) * 32 * cache.block_bytes();
         let infinite = if cache == DType::F32 { vec![0, 0, 0x80, 0x7f] } else { vec![0, 0x7c] };
@@ -316,12 +316,12 @@ fn what_a_token_does_not_see_does_not_reach_it() {
             let bytes = inputs[argument].as_mut().unwrap();
             let before = bytes.clone();
             bytes[place..place + infinite.len()].copy_from_slice(&infinite);
-            let all = grids(template(&spec));
+            let all = grids(template(&kernel));
             for (features, grid) in
                 Features::available().iter().flat_map(|f| all.clone().map(|grid| (f, grid)))
             {
-                spec.grid = grid;
-                let have = to_f32s(&launch(&spec, features, &at(&step), &inputs, None)[7]);
+                kernel.launches[0].grid = grid;
+                let have = to_f32s(&launch(&kernel, features, &at(&step), &inputs, None)[7]);
                 for (i, x) in have.iter().enumerate() {
                     let (token, column) = (step.tokens[i / 64].1, i % 32);
                     let sees = seen(token, window.map(|w| w as usize)).contains(&position);
@@ -349,10 +349,10 @@ fn any_values_of_indices_are_borne() {
         let window = [None, Some(1), Some(33), Some(u32::MAX)][rng.random_range(0..4)];
         let d = if seed % 2 == 0 { 64 } else { 32 };
         let shape = Shape { heads: 4, kv_heads: 2, d, cache: DType::F16, window, ..SMALL };
-        let spec = attention(&shape, &step);
-        let mut inputs = inputs(&spec, &step, seed);
+        let kernel = attention(&shape, &step);
+        let mut inputs = inputs(&kernel, &step, seed);
         for cache in [1, 2] {
-            let elements = spec.args[cache].ty.elements(&at(&step)) as usize;
+            let elements = kernel.spec.args[cache].ty.elements(&at(&step)) as usize;
             inputs[cache] = Some(random(&mut rng, DType::F16, elements));
         }
         for indices in &mut inputs[3..7] {
@@ -364,11 +364,11 @@ fn any_values_of_indices_are_borne() {
             }
             *indices = Some(i32_bytes(&x));
         }
-        check(&spec, &at(&step), &inputs, 1e-6);
+        check(&kernel, &at(&step), &inputs, 1e-6);
     }
     let step = Step { lengths: vec![40], tokens: vec![(0, -1); 9] };
-    let spec = attention(&SMALL, &step);
-    let have = launch_all(&spec, &at(&step), &inputs(&spec, &step, 1), 7);
+    let kernel = attention(&SMALL, &step);
+    let have = launch_all(&kernel, &at(&step), &inputs(&kernel, &step, 1), 7);
     assert!(to_f32s(&have).iter().all(|x| *x == 0.0));
 }
 
@@ -376,54 +376,54 @@ fn any_values_of_indices_are_borne() {
 fn refuses_what_does_not_fit() {
     let step = one(4, 60);
     let good = Shape { heads: 4, kv_heads: 2, d: 64, cache: DType::F16, ..SMALL };
-    let refuse = |name: &str, change: &dyn Fn(&mut KernelSpec, &mut AttentionSpec)| {
-        let mut spec = attention(&good, &step);
-        assert!(bind(&spec, &Features::baseline()).is_ok());
-        let mut m = template(&spec).clone();
-        change(&mut spec, &mut m);
-        spec.template = Template::Attention(m);
-        assert!(bind(&spec, &Features::baseline()).is_err(), "{name}");
+    let refuse = |name: &str, change: &dyn Fn(&mut Implementation, &mut AttentionSpec)| {
+        let mut kernel = attention(&good, &step);
+        assert!(bind(&kernel, &Features::baseline()).is_ok());
+        let mut m = template(&kernel).clone();
+        change(&mut kernel, &mut m);
+        kernel.spec.computes = Computation::Attention(m);
+        assert!(bind(&kernel, &Features::baseline()).is_err(), "{name}");
     };
     refuse("no heads", &|_, m| m.heads = 0);
     refuse("no KV heads", &|_, m| m.kv_heads = 0);
     refuse("KV heads", &|s, m| {
         m.kv_heads = 3;
-        s.args[1].ty.shape[1] = n(3);
-        s.args[2].ty.shape[1] = n(3);
+        s.spec.args[1].ty.shape[1] = n(3);
+        s.spec.args[2].ty.shape[1] = n(3);
     });
     refuse("head dimension", &|_, m| m.head_dim = 32);
     refuse("wide heads", &|s, m| {
         m.head_dim = 2048;
-        [0, 1, 2, 7].into_iter().for_each(|i| *s.args[i].ty.shape.last_mut().unwrap() = n(2048));
+        [0, 1, 2, 7].into_iter().for_each(|i| *s.spec.args[i].ty.shape.last_mut().unwrap() = n(2048));
     });
     refuse("scale", &|_, m| m.scale = f32::INFINITY);
-    refuse("queries of one token", &|s, _| s.args[0].ty.shape[0] = n(1));
-    refuse("queries of halves", &|s, _| s.args[0].ty.dtype = DType::F16);
-    refuse("keys of few rows", &|s, _| s.args[1].ty.shape[0] = n(32));
-    refuse("keys of tokens", &|s, _| s.args[1].ty.shape[0] = Dim::T);
-    refuse("quantised values", &|s, _| s.args[2].ty.dtype = DType::Q8_0);
-    refuse("keys written", &|s, _| s.args[1].access = Access::Update);
-    refuse("result", &|s, _| s.args[7].ty.shape[1] = n(64));
+    refuse("queries of one token", &|s, _| s.spec.args[0].ty.shape[0] = n(1));
+    refuse("queries of halves", &|s, _| s.spec.args[0].ty.dtype = DType::F16);
+    refuse("keys of few rows", &|s, _| s.spec.args[1].ty.shape[0] = n(32));
+    refuse("keys of tokens", &|s, _| s.spec.args[1].ty.shape[0] = Dim::T);
+    refuse("quantised values", &|s, _| s.spec.args[2].ty.dtype = DType::Q8_0);
+    refuse("keys written", &|s, _| s.spec.args[1].access = Access::Update);
+    refuse("result", &|s, _| s.spec.args[7].ty.shape[1] = n(64));
     refuse("a quantised result on the queries", &|s, _| {
-        s.args[7].ty.dtype = DType::Q8Act;
+        s.spec.args[7].ty.dtype = DType::Q8Act;
         s.may_alias.push(Alias { write: 7, read: 0 });
     });
     refuse("a result on the keys", &|s, _| s.may_alias.push(Alias { write: 7, read: 1 }));
-    refuse("grid", &|s, _| s.grid.swap(0, 1));
-    refuse("an item without heads", &|s, _| s.grid = grid(4, 0, 8));
-    refuse("an item across KV heads", &|s, _| s.grid = grid(4, 4, 8));
-    refuse("more queries than lanes", &|s, _| s.grid = grid(4, 2, 17));
+    refuse("grid", &|s, _| s.launches[0].grid.swap(0, 1));
+    refuse("an item without heads", &|s, _| s.launches[0].grid = grid(4, 0, 8));
+    refuse("an item across KV heads", &|s, _| s.launches[0].grid = grid(4, 4, 8));
+    refuse("more queries than lanes", &|s, _| s.launches[0].grid = grid(4, 2, 17));
     // Pages: with the bounds that fit them, so that nothing else is wrong.
-    let pages = |s: &mut KernelSpec, m: &mut AttentionSpec, page: u32, rows: u64, each: u64| {
+    let pages = |s: &mut Implementation, m: &mut AttentionSpec, page: u32, rows: u64, each: u64| {
         m.page = page;
-        [1, 2].into_iter().for_each(|i| s.args[i].ty.shape[0] = n(rows));
-        s.args[3] = index([1, each], rows / u64::from(page.max(1)));
-        s.args[4] = index([1u64], each * u64::from(page) + 1);
+        [1, 2].into_iter().for_each(|i| s.spec.args[i].ty.shape[0] = n(rows));
+        s.spec.args[3] = index([1, each], rows / u64::from(page.max(1)));
+        s.spec.args[4] = index([1u64], each * u64::from(page) + 1);
     };
     let mut longer = attention(&good, &step);
     let mut m = template(&longer).clone();
     pages(&mut longer, &mut m, 64, 192, 2);
-    longer.template = Template::Attention(m);
+    longer.spec.computes = Computation::Attention(m);
     assert!(bind(&longer, &Features::baseline()).is_ok());
     refuse("no pages", &|s, m| pages(s, m, 0, 128, 3));
     refuse("small pages", &|s, m| pages(s, m, 16, 128, 3));
@@ -433,20 +433,21 @@ fn refuses_what_does_not_fit() {
     refuse("no positions", &|s, m| pages(s, m, 32, 128, 0));
     refuse("too many positions", &|s, m| pages(s, m, 32, 128, 1 << 40));
     refuse("no sequences", &|s, _| {
-        s.args[3] = index([0, 3], 4);
-        s.args[4] = index([0u64], 97);
-        s.args[5] = index([Dim::T], 0);
+        s.spec.args[3] = index([0, 3], 4);
+        s.spec.args[4] = index([0u64], 97);
+        s.spec.args[5] = index([Dim::T], 0);
     });
     refuse("window", &|_, m| m.window = Some(0));
-    refuse("lengths of other sequences", &|s, _| s.args[4].ty.shape[0] = n(2));
-    refuse("sequences of other tokens", &|s, _| s.args[5].ty.shape[0] = Dim::R);
-    refuse("tables of floats", &|s, _| s.args[3].ty.dtype = DType::F32);
-    refuse("positions of other tokens", &|s, _| s.args[6].ty.shape[0] = Dim::R);
-    refuse("positions that are followed", &|s, _| s.args[6].index = s.args[5].index);
-    for (i, right) in attention(&good, &step).args.iter().enumerate().filter_map(|(i, a)| Some((i, a.index?)))
+    refuse("lengths of other sequences", &|s, _| s.spec.args[4].ty.shape[0] = n(2));
+    refuse("sequences of other tokens", &|s, _| s.spec.args[5].ty.shape[0] = Dim::R);
+    refuse("tables of floats", &|s, _| s.spec.args[3].ty.dtype = DType::F32);
+    refuse("positions of other tokens", &|s, _| s.spec.args[6].ty.shape[0] = Dim::R);
+    refuse("positions that are followed", &|s, _| s.spec.args[6].index = s.spec.args[5].index);
+    for (i, right) in
+        attention(&good, &step).spec.args.iter().enumerate().filter_map(|(i, a)| Some((i, a.index?)))
     {
         for wrong in wrong_indices(right) {
-            refuse("what indices are held to", &|s, _| s.args[i].index = wrong);
+            refuse("what indices are held to", &|s, _| s.spec.args[i].index = wrong);
         }
     }
     let odd = attention(&Shape { heads: 8, kv_heads: 8, d: 20, out: DType::Q8Act, ..SMALL }, &step);
