@@ -171,9 +171,14 @@ fn leaf_of_model(
             let input = StepInput::from_name(name);
             Tensor::from_i32(&dims(), input.map_or(&[], |input| rows.of(input)))?
         }
-        Op::Weight { name } => {
-            let bytes = file.tensor_bytes(file.gguf().tensor(name)?);
-            Tensor::new(ty.dtype, dims(), bytes.to_vec())?
+        Op::Weight { name, rows } => {
+            let info = file.gguf().tensor(name)?;
+            let shape = info.shape.iter().map(|d| *d as usize).collect();
+            let tensor = Tensor::new(ty.dtype, shape, file.tensor_bytes(info).to_vec())?;
+            match rows {
+                Some(rows) => tensor.slice(name, rows, ty)?,
+                None => tensor,
+            }
         }
         Op::State { name, .. } => match caches.get(name) {
             Some(cache) => cache.clone(),

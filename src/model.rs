@@ -57,7 +57,7 @@ pub(crate) fn parts(
                 .map(|p| std::path::absolute(p).unwrap_or_else(|_| p.into()).to_string_lossy().into_owned()),
             identity: file.identity(),
             full_hash: None,
-            architecture: config.architecture.name.into(),
+            architecture: config.architecture.name().into(),
             name: gguf.str_opt("general.name").ok().flatten().unwrap_or("unnamed").to_string(),
         },
         target: options.target.clone(),

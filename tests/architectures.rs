@@ -260,6 +260,11 @@ fn every_part_of_an_architecture_is_seen() {
             changed.metadata.insert(format!("{}.{key}", shape.architecture), Value::F32(value));
             assert_differs(&format!("{} {key}", shape.name), &model, &changed);
         }
+        for window in shape.window.into_iter().flat_map(|window| [window - 1, window + 1, 0]) {
+            let mut changed = model.clone();
+            changed.metadata.insert("phi3.attention.sliding_window".into(), Value::U32(window));
+            assert_differs(&format!("{} window {window}", shape.name), &model, &changed);
+        }
         let optional = |name: &str| name.ends_with(".bias") || name == "rope_freqs.weight";
         for name in model.tensors.keys().filter(|name| optional(name)) {
             let mut changed = model.clone();
@@ -288,7 +293,14 @@ fn biases_and_head_norms_cost_no_launch() {
         for options in [Options::new(target.clone()), Options::new(target.clone()).exact()] {
             // A launch more would be one in each layer.
             for base in TINY.into_iter().chain(REAL.map(|real| Shape { layers: 4, ..real })) {
-                let plain = Shape { architecture: "llama", biases: false, rope_factors: false, ..base };
+                let plain = Shape {
+                    architecture: "llama",
+                    biases: false,
+                    rope_factors: false,
+                    fused_qkv: false,
+                    window: None,
+                    ..base
+                };
                 let format = if base.allows(DType::Q4_K) { DType::Q4_K } else { DType::Q8_0 };
                 let found = launches(&base, format, &options);
                 let one_each = (Kernel::RopeKv.name().to_string(), base.layers);
@@ -305,17 +317,97 @@ fn refusal(model: &Model) -> String {
     lowered.map(|_| ()).expect_err("a refusal").to_string()
 }
 
+/// A number for each layer, of heads, of those that are cached, and of the feed-forward's width.
 #[test]
-fn layers_that_differ_are_refused_by_key() {
-    for key in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
-        for base in TINY {
-            let key = format!("{}.{key}", base.architecture);
-            let mut model = Model::new(&base, uniform(DType::F16));
-            model.metadata.insert(key.clone(), Value::Array(Array::U32(vec![2, 2])));
-            let says = refusal(&model);
-            assert!(says.contains(&key) && says.contains("u32[2]"), "{says}");
+fn layers_may_differ() {
+    for base in TINY {
+        let mut model = Model::new(&base, uniform(DType::F16));
+        let list = |values: [u64; 2]| Value::Array(Array::U32(values.map(|x| x as u32).into()));
+        // The second layer has fewer of each.
+        let (d, width, ffn) = (base.head_dim, base.width, base.ffn - 32);
+        for (key, values) in [
+            ("attention.head_count", [base.heads, base.heads / 2]),
+            ("attention.head_count_kv", [base.kv_heads, 1]),
+            ("feed_forward_length", [base.ffn, ffn]),
+        ] {
+            model.metadata.insert(format!("{}.{key}", base.architecture), list(values));
         }
+        let rows = [base.heads / 2 * d, d, d];
+        for (name, (_, shape)) in &mut model.tensors {
+            let Some(part) = name.strip_prefix("blk.1.") else { continue };
+            let up = if base.architecture == "phi3" { 2 * ffn } else { ffn };
+            *shape = match part {
+                "attn_q.weight" => vec![rows[0], width],
+                "attn_k.weight" | "attn_v.weight" => vec![d, width],
+                "attn_q.bias" => vec![rows[0]],
+                "attn_k.bias" | "attn_v.bias" => vec![d],
+                "attn_qkv.weight" => vec![rows.iter().sum(), width],
+                "attn_output.weight" => vec![width, rows[0]],
+                "ffn_gate.weight" => vec![ffn, width],
+                "ffn_up.weight" => vec![up, width],
+                "ffn_down.weight" => vec![width, ffn],
+                _ => continue,
+            };
+        }
+        assert_matches_reference(&format!("{}, layers that differ", base.name), &model);
+        let key = format!("{}.feed_forward_length", base.architecture);
+        for wrong in [vec![2], vec![2, 2, 2], vec![]] {
+            model.metadata.insert(key.clone(), Value::Array(Array::U32(wrong)));
+            let says = refusal(&model);
+            assert!(says.contains(&key) && says.contains("no number for each of 2 layers"), "{says}");
+        }
+        model.metadata.insert(key.clone(), Value::Array(Array::F32(vec![2.0, 2.0])));
+        assert!(refusal(&model).contains(&key));
+        model.metadata.insert(key.clone(), list([32, 0]));
+        assert!(refusal(&model).contains("0 is not in 1..="));
     }
+}
+
+/// One tensor with the rows of queries, keys and values, as any family may have it, is as good as three.
+#[test]
+fn queries_keys_and_values_may_lie_in_one_tensor() {
+    for base in TINY {
+        for format in [DType::F32, DType::Q8_0, DType::Q4_K].into_iter().filter(|&f| base.allows(f)) {
+            let shape = Shape { fused_qkv: !base.fused_qkv, ..base };
+            let model = Model::new(&shape, uniform(format));
+            assert_matches_reference(&format!("{} {format}, fused otherwise", base.name), &model);
+        }
+        // Nothing is copied, and there is no launch more.
+        let fused = Shape { fused_qkv: true, ..base };
+        let options = Options::new(Target::cpu());
+        assert_eq!(
+            launches(&fused, DType::F16, &options),
+            launches(&Shape { fused_qkv: false, ..base }, DType::F16, &options),
+            "{}",
+            base.name
+        );
+    }
+    let mut model = Model::new(&Shape { fused_qkv: true, ..shape("tiny-llama") }, uniform(DType::F16));
+    model.tensors.insert("blk.0.attn_k.weight".into(), (DType::F16, vec![128, 256]));
+    assert!(refusal(&model).contains("\"blk.0.attn_k.weight\" is not part of"));
+    model.tensors.shift_remove("blk.0.attn_k.weight");
+    model.tensors["blk.1.attn_qkv.weight"].1 = vec![511, 256];
+    assert!(
+        refusal(&model)
+            .contains("\"blk.1.attn_qkv.weight\" is [511,256], but the metadata asks for [512,256]")
+    );
+}
+
+/// Factors for long contexts change the angles, by tensors and by a key.
+#[test]
+fn phi3_with_factors_for_long_contexts_is_refused_by_name() {
+    let long = || Model::new(&shape("tiny-phi3"), uniform(DType::F16));
+    for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
+        let mut model = long();
+        model.tensors.insert(name.into(), (DType::F32, vec![32]));
+        assert!(refusal(&model).contains(name));
+    }
+    let mut model = long();
+    model.metadata.insert("phi3.rope.scaling.attn_factor".into(), Value::F32(1.19));
+    assert!(refusal(&model).contains("phi3.rope.scaling.attn_factor"));
+    let mut model = long();
+    model.metadata.insert("phi3.attention.sliding_window_pattern".into(), Value::U32(2));
+    assert!(refusal(&model).contains("phi3.attention.sliding_window_pattern"));
 }
 
 #[test]

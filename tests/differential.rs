@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::graphs::{inputs, named, weights};
+use common::graphs::{inputs, named, weight, weights, whole};
 use sinter::check::{CheckError, Checked, OnDevice, check_kernels};
 use sinter::codegen;
 use sinter::codegen::spec::{Access, Computation, Epilogue, Implementation, NormSource};
@@ -19,6 +19,7 @@ use sinter::plan::{self, BufRef, LoadedPlan, Parts, Plan};
 use sinter::runtime::cpu::{Features, RawArg, bind};
 use sinter::runtime::device::open;
 use sinter::runtime::interp::{Tensor, eval};
+use sinter::runtime::weights::find_weights;
 use sinter::runtime::{DeviceOptions, Executor};
 use sinter::target::{Target, TargetKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -138,7 +139,7 @@ fn checked(case: &Case, device: &mut OnDevice, step: &RandomStep, states: &State
             Op::State { name, .. } => {
                 states.get(name).map_or_else(|| Tensor::zeros(ty, &at), |s| Ok(s.clone()))?
             }
-            Op::Weight { name } => named(name, ty, &at),
+            Op::Weight { name, rows } => weight(name, *rows, ty, &at),
             _ => unreachable!("a leaf"),
         })
     };
@@ -162,7 +163,7 @@ fn interpreted(g: &Graph, step: &RandomStep, states: &States) -> (Vec<Tensor>, S
                     state.unwrap_or_else(|| Tensor::zeros(g.ty(id.into()), &at).unwrap()),
                 );
             }
-            Op::Weight { name } => _ = types.insert(name.clone(), g.ty(id.into()).clone()),
+            Op::Weight { name, rows } => _ = types.insert(name.clone(), whole(g.ty(id.into()), *rows)),
             _ => {}
         }
     }
@@ -403,6 +404,7 @@ fn in_any_order(
         let offset = arena.start + program.buffers[input.buffer as usize].offset as usize;
         memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
     }
+    let weights = find_weights(&case.plan, &case.file).unwrap();
     let base = memory.pool.as_mut_ptr();
     let (n, mut done) = (program.calls.len(), vec![false; program.calls.len()]);
     let mut sorted = true;
@@ -422,10 +424,7 @@ fn in_any_order(
         let place = |arg: &BufRef| match *arg {
             BufRef::Arena(b) => base.wrapping_add(arena.start + program.buffers[b as usize].offset as usize),
             BufRef::State(s) => base.wrapping_add(case.plan.states[s as usize].offset as usize),
-            BufRef::Weight(w) => {
-                let tensor = case.file.gguf().tensor(&case.plan.weights[w as usize].name).unwrap();
-                case.file.tensor_bytes(tensor).as_ptr().cast_mut()
-            }
+            BufRef::Weight(w) => weights[w as usize].as_ptr().cast_mut(),
         };
         let args: Vec<RawArg> = (call.args.iter().zip(kernel.args()))
             .map(|(arg, of)| RawArg { ptr: place(arg), len: of.ty.bytes(at) as usize })

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::graphs::{inputs, named};
+use common::graphs::{inputs, named, whole};
 use sinter::ir::arbitrary::{Paging, RandomStep, Sequences, random_graph};
 use sinter::ir::{DType, Graph, Op, verify};
 use sinter::passes::{Pipeline, names};
@@ -20,7 +20,9 @@ fn results(g: &Graph, step: &RandomStep) -> Vec<Tensor> {
         let node = g.node(id);
         match &node.op {
             Op::State { name, .. } => drop(states.insert(name.clone(), of(name, &node.outs[0]))),
-            Op::Weight { name } => drop(weights.insert(name.clone(), of(name, &node.outs[0]))),
+            Op::Weight { name, rows } => {
+                drop(weights.insert(name.clone(), of(name, &whole(&node.outs[0], *rows))));
+            }
             _ => {}
         }
     }

@@ -93,6 +93,11 @@ fn decisions_qwen3() {
     golden("qwen3", "qwen3-0.6b");
 }
 
+#[test]
+fn decisions_phi3() {
+    golden("phi3", "phi-3-mini-4k");
+}
+
 /// How fast is what `cargo bench --bench bounds` looks at.
 #[test]
 fn real_sizes_compile() {
@@ -142,7 +147,7 @@ fn nothing_that_a_launch_is_given_depends_on_how_full_a_cache_is() {
             }
         }
     }
-    assert_eq!(plans, 11 * 2 * 2 * 3);
+    assert_eq!(plans, 13 * 2 * 2 * 3);
 
     // Nor does what is launched.
     for shape in TINY {

@@ -255,7 +255,7 @@ fn every_kernel_computes_its_body() {
                 )
                 .unwrap();
                 let what = format!("{name} {path} {}", step.name());
-                assert!(outcome.nodes.len() > 6 * config.layers as usize, "{what}: too few nodes compared");
+                assert!(outcome.nodes.len() > 6 * config.layers.len(), "{what}: too few nodes compared");
                 assert!(
                     outcome.passes(),
                     "{what}: {:?}, whole {:e}",
@@ -273,7 +273,7 @@ fn a_cache_that_is_no_number_fails_the_check() {
     let config = Config::from_gguf(file.gguf()).unwrap();
     let options = Options { context: Some(8), ..exact() };
     let step = step(&options, &config, 1);
-    let dims = vec![32, config.kv_heads as usize, config.head_dim as usize];
+    let dims = vec![32, config.layers[0].kv_heads as usize, config.layers[0].head_dim as usize];
     let nan = vec![0xff; 4 * dims.iter().product::<usize>()];
     let broken = Tensor::new(DType::F32, dims, nan).unwrap();
     let mut caches = Caches::from_iter([("blk.0.v".to_string(), broken)]);

@@ -4,8 +4,9 @@
 mod support;
 
 use sinter::codegen;
+use sinter::codegen::spec::IndexSource;
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
-use sinter::ir::{DType, Graph, KvTypes, verify};
+use sinter::ir::{DType, Dim, Graph, KvTypes, verify};
 use sinter::passes::Pipeline;
 use sinter::plan::{LoadedPlan, Model, Options, Output, Parts, Plan};
 use sinter::runtime::{BatchError, DeviceOptions, Executor, Part, SequenceId, Sequences, Wanted};
@@ -15,8 +16,8 @@ use support::distance;
 
 const VOCABULARY: usize = 16;
 
-/// Weights by name: rows, columns, and numbers of about this size.
-type Weights = [(&'static str, usize, usize, f32)];
+/// Weights by name: shape, and numbers of about this size.
+type Weights = [(&'static str, &'static [usize], f32)];
 
 fn numbers(name: &str, n: usize, scale: f32) -> Vec<f32> {
     let mut bytes = vec![0; 2 * n];
@@ -26,9 +27,9 @@ fn numbers(name: &str, n: usize, scale: f32) -> Vec<f32> {
 
 fn file(weights: &Weights) -> Arc<GgufFile> {
     let mut writer = GgufWriter::new();
-    for &(name, rows, columns, scale) in weights {
-        let bytes = bytemuck::cast_slice(&numbers(name, rows * columns, scale)).to_vec();
-        let shape = [rows as u64, columns as u64];
+    for &(name, shape, scale) in weights {
+        let bytes = bytemuck::cast_slice(&numbers(name, shape.iter().product(), scale)).to_vec();
+        let shape: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
         writer.tensor(name, GgmlType::of(DType::F32).unwrap(), &shape, bytes).unwrap();
     }
     let mut bytes = vec![];
@@ -38,14 +39,14 @@ fn file(weights: &Weights) -> Arc<GgufFile> {
 
 /// `x · wᵀ` of one row, with the weight of this name.
 fn project(x: &[f64], weights: &Weights, name: &str) -> Vec<f64> {
-    let &(_, rows, columns, scale) = weights.iter().find(|w| w.0 == name).unwrap();
-    let w = numbers(name, rows * columns, scale);
-    w.chunks(columns).map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
+    let &(_, shape, scale) = weights.iter().find(|w| w.0 == name).unwrap();
+    let w = numbers(name, shape.iter().product(), scale);
+    w.chunks(shape[shape.len() - 1]).map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
 }
 
 fn embedding(token: u32, weights: &Weights) -> Vec<f64> {
-    let &(name, rows, columns, scale) = &weights[0];
-    let table = numbers(name, rows * columns, scale);
+    let &(name, shape, scale) = &weights[0];
+    let (table, columns) = (numbers(name, shape.iter().product(), scale), shape[1]);
     table[token as usize * columns..][..columns].iter().map(|x| f64::from(*x)).collect()
 }
 
@@ -97,10 +98,10 @@ fn reads(sequences: &mut Sequences, parts: &[Read<'_>]) {
 
 const N: usize = 40;
 const RECURRENT: &Weights = &[
-    ("table", VOCABULARY, N, 1.0),
-    ("decay", N, N, 0.15),
-    ("gate", N, N, 0.5),
-    ("head", VOCABULARY, N, 1.0),
+    ("table", &[VOCABULARY, N], 1.0),
+    ("decay", &[N, N], 0.15),
+    ("gate", &[N, N], 0.5),
+    ("head", &[VOCABULARY, N], 1.0),
 ];
 
 const RECURRENCE: &str = r#"graph @t8(%tokens: i32[T], %positions: i32[T], %sequences: i32[T], %wanted: i32[R]) sym T<=8, R<=8 {
@@ -175,11 +176,11 @@ fn a_recurrence_runs_fused_and_unfused() {
 
 const W: usize = 16;
 const WINDOWED: &Weights = &[
-    ("table", VOCABULARY, W, 1.0),
-    ("q", W, W, 1.0),
-    ("k", 8, W, 1.0),
-    ("v", 8, W, 1.0),
-    ("head", VOCABULARY, W, 1.0),
+    ("table", &[VOCABULARY, W], 1.0),
+    ("q", &[W, W], 1.0),
+    ("k", &[8, W], 1.0),
+    ("v", &[8, W], 1.0),
+    ("head", &[VOCABULARY, W], 1.0),
 ];
 
 /// Tokens that a token sees, itself included.
@@ -294,4 +295,55 @@ fn a_window_bounds_the_pages_that_a_sequence_keeps() {
         sequences.end(fork).unwrap();
         assert_eq!(sequences.free_pages(), 8);
     }
+}
+
+const EXPERTS: &Weights = &[
+    ("table", &[VOCABULARY, 24], 1.0),
+    ("router", &[5, 24], 1.0),
+    ("experts", &[5, 20, 24], 1.0),
+    ("head", &[VOCABULARY, 20], 1.0),
+];
+
+const CHOSEN: &str = r#"graph @t8(%tokens: i32[T], %positions: i32[T], %sequences: i32[T], %wanted: i32[R]) sym T<=8, R<=8 {
+  %w0 = weight "table" : f32[16,24]
+  %0 = get_rows %w0, %tokens : f32[T,24]
+  %w1 = weight "router" : f32[5,24]
+  %1 = matmul %0, %w1 : f32[T,5]
+  %2 = argmax %1 : i32[T]
+  %w2 = weight "experts" : f32[5,20,24]
+  %3 = matmul_id %0, %w2, %2 : f32[T,20]
+  %4 = get_rows %3, %wanted : f32[R,20]
+  %w3 = weight "head" : f32[16,20]
+  %5 = matmul %4, %w3 : f32[R,16]
+  return %5
+}"#;
+
+/// Matrices of one tensor, of which the device chooses one for each token.
+#[test]
+fn experts_that_the_device_chose() {
+    let file = file(EXPERTS);
+    let mut chosen = std::collections::BTreeSet::new();
+    let logits = |token: u32, chosen: &mut std::collections::BTreeSet<usize>| -> Vec<f32> {
+        let x = embedding(token, EXPERTS);
+        let scores = project(&x, EXPERTS, "router");
+        let best = (0..5).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+        chosen.insert(best);
+        let y = project(&x, EXPERTS, "experts")[best * 20..][..20].to_vec();
+        project(&y, EXPERTS, "head").iter().map(|x| *x as f32).collect()
+    };
+    for fused in [true, false] {
+        let mut sequences = sequences(CHOSEN, &file, fused, 100, 1);
+        let text: Vec<u32> = (0..16).collect();
+        let expected: Vec<Vec<f32>> = text.iter().map(|token| logits(*token, &mut chosen)).collect();
+        let id = sequences.begin().unwrap();
+        for at in [0..8, 8..9, 9..16] {
+            reads(&mut sequences, &[(id, &text[at.clone()], &expected[at])]);
+        }
+        // What is followed is no input, so the executor cannot check it and the kernel clamps it.
+        let plan = sequences.executor().plan();
+        let kernel = plan.kernels.iter().find(|k| k.spec.name() == "matmul_id").unwrap();
+        let index = kernel.spec.args[2].index.unwrap();
+        assert_eq!((index.below, index.source), (Dim::n(5), IndexSource::Device));
+    }
+    assert!(chosen.len() > 2, "{chosen:?}");
 }

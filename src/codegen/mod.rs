@@ -119,7 +119,7 @@ impl Generator<'_> {
         let node = self.g.node(id);
         let place = match &node.op {
             Op::Input { .. } | Op::Return => return Ok(()),
-            Op::Weight { name } => Place::Weight(name.clone()),
+            Op::Weight { name, rows } => Place::Weight { name: name.clone(), rows: *rows },
             Op::State { name, role } => Place::State { name: name.clone(), role: *role },
             op if op.is_view() => {
                 let viewed = self.g.operand(id, 0).and_then(|v| self.values.get(&v).copied());

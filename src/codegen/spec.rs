@@ -3,7 +3,7 @@
 //! A [`KernelSpec`] says *what* a kernel computes of which arguments. An [`Implementation`] says *how*: it is all that a back
 //! end decides. Neither names a buffer, so equal kernels are shared by all layers.
 
-use crate::ir::{Dim, Kernel, StateRole, Syms, TensorType};
+use crate::ir::{Dim, Kernel, Slice, StateRole, Syms, TensorType};
 use serde::{Deserialize, Serialize};
 
 pub use crate::ir::fused::{
@@ -213,8 +213,15 @@ pub struct Buffer {
 pub enum Place {
     /// Planned in the arena.
     Arena,
-    /// A tensor of the model file, read only.
-    Weight(String),
+    /// A tensor of the model file, or some of its rows; read only.
+    Weight { name: String, rows: Option<Slice> },
     /// Kept from step to step.
     State { name: String, role: StateRole },
+}
+
+impl Place {
+    /// A whole tensor of the model file.
+    pub fn weight(name: impl Into<String>) -> Place {
+        Place::Weight { name: name.into(), rows: None }
+    }
 }

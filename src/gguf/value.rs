@@ -159,6 +159,24 @@ impl Value {
 }
 
 impl Array {
+    /// The elements, if all are integers that are not negative.
+    pub fn to_u64s(&self) -> Option<Vec<u64>> {
+        fn all<T: Copy + TryInto<u64>>(values: &[T]) -> Option<Vec<u64>> {
+            values.iter().map(|v| (*v).try_into().ok()).collect()
+        }
+        match self {
+            Array::U8(v) => all(v),
+            Array::I8(v) => all(v),
+            Array::U16(v) => all(v),
+            Array::I16(v) => all(v),
+            Array::U32(v) => all(v),
+            Array::I32(v) => all(v),
+            Array::U64(v) => all(v),
+            Array::I64(v) => all(v),
+            Array::F32(_) | Array::F64(_) | Array::Bool(_) | Array::String(_) => None,
+        }
+    }
+
     /// The type of the elements.
     pub const fn element_type(&self) -> ValueType {
         match self {

@@ -1,7 +1,7 @@
 //! Random graphs that pass the verifier, and random steps and tensors for them: for property tests.
 
 use super::graph::{Graph, NodeId, Value};
-use super::op::{Fused, Kernel, Op, Rope, RopeStyle, StateRole};
+use super::op::{Fused, Kernel, Op, Rope, RopeStyle, Slice, StateRole};
 use super::step::{PAGE, StepInput};
 use super::types::{DType, Dim, Syms, TensorType};
 use half::f16;
@@ -180,7 +180,10 @@ impl Builder {
 
     fn weight(&mut self, dtype: DType, shape: &[u64]) -> Value {
         let name = self.name("weight");
-        self.leaf(Op::Weight { name }, dtype, shape.iter().copied())
+        // Some are rows of larger tensors.
+        let sliced = self.names % 4 == 0 && shape.len() > 1;
+        let rows = sliced.then(|| Slice { first: 3, of: shape[0] + 5 });
+        self.leaf(Op::Weight { name, rows }, dtype, shape.iter().copied())
     }
 
     /// A weight as f32, from any format of which blocks make up its rows.

@@ -1,7 +1,7 @@
 //! A graph for other tools: Graphviz and JSON.
 
 use super::graph::{Graph, Value};
-use super::op::Op;
+use super::op::{Op, Slice};
 use super::text::{attributes, names};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ impl Graph {
             };
             for v in self.operands(id) {
                 match self.op(v.node) {
-                    Op::Weight { name } | Op::State { name, .. } => {
+                    Op::Weight { name, .. } | Op::State { name, .. } => {
                         label += &format!("\n{name} : {}", self.ty(v))
                     }
                     Op::Const { value } => label += &format!("\n{value}"),
@@ -78,7 +78,12 @@ impl Graph {
             "results": results,
         });
         match &node.op {
-            Op::Weight { name } => json["name"] = json!(name),
+            Op::Weight { name, rows } => {
+                json["name"] = json!(name);
+                if let Some(Slice { first, of }) = rows {
+                    json["rows"] = json!({ "first": first, "of": of });
+                }
+            }
             Op::State { name, role } => {
                 json["name"] = json!(name);
                 json["role"] = json!(role.name());
@@ -101,6 +106,7 @@ impl Graph {
             | Op::Dequant
             | Op::QuantAct
             | Op::MatMul
+            | Op::MatMulId
             | Op::Add
             | Op::Mul
             | Op::Silu

@@ -16,8 +16,8 @@ pub mod verify;
 
 pub use decision::{Decision, Gain, Outcome, Why};
 pub use graph::{Graph, Node, NodeId, Value};
-pub use op::{Fused, Kernel, MAX_HEAD_DIM, Op, Rope, RopeStyle, StateRole};
+pub use op::{Fused, Kernel, MAX_HEAD_DIM, Op, Rope, RopeStyle, Slice, StateRole};
 pub use step::{KvTypes, MAX_SEQUENCES, PAGE, StepInput};
 pub use text::{At, ParseError};
 pub use types::{DType, Dim, Syms, TensorType};
-pub use verify::{Verified, VerifyError, VerifyErrors, Violation, check, verify};
+pub use verify::{Verified, VerifyError, VerifyErrors, Violation, verify, verify_unfinished};

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Op {
     /// A parameter of the graph, or of a fused body. In a body, one that stands for a state has the state's role.
     Input { name: String, role: Option<StateRole> },
-    /// A tensor of the model file, by name.
-    Weight { name: String },
+    /// A tensor of the model file, by name, or some of its rows.
+    Weight { name: String, rows: Option<Slice> },
     /// The first version of a state that outlives the step, such as a cache `[S,G,D]` of keys.
     State { name: String, role: StateRole },
     /// Every element is `value`.
@@ -25,6 +25,9 @@ pub enum Op {
     QuantAct,
     /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`.
     MatMul,
+    /// `(x f32 [T,K], w f32 [E,N,K], ids i32 [T]) -> f32 [T,N]`: each row of `x` times the transposed matrix `ids[t]` of `w`, such
+    /// as the expert that was chosen for it.
+    MatMulId,
     /// Elementwise sum; the second operand may be `[N]`, added to every row.
     Add,
     /// Elementwise product; the second operand may be `[N]`, multiplied with every row.
@@ -68,6 +71,31 @@ pub enum Op {
     /// skipped must not move the numbers of others.
     #[serde(skip)]
     Fused(Box<Fused>),
+}
+
+/// Rows of a tensor: from row `first` on, of `of` in all, as many as the type of what has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Slice {
+    pub first: u64,
+    pub of: u64,
+}
+
+impl Slice {
+    /// Whether rows of type `ty` lie within the tensor, and are whole blocks.
+    pub fn holds(&self, ty: &TensorType) -> bool {
+        let rows = ty.shape.first().and_then(|rows| rows.as_const());
+        let within = rows.and_then(|rows| self.first.checked_add(rows)).is_some_and(|end| end <= self.of);
+        within && (ty.shape.len() > 1 || ty.dtype.block_len() == 1)
+    }
+
+    /// The type of the whole tensor, of which rows of type `ty` are a part.
+    pub fn whole(&self, ty: &TensorType) -> TensorType {
+        let mut whole = ty.clone();
+        if let Some(rows) = whole.shape.first_mut() {
+            *rows = Dim::n(self.of);
+        }
+        whole
+    }
 }
 
 /// Rotary position embedding over the first `dims` of each head: pair `i` turns by
@@ -231,6 +259,11 @@ impl Op {
         Op::Input { name: name.into(), role: None }
     }
 
+    /// A whole tensor of the model file.
+    pub fn weight(name: impl Into<String>) -> Op {
+        Op::Weight { name: name.into(), rows: None }
+    }
+
     /// The mnemonic of the text form, without attributes.
     pub fn name(&self) -> &'static str {
         match self {
@@ -242,6 +275,7 @@ impl Op {
             Op::Dequant => "dequant",
             Op::QuantAct => "quant_act",
             Op::MatMul => "matmul",
+            Op::MatMulId => "matmul_id",
             Op::Add => "add",
             Op::Mul => "mul",
             Op::Silu => "silu",
@@ -285,7 +319,28 @@ impl Op {
             Op::KvAppend => vec![(0, 0)],
             Op::GatedScan => vec![(0, 1)],
             Op::Fused(f) => f.writes(),
-            _ => vec![],
+            Op::Input { .. }
+            | Op::Weight { .. }
+            | Op::State { .. }
+            | Op::Const { .. }
+            | Op::GetRows
+            | Op::Dequant
+            | Op::QuantAct
+            | Op::MatMul
+            | Op::MatMulId
+            | Op::Add
+            | Op::Mul
+            | Op::Silu
+            | Op::RmsNorm { .. }
+            | Op::Rope(_)
+            | Op::Reshape
+            | Op::KvRead { .. }
+            | Op::Scores { .. }
+            | Op::CausalMask { .. }
+            | Op::Softmax
+            | Op::WeightedSum
+            | Op::ArgMax
+            | Op::Return => vec![],
         }
     }
 
@@ -306,6 +361,7 @@ impl Op {
             })),
             (Op::Scores { .. } | Op::WeightedSum, 2) => read_by(first(1)),
             (Op::GatedScan, 3) => read_by(first(0)),
+            (Op::MatMulId, 2) => read_by(first(1)),
             (Op::Fused(fused), _) => fused.follows(slot),
             (
                 Op::Input { .. }
@@ -316,6 +372,7 @@ impl Op {
                 | Op::Dequant
                 | Op::QuantAct
                 | Op::MatMul
+                | Op::MatMulId
                 | Op::Add
                 | Op::Mul
                 | Op::Silu
@@ -353,6 +410,11 @@ impl Op {
                 if matches!(self, Op::Weight { .. }) && t.shape.iter().any(|d| d.as_const().is_none()) {
                     return Err(format!("a weight has constant dimensions, not {t}"));
                 }
+                if let Op::Weight { rows: Some(rows), .. } = self
+                    && !rows.holds(t)
+                {
+                    return Err(format!("{t} from row {} on is more than {} rows", rows.first, rows.of));
+                }
                 one(t.clone())
             }
             Op::GetRows => {
@@ -385,6 +447,20 @@ impl Op {
                 if k != k2 {
                     return Err(format!("inner dimensions differ: {k} and {k2}"));
                 }
+                one(TensorType { dtype: DType::F32, shape: vec![t, n] })
+            }
+            Op::MatMulId => {
+                arity(3)?;
+                f32s(x[0], "the left operand")?;
+                f32s(x[1], "the matrices")?;
+                let ((t, k), [e, n, k2]) = (matrix(x[0], "the left operand")?, heads(x[1], "the matrices")?);
+                if k != k2 {
+                    return Err(format!("inner dimensions differ: {k} and {k2}"));
+                }
+                if e.as_const().is_none() {
+                    return Err(format!("the number of matrices must be constant, not {e}"));
+                }
+                per_token(x[2], t, "the ids")?;
                 one(TensorType { dtype: DType::F32, shape: vec![t, n] })
             }
             Op::Add | Op::Mul => {

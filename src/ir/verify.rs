@@ -4,8 +4,8 @@
 //!
 //! 1. Data does not flow in a circle.
 //! 2. The operands of a node fill the slots `0..n`, and each is a result that its node has.
-//! 3. Result types are those that [`Op::infer`] gives for the operands.
-//! 4. Inputs, weights and states each have unique names.
+//! 3. Result types are those that [`Op::infer`] gives for the operands; rows of a weight lie within its tensor.
+//! 4. Inputs, weights and states each have unique names, but for weights that are other rows of one tensor.
 //! 5. Attributes make sense: epsilon is finite and not negative, the base of RoPE finite and positive,
 //!    scales and constants finite.
 //! 6. Sizes make sense: at most [`TensorType::MAX_RANK`] dimensions, none of which can be 0 but by `R`; fewer than
@@ -69,7 +69,7 @@ pub fn verify(graph: Graph) -> Result<Verified, VerifyErrors> {
 ///
 /// # Errors
 /// As [`verify()`], with a copy of the graph.
-pub fn check(graph: &Graph) -> Result<(), VerifyErrors> {
+pub fn verify_unfinished(graph: &Graph) -> Result<(), VerifyErrors> {
     match violations(graph) {
         errors if errors.is_empty() => Ok(()),
         errors => Err(VerifyErrors { graph: Box::new(graph.clone()), errors }),
@@ -288,9 +288,12 @@ impl Checker<'_> {
         let mut seen = HashSet::new();
         for id in self.order.clone() {
             let op = self.graph.op(id);
-            if let Op::Input { name, .. } | Op::Weight { name } | Op::State { name, .. } = op
-                && !seen.insert((op.name(), name))
-            {
+            let (name, rows) = match op {
+                Op::Weight { name, rows } => (name, *rows),
+                Op::Input { name, .. } | Op::State { name, .. } => (name, None),
+                _ => continue,
+            };
+            if !seen.insert((op.name(), name, rows)) {
                 self.report(id, Violation::DuplicateName { kind: op.name(), name: name.clone() });
             }
         }
@@ -583,6 +586,7 @@ fn touches(op: &Op) -> Option<StateRole> {
         | Op::Dequant
         | Op::QuantAct
         | Op::MatMul
+        | Op::MatMulId
         | Op::Add
         | Op::Mul
         | Op::Silu

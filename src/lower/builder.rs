@@ -2,15 +2,35 @@
 
 use super::LowerError;
 use crate::gguf::Gguf;
-use crate::ir::{DType, Dim, Graph, Op, StateRole, StepInput, Syms, TensorType, Value};
+use crate::ir::{DType, Dim, Graph, Op, Slice, StateRole, StepInput, Syms, TensorType, Value};
 use indexmap::IndexMap;
+use std::collections::BTreeSet;
 
 /// Builds a graph; weights are created on first use, and what is not used in the end is an error.
 pub struct Builder<'a> {
     gguf: &'a Gguf,
     g: Graph,
-    weights: IndexMap<String, Value>,
+    weights: IndexMap<(String, Option<Slice>), Value>,
     states: Vec<Value>,
+}
+
+/// The tensors `{name}.weight [rows,cols]` and, where the file has it, `{name}.bias [rows]`; or some rows of both.
+pub struct Matrix {
+    name: String,
+    rows: u64,
+    slice: Option<Slice>,
+    cols: u64,
+}
+
+impl Matrix {
+    pub fn whole(name: impl Into<String>, rows: u64, cols: u64) -> Matrix {
+        Matrix { name: name.into(), rows, slice: None, cols }
+    }
+
+    /// `rows` of `of`, from row `first` on.
+    pub fn rows(name: &str, first: u64, rows: u64, of: u64, cols: u64) -> Matrix {
+        Matrix { name: name.into(), rows, slice: Some(Slice { first, of }), cols }
+    }
 }
 
 impl<'a> Builder<'a> {
@@ -60,7 +80,13 @@ impl<'a> Builder<'a> {
 
     /// The tensor as it is stored, which must have this shape.
     pub fn weight(&mut self, name: &str, shape: &[u64]) -> Result<Value, LowerError> {
-        if let Some(&v) = self.weights.get(name) {
+        self.stored(name, shape, None)
+    }
+
+    /// A tensor of this shape, or some of its rows.
+    fn stored(&mut self, name: &str, shape: &[u64], rows: Option<(Slice, u64)>) -> Result<Value, LowerError> {
+        let key = (name.to_owned(), rows.map(|(rows, _)| rows));
+        if let Some(&v) = self.weights.get(&key) {
             return Ok(v);
         }
         let info = self.gguf.tensor(name)?;
@@ -74,9 +100,13 @@ impl<'a> Builder<'a> {
                 wanted: list(shape),
             });
         }
-        let ty = TensorType::new(dtype, shape.iter().copied());
-        let v = self.g.leaf(Op::Weight { name: name.into() }, ty).map_err(LowerError::Graph)?;
-        self.weights.insert(name.into(), v);
+        let mut ty = TensorType::new(dtype, shape.iter().copied());
+        if let (Some((_, n)), Some(all)) = (rows, ty.shape.first_mut()) {
+            *all = Dim::n(n);
+        }
+        let op = Op::Weight { name: name.into(), rows: key.1 };
+        let v = self.g.leaf(op, ty).map_err(LowerError::Graph)?;
+        self.weights.insert(key, v);
         Ok(v)
     }
 
@@ -91,21 +121,26 @@ impl<'a> Builder<'a> {
         if self.g.ty(x).dtype == DType::F32 { Ok(x) } else { self.op(Op::Dequant, &[x]) }
     }
 
-    /// `x · wᵀ (+ bias)` for the tensors `{name}.weight [rows,cols]` and, where the file has it, `{name}.bias [rows]`.
-    pub fn linear(&mut self, x: Value, name: &str, rows: u64, cols: u64) -> Result<Value, LowerError> {
-        let w = self.float(&format!("{name}.weight"), &[rows, cols])?;
+    /// `x · wᵀ (+ bias)`.
+    pub fn linear(&mut self, x: Value, matrix: &Matrix) -> Result<Value, LowerError> {
+        let Matrix { name, rows, slice, cols } = matrix;
+        let (all, slice) = (slice.map_or(*rows, |slice| slice.of), slice.map(|slice| (slice, *rows)));
+        let w = self.stored(&format!("{name}.weight"), &[all, *cols], slice)?;
+        let w = self.dequant(w)?;
         let y = self.op(Op::MatMul, &[x, w])?;
         let bias = format!("{name}.bias");
         if !self.has(&bias) {
             return Ok(y);
         }
-        let bias = self.float(&bias, &[rows])?;
+        let bias = self.stored(&bias, &[all], slice)?;
+        let bias = self.dequant(bias)?;
         self.op(Op::Add, &[y, bias])
     }
 
     /// The graph that returns `results` and the last versions of the states.
     pub fn finish(mut self, architecture: &str, results: &[Value]) -> Result<Graph, LowerError> {
-        if let Some(name) = self.gguf.tensors.keys().find(|name| !self.weights.contains_key(*name)) {
+        let used: BTreeSet<&str> = self.weights.keys().map(|(name, _)| name.as_str()).collect();
+        if let Some(name) = self.gguf.tensors.keys().find(|name| !used.contains(name.as_str())) {
             return Err(LowerError::Unused { name: name.clone(), architecture: architecture.into() });
         }
         let returned: Vec<Value> = results.iter().chain(&self.states).copied().collect();

@@ -6,10 +6,11 @@
 mod architecture;
 mod builder;
 mod config;
-mod decoder;
+mod families;
+mod keys;
 
-pub use architecture::{ARCHITECTURES, Architecture};
-pub use config::Config;
+pub use architecture::Architecture;
+pub use config::{Config, Layer};
 
 use crate::gguf::{Gguf, GgufError};
 use crate::ir::{Graph, KvTypes, MAX_SEQUENCES, PAGE, Syms};
@@ -20,7 +21,7 @@ use builder::Builder;
 pub enum LowerError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    #[error("architecture {architecture:?} is not supported; these are: {}", ARCHITECTURES.map(|a| a.name).join(", "))]
+    #[error("architecture {architecture:?} is not supported; these are: {}", Architecture::ALL.map(Architecture::name).join(", "))]
     Architecture { architecture: String },
     #[error("key {key:?}: {detail}")]
     Key { key: String, detail: String },
@@ -90,7 +91,7 @@ impl Step {
 /// Tensors that are missing, of unsupported types or of other shapes than the metadata says, and tensors that no
 /// supported model has.
 pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerError> {
-    let span = tracing::debug_span!("lower", step = step.name(), architecture = config.architecture.name);
+    let span = tracing::debug_span!("lower", step = step.name(), architecture = config.architecture.name());
     let _guard = span.enter();
     let max = 1 << 24;
     if !(1..=max).contains(&step.context) {
@@ -103,8 +104,8 @@ pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerEr
     let t = step.tokens.max(1);
     let bounds = Syms { t, r: step.wanted.clamp(1, t) };
     let mut b = Builder::new(gguf, &step.name(), bounds);
-    let results = decoder::build(&mut b, config, step)?;
-    let graph = b.finish(config.architecture.name, &results)?;
+    let results = families::build(&mut b, config, step)?;
+    let graph = b.finish(config.architecture.name(), &results)?;
     tracing::debug!(nodes = graph.len());
     Ok(graph)
 }

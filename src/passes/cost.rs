@@ -92,6 +92,13 @@ fn op_bytes(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u64 
             all(&mut [x[1].bytes(bounds), x[1].with_dtype(x[0].dtype).bytes(bounds), x[2].bytes(bounds)]
                 .into_iter())
         }
+        // One matrix for each row, and each of them at most once.
+        Op::MatMulId => {
+            let (t, experts) = (x[0].first().eval(bounds), x[1].first().eval(bounds));
+            let each = x[1].bytes(bounds) / experts.max(1);
+            let matrices = each.saturating_mul(t.min(experts));
+            all(&mut [x[0].bytes(bounds), matrices, x[2].bytes(bounds), written].into_iter())
+        }
         // What is filled may be everything.
         Op::KvRead { .. } => all(&mut [written, written, x[1].bytes(bounds), x[2].bytes(bounds)].into_iter()),
         Op::Input { .. }
@@ -187,7 +194,7 @@ fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u6
     let elements = |t: &TensorType| t.elements(bounds);
     let twice = |a: u64, b: Dim| a.saturating_mul(b.eval(bounds)).saturating_mul(2);
     match op {
-        Op::MatMul | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
+        Op::MatMul | Op::MatMulId | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
         Op::WeightedSum => twice(elements(&y[0]), x[0].last()),
         Op::GatedScan => elements(&y[0]).saturating_mul(2),
         Op::Input { .. }

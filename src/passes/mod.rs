@@ -232,7 +232,8 @@ impl Run<'_> {
         *self.report.rewrites.entry(pass.name.to_string()).or_insert(0) += 1;
         let added = patch.apply(g).map_err(|message| PassError::Patch { pass: pass.name, message })?;
         if self.pipeline.verify_each {
-            crate::ir::check(g).map_err(|e| PassError::Verify { pass: pass.name, message: e.to_string() })?;
+            crate::ir::verify_unfinished(g)
+                .map_err(|e| PassError::Verify { pass: pass.name, message: e.to_string() })?;
         }
         Ok(Some(added))
     }

@@ -7,10 +7,11 @@ use super::{
     State, Tensor, state_bytes,
 };
 use crate::codegen::spec::{Implementation, Index, IndexSource, Place, Program};
-use crate::ir::{Decision, Dim, StateRole, Syms, TensorType};
+use crate::ir::{Decision, Dim, Slice, StateRole, Syms, TensorType};
 use crate::target::Target;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
+use std::hash::Hash;
 
 /// What [`Plan::build`] makes a plan from.
 #[derive(Clone, Debug)]
@@ -33,7 +34,8 @@ impl Plan {
         let mut shared = Shared::default();
         let programs = programs.into_iter().map(|(program, decisions)| shared.take(program, decisions));
         let programs = programs.collect::<Result<Vec<_>, _>>()?;
-        let weights: Vec<Tensor> = shared.weights.into_iter().map(|(name, ty)| Tensor { name, ty }).collect();
+        let weights: Vec<Tensor> =
+            shared.weights.into_iter().map(|((name, rows), ty)| Tensor { name, ty, rows }).collect();
         let mut arena_offset = 0u64;
         let mut states = vec![];
         for (name, (ty, role)) in shared.states {
@@ -119,7 +121,7 @@ struct NumberedCall {
 /// The tables of a plan while it is built.
 #[derive(Default)]
 struct Shared {
-    weights: IndexMap<String, TensorType>,
+    weights: IndexMap<(String, Option<Slice>), TensorType>,
     states: IndexMap<String, (TensorType, StateRole)>,
     /// By their byte form, as floats have no total equality.
     kernels: IndexMap<Vec<u8>, Implementation>,
@@ -151,11 +153,11 @@ impl Shared {
                 Place::State { name, role } => {
                     let show = |(ty, role): &(TensorType, StateRole)| format!("{ty} {}", role.name());
                     let state = (buffer.ty.clone(), *role);
-                    BufRef::State(one("state", &mut self.states, name, state, show)?)
+                    BufRef::State(one("state", &mut self.states, name.clone(), name, state, show)?)
                 }
-                Place::Weight(name) => {
-                    let show = TensorType::to_string;
-                    BufRef::Weight(one("weight", &mut self.weights, name, buffer.ty.clone(), show)?)
+                Place::Weight { name, rows } => {
+                    let (key, show) = ((name.clone(), *rows), TensorType::to_string);
+                    BufRef::Weight(one("weight", &mut self.weights, key, name, buffer.ty.clone(), show)?)
                 }
             })
         };
@@ -225,15 +227,16 @@ impl Input {
     }
 }
 
-/// The index of `name` in `table`, which has or gets it as `entry`.
-fn one<T: PartialEq>(
+/// The index of `key` in `table`, which has or gets `new` there.
+fn one<K: Eq + Hash, T: PartialEq>(
     what: &'static str,
-    table: &mut IndexMap<String, T>,
+    table: &mut IndexMap<K, T>,
+    key: K,
     name: &str,
     new: T,
     show: impl Fn(&T) -> String,
 ) -> Result<u32, PlanError> {
-    match table.entry(name.to_owned()) {
+    match table.entry(key) {
         Entry::Vacant(entry) => {
             let index = entry.index();
             entry.insert(new);

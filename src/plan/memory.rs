@@ -13,7 +13,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::schedule::{Clocks, Flow, FlowCall, FlowError, Home, Life, Slot};
+use super::schedule::{Clocks, Flow, FlowCall, FlowError, Home, LiveRange, Slot};
 use crate::codegen::spec::Access;
 use std::cmp::Reverse;
 
@@ -57,7 +57,7 @@ pub fn align_up(n: u64) -> Option<u64> {
 /// Buffers that share one place, each taken over from the last.
 struct Chain {
     bytes: u64,
-    life: Life,
+    live: LiveRange,
     /// First and last moment of use along the order: 0 the start, `l + 1` call `l`.
     span: (usize, usize),
 }
@@ -100,7 +100,7 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
     for (l, call) in flow.calls.iter().enumerate() {
         for &(to, from) in &call.aliases {
             let free = heir[from].is_none() && taken_from[to].is_none();
-            if free && hands_over(flow, clocks, users, l, from, to) {
+            if free && donates(flow, clocks, users, l, from, to) {
                 (heir[from], taken_from[to]) = (Some(to), Some(from));
             }
         }
@@ -117,14 +117,14 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
         let mut next = Some(first);
         while let Some(b) = next {
             let (uses, buffer) = (&users[b], &flow.buffers[b]);
-            let life = clocks.life(uses, buffer.input, buffer.result);
+            let live = clocks.live_range(uses, buffer.input, buffer.result);
             let end = flow.calls.len() + 1;
             let start = if buffer.input { 0 } else { uses.first().map_or(end, |l| l + 1) };
             let stop = if buffer.result { end } else { uses.last().map_or(0, |l| l + 1) };
             match &mut chain {
-                None => chain = Some(Chain { bytes: buffer.bytes, life, span: (start, stop) }),
+                None => chain = Some(Chain { bytes: buffer.bytes, live, span: (start, stop) }),
                 Some(c) => {
-                    c.life.join(&life);
+                    c.live.join(&live);
                     c.span = (c.span.0.min(start), c.span.1.max(stop));
                 }
             }
@@ -136,9 +136,9 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
     (chains, chain_of)
 }
 
-/// Whether, by the lives of both, `to` may lie where `from` lies: `from` is not used after call `l`, nor
+/// Whether, by the live ranges of both, `to` may lie where `from` lies: `from` is not used after call `l`, nor
 /// `to` before.
-fn hands_over(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>], l: usize, from: usize, to: usize) -> bool {
+fn donates(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>], l: usize, from: usize, to: usize) -> bool {
     let last = users[from].iter().all(|u| *u == l || clocks.before(*u, l));
     let first = users[to].iter().all(|u| *u == l || clocks.before(l, *u));
     last && first && !flow.buffers[from].result && !flow.buffers[to].input
@@ -162,7 +162,7 @@ fn conflicts(chains: &[Chain]) -> Vec<Vec<usize>> {
     let mut with = vec![vec![]; chains.len()];
     for (a, x) in chains.iter().enumerate() {
         for (b, y) in chains.iter().enumerate().skip(a + 1) {
-            if !x.life.precedes(&y.life) && !y.life.precedes(&x.life) {
+            if !x.live.precedes(&y.live) && !y.live.precedes(&x.live) {
                 with[a].push(b);
                 with[b].push(a);
             }
@@ -312,7 +312,7 @@ pub fn check_placement(
     let clocks = flow.clocks(slots, streams)?;
     check_races(flow, &clocks)?;
     let users = flow.users();
-    let mut placed: Vec<(u64, u64, usize, Life)> = vec![];
+    let mut placed: Vec<(u64, u64, usize, LiveRange)> = vec![];
     for (b, buffer) in flow.buffers.iter().enumerate().filter(|(_, b)| b.home == Home::Arena) {
         let name = || buffer.name.clone();
         let Some(offset) = offsets.get(b).copied().flatten() else {
@@ -323,23 +323,22 @@ pub fn check_placement(
         };
         check_region(&buffer.name, offset, buffer.bytes, arena_bytes)?;
         if buffer.bytes > 0 {
-            let life = clocks.life(&users[b], buffer.input, buffer.result);
-            placed.push((offset, offset + buffer.bytes, b, life));
+            let live = clocks.live_range(&users[b], buffer.input, buffer.result);
+            placed.push((offset, offset + buffer.bytes, b, live));
         }
     }
     placed.sort_unstable_by_key(|(start, _, b, _)| (*start, *b));
-    let handed = |a: usize, b: usize| {
-        let by_call = |(l, call): (usize, &FlowCall)| {
-            let pair = |to, from| {
-                call.aliases.contains(&(to, from)) && hands_over(flow, &clocks, &users, l, from, to)
-            };
+    let donated_to = |a: usize, b: usize| {
+        let donated = |(l, call): (usize, &FlowCall)| {
+            let pair =
+                |to, from| call.aliases.contains(&(to, from)) && donates(flow, &clocks, &users, l, from, to);
             pair(a, b) || pair(b, a)
         };
-        offsets[a] == offsets[b] && flow.calls.iter().enumerate().any(by_call)
+        offsets[a] == offsets[b] && flow.calls.iter().enumerate().any(donated)
     };
-    for (i, (_, stop, a, life)) in placed.iter().enumerate() {
+    for (i, (_, stop, a, live)) in placed.iter().enumerate() {
         for (_, _, b, other) in placed[i + 1..].iter().take_while(|(start, ..)| start < stop) {
-            if !life.precedes(other) && !other.precedes(life) && !handed(*a, *b) {
+            if !live.precedes(other) && !other.precedes(live) && !donated_to(*a, *b) {
                 let (a, b) = (flow.buffers[*a].name.clone(), flow.buffers[*b].name.clone());
                 return Err(MemoryError::Overlap { a, b });
             }

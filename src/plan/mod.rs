@@ -26,7 +26,7 @@ mod validate;
 
 use crate::codegen::spec::{ArgId, Computation, Implementation, KernelSpec, NormSource};
 use crate::gguf::{Digest, Identity};
-use crate::ir::{DType, Decision, Dim, KvTypes, Op, StateRole, StepInput, Syms, TensorType};
+use crate::ir::{DType, Decision, Dim, KvTypes, Op, Slice, StateRole, StepInput, Syms, TensorType};
 use crate::target::{Target, TargetKind};
 use memory::MemoryError;
 use schedule::{Slot, size_of};
@@ -96,8 +96,11 @@ pub struct Options {
 /// A weight that programs read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tensor {
+    /// Its name in the model file.
     pub name: String,
     pub ty: TensorType,
+    /// Which rows of the tensor these are; none if they are all of it.
+    pub rows: Option<Slice>,
 }
 
 /// Memory that is kept from step to step.
@@ -224,6 +227,8 @@ pub enum PlanError {
     Limits { input: String, a: Dim, b: Dim },
     #[error("{what} {name:?} cannot be {ty}: its size must be the same in every step")]
     Varies { what: &'static str, name: String, ty: TensorType },
+    #[error("weight {:?} is {} from row {} of {}, which is beyond its end", .0.name, .0.ty, .0.rows.map_or(0, |r| r.first), .0.rows.map_or(0, |r| r.of))]
+    Rows(Tensor),
     #[error("program {program:?}: bounds need 1 <= T and R <= T, but are {bounds:?}")]
     Bounds { program: String, bounds: Syms },
     #[error(

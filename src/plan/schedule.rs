@@ -327,19 +327,19 @@ pub struct Clocks {
 /// When a buffer is in use: by lane, the calls that must be over for it to be free, and those that are
 /// over before it is first used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct LiveRange {
     done: Vec<u32>,
     ready: Vec<u32>,
 }
 
-impl Life {
+impl LiveRange {
     /// Whether this use is over before the other begins, in every order that may happen.
-    pub fn precedes(&self, other: &Life) -> bool {
+    pub fn precedes(&self, other: &LiveRange) -> bool {
         self.done.iter().zip(&other.ready).all(|(done, ready)| done <= ready)
     }
 
     /// Both uses as one.
-    pub fn join(&mut self, other: &Life) {
+    pub fn join(&mut self, other: &LiveRange) {
         self.done.iter_mut().zip(&other.done).for_each(|(a, b)| *a = (*a).max(*b));
         self.ready.iter_mut().zip(&other.ready).for_each(|(a, b)| *a = (*a).min(*b));
     }
@@ -403,23 +403,23 @@ impl Clocks {
         a != b && self.row(b)[self.lane[a]] > self.place(a)
     }
 
-    /// The life of a buffer that `users` use, that is written at the start (`input`) or read at the end.
-    pub fn life(&self, users: &[usize], input: bool, result: bool) -> Life {
+    /// The live range of a buffer that `users` use, that is written at the start (`input`) or read at the end.
+    pub fn live_range(&self, users: &[usize], input: bool, result: bool) -> LiveRange {
         let lanes = self.lanes();
-        let mut life = Life { done: vec![0; lanes], ready: vec![u32::MAX; lanes] };
+        let mut live = LiveRange { done: vec![0; lanes], ready: vec![u32::MAX; lanes] };
         for &l in users {
-            let done = &mut life.done[self.lane[l]];
+            let done = &mut live.done[self.lane[l]];
             *done = (*done).max(self.place(l) + 1);
-            life.ready.iter_mut().zip(self.row(l)).for_each(|(a, b)| *a = (*a).min(*b));
+            live.ready.iter_mut().zip(self.row(l)).for_each(|(a, b)| *a = (*a).min(*b));
         }
         if input {
-            life.join(&Life { done: self.count.iter().map(|_| 0).collect(), ready: vec![0; lanes] });
-            life.done[0] = 1;
+            live.join(&LiveRange { done: self.count.iter().map(|_| 0).collect(), ready: vec![0; lanes] });
+            live.done[0] = 1;
         }
         if result {
-            life.join(&Life { done: vec![0; lanes], ready: self.count.clone() });
-            life.done[lanes - 1] = 1;
+            live.join(&LiveRange { done: vec![0; lanes], ready: self.count.clone() });
+            live.done[lanes - 1] = 1;
         }
-        life
+        live
     }
 }

@@ -4,7 +4,7 @@ use crate::codegen::spec::{
     Access, Alias, Arg, Buffer, Call, Code, CpuCode, Extent, Index, IndexSource, LaunchSpec, Place, Program,
 };
 use crate::gguf::Digest;
-use crate::ir::{Dim, Op, Outcome, Why};
+use crate::ir::{Dim, Op, Outcome, Slice, Why};
 use proptest::prelude::*;
 
 pub(crate) fn identity() -> Identity {
@@ -74,8 +74,8 @@ pub(crate) fn toy(name: &str, t: u64) -> Program {
         .collect(),
         buffers: [
             (&ids, Place::Arena),
-            (&table, Place::Weight("table".into())),
-            (&bias, Place::Weight("bias".into())),
+            (&table, Place::weight("table")),
+            (&bias, Place::weight("bias")),
             (&rows, Place::Arena),
             (&rows, Place::Arena),
             (&cache, state),
@@ -223,7 +223,7 @@ fn the_format_has_one_schema() {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (4, "a6aeff08f5c32b24"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (4, "48b93a4e56a90b5d"), "the schema of plans:\n{text}");
 }
 
 /// The widest window counts, and one mask without any sees everything.
@@ -328,6 +328,10 @@ fn every_rule_is_checked() {
             Box::new(|p| decode(p).inputs = vec![decode(p).inputs[0].clone(); 2]),
         ),
         ("state \"cache\" cannot be f32[T,1,8]", Box::new(|p| p.states[0].ty.shape[0] = Dim::T)),
+        (
+            "weight \"table\" is f32[5,8] from row 1 of 5, which is beyond its end",
+            Box::new(|p| p.weights[0].rows = Some(Slice { first: 1, of: 5 })),
+        ),
         ("weight \"bias\" cannot be f32[R]", Box::new(|p| p.weights[1].ty.shape[0] = Dim::R)),
         ("larger than any memory", Box::new(|p| p.states[0].ty.shape[1] = Dim::n(1 << 60))),
         ("not whole blocks", Box::new(|p| p.weights[1].ty.dtype = DType::Q8_0)),
@@ -398,7 +402,7 @@ fn ids_of_two_tables_are_held_to_the_smaller() {
             kernel.spec.args[1].index.as_mut().unwrap().below = rows.into();
         }
         let table = lookup.spec.args[0].ty.clone();
-        decode.buffers.push(Buffer { ty: table, place: Place::Weight("other".into()) });
+        decode.buffers.push(Buffer { ty: table, place: Place::weight("other") });
         decode.buffers.push(Buffer { ty: lookup.spec.args[2].ty.clone(), place: Place::Arena });
         decode.kernels.push(lookup);
         let other = decode.buffers.len() as u32 - 2;

@@ -27,7 +27,11 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "weights {} ({weights} bytes)", self.weights.len())?;
         for weight in &self.weights {
-            writeln!(f, "  {:?} {}", weight.name, weight.ty)?;
+            write!(f, "  {:?} {}", weight.name, weight.ty)?;
+            match weight.rows {
+                Some(rows) => writeln!(f, " from {} of {}", rows.first, rows.of)?,
+                None => writeln!(f)?,
+            }
         }
         writeln!(f, "kernels {}", self.kernels.len())?;
         for (i, kernel) in self.kernels.iter().enumerate() {

@@ -96,7 +96,7 @@ mod tests {
         let (decode, _) = &mut parts.programs[1];
         // Two calls of a kernel that reads the table whole, beside the one that looks rows up.
         let table = decode.buffers[1].clone();
-        assert_eq!(table.place, Place::Weight("table".into()));
+        assert_eq!(table.place, Place::weight("table"));
         let mut reader = decode.kernels[3].clone();
         assert_eq!(reader.spec.computes, Computation::Op(Op::Silu));
         reader.spec.args =

@@ -35,12 +35,18 @@ impl Plan {
         if !sane || [kv.k, kv.v].iter().any(|kv| !matches!(kv, DType::F32 | DType::F16)) {
             return Err(PlanError::Options { context, sequences, chunk, kv });
         }
-        unique("weights", self.weights.iter().map(|w| &w.name))?;
+        let mut seen = BTreeSet::new();
+        if let Some(weight) = self.weights.iter().find(|w| !seen.insert((&w.name, w.rows))) {
+            return Err(PlanError::Duplicate { what: "weights", name: weight.name.clone() });
+        }
         unique("states", self.states.iter().map(|s| &s.name))?;
         for weight in &self.weights {
             if weight.ty.shape.iter().any(|d| d.as_const().is_none()) {
                 let (name, ty) = (weight.name.clone(), weight.ty.clone());
                 return Err(PlanError::Varies { what: "weight", name, ty });
+            }
+            if weight.rows.is_some_and(|rows| !rows.holds(&weight.ty)) {
+                return Err(PlanError::Rows(weight.clone()));
             }
         }
         self.validate_pool()?;

@@ -3,7 +3,10 @@
 //! Sums accumulate in f64 and every result is rounded to f32 once. A fused node is its body.
 
 use crate::gguf::dequant::{DequantError, dequantise, quantise_q8_act};
-use crate::ir::{DType, Graph, NodeId, Op, Rope, RopeStyle, Syms, TensorType, Value, VerifyErrors, check};
+use crate::ir::{
+    DType, Graph, NodeId, Op, Rope, RopeStyle, Slice, Syms, TensorType, Value, VerifyErrors,
+    verify_unfinished,
+};
 use half::f16;
 use indexmap::IndexMap;
 use std::collections::{HashMap, HashSet};
@@ -37,6 +40,8 @@ pub enum InterpError {
     Repeated { row: usize },
     #[error("weight {name:?} cannot be read: {why}")]
     Weight { name: String, why: String },
+    #[error("weight {name:?} must be {ty} from row {} on of {}, which {given} has not", rows.first, rows.of)]
+    Slice { name: String, rows: Slice, ty: TensorType, given: TensorType },
     #[error("state {name:?} is not given")]
     MissingState { name: String },
     #[error("{op} cannot be evaluated by itself")]
@@ -105,6 +110,27 @@ impl Tensor {
         &self.data
     }
 
+    /// The rows of this tensor, called `name`, that are a weight of type `ty`.
+    ///
+    /// # Errors
+    /// If the tensor has another number of rows, or not these.
+    pub fn slice(&self, name: &str, rows: &Slice, ty: &TensorType) -> Result<Tensor> {
+        let fits = self.dims.first().is_some_and(|&all| all as u64 == rows.of) && rows.holds(ty);
+        let row = self.data.len() as u64 / rows.of.max(1);
+        let n = ty.first().as_const().unwrap_or(0);
+        let bytes = rows.first.saturating_mul(row) as usize
+            ..(rows.first.saturating_add(n)).saturating_mul(row) as usize;
+        match self.data.get(bytes).filter(|_| fits) {
+            Some(data) => {
+                let dims = [&[n as usize], &self.dims[1..]].concat();
+                Tensor::new(self.dtype, dims, data.to_vec())
+            }
+            None => {
+                Err(InterpError::Slice { name: name.into(), rows: *rows, ty: ty.clone(), given: self.ty() })
+            }
+        }
+    }
+
     /// The type, with constant dimensions.
     pub fn ty(&self) -> TensorType {
         constant_type(self.dtype, &self.dims)
@@ -140,7 +166,7 @@ impl Tensor {
 /// gives is dropped after the last use. `states` holds the first versions by name.
 ///
 /// # Errors
-/// If the graph does not pass [`check`], something that it needs is missing or of another type, an index
+/// If the graph does not pass [`verify_unfinished`], something that it needs is missing or of another type, an index
 /// is out of range, or the memory does not suffice.
 pub fn eval(
     graph: &Graph,
@@ -149,12 +175,18 @@ pub fn eval(
     weights: &dyn Fn(&str) -> Result<Tensor>,
     mut states: IndexMap<String, Tensor>,
 ) -> Result<Vec<Tensor>> {
-    check(graph)?;
+    verify_unfinished(graph)?;
     if syms.t > graph.bounds.t || syms.r > graph.bounds.r {
         return Err(InterpError::Step(*syms));
     }
-    run(graph, syms, inputs, &mut |op| match op {
-        Op::Weight { name } => weights(name),
+    run(graph, syms, inputs, &mut |op, ty| match op {
+        Op::Weight { name, rows } => {
+            let tensor = weights(name)?;
+            match rows {
+                Some(rows) => tensor.slice(name, rows, ty),
+                None => Ok(tensor),
+            }
+        }
         Op::State { name, .. } => {
             states.swap_remove(name).ok_or_else(|| InterpError::MissingState { name: name.clone() })
         }
@@ -180,7 +212,7 @@ pub fn eval_node(graph: &Graph, id: NodeId, operands: &[&Tensor], syms: &Syms) -
     }
     if let Op::Fused(fused) = &node.op {
         let inputs: Vec<Tensor> = operands.iter().map(|&x| x.clone()).collect();
-        return run(&fused.body, syms, &inputs, &mut |op| Err(InterpError::NotANode { op: op.name() }));
+        return run(&fused.body, syms, &inputs, &mut |op, _| Err(InterpError::NotANode { op: op.name() }));
     }
     primitive(&node.op, &node.outs, operands, syms)
 }
@@ -190,7 +222,7 @@ fn run(
     graph: &Graph,
     syms: &Syms,
     inputs: &[Tensor],
-    leaf: &mut dyn FnMut(&Op) -> Result<Tensor>,
+    leaf: &mut dyn FnMut(&Op, &TensorType) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
     check_step(syms)?;
     if inputs.len() != graph.inputs().len() {
@@ -219,8 +251,8 @@ fn run(
                 results = values.into_iter().cloned().collect();
                 vec![]
             }
-            op @ (Op::Weight { name } | Op::State { name, .. }) => {
-                let x = leaf(op)?;
+            op @ (Op::Weight { name, .. } | Op::State { name, .. }) => {
+                let x = leaf(op, graph.ty(id.into()))?;
                 expect(&x, graph.ty(id.into()), syms, || format!("{} {name:?}", op.name()))?;
                 vec![x]
             }
@@ -271,6 +303,13 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
             scores(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), &sequences, *scale)
         }
         Op::CausalMask { window } => causal_mask(float(0)?, &shape, &x[1].to_i32()?, *window),
+        Op::MatMulId => {
+            let ids = indices(x[2], "id", x[1].dims[0])?;
+            let (rows, w, k) = (float(0)?, float(1)?, x[0].dims[1]);
+            let each = x[1].dims[1] * k;
+            let row = |(x, id): (&[f32], usize)| matmul(x, &w[id * each..][..each], k);
+            rows.chunks(k.max(1)).zip(ids).flat_map(row).collect()
+        }
         Op::WeightedSum => {
             let sequences = indices(x[2], "sequence", x[1].dims[0])?;
             weighted_sum(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), &sequences)

@@ -21,13 +21,19 @@ pub fn find_weights<'f>(plan: &Plan, file: &'f GgufFile) -> Result<Vec<&'f [u8]>
     let find = |weight: &crate::plan::Tensor| {
         let info = file.gguf().tensor(&weight.name)?;
         let has = TensorType::new(info.dtype()?, info.shape.iter().copied());
-        let bytes = file.tensor_bytes(info);
+        // What the plan takes the whole tensor to be.
+        let wants = weight.rows.map_or_else(|| weight.ty.clone(), |rows| rows.whole(&weight.ty));
         // The file's bytes follow from its type; that they are as many as the plan's holds kernels to it.
-        let at = Syms { t: 0, r: 0 };
-        if has == weight.ty && bytes.len() as u64 == weight.ty.bytes(&at) {
-            return Ok(bytes);
+        let (bytes, at) = (file.tensor_bytes(info), Syms { t: 0, r: 0 });
+        let row = wants.bytes(&at) / wants.first().c.max(1);
+        let first = weight.rows.map_or(0, |rows| rows.first.saturating_mul(row));
+        let end = first.saturating_add(weight.ty.bytes(&at));
+        let slice = usize::try_from(first).ok().zip(usize::try_from(end).ok());
+        let found = slice.and_then(|(first, end)| bytes.get(first..end));
+        match found.filter(|_| has == wants && bytes.len() as u64 == wants.bytes(&at)) {
+            Some(found) => Ok(found),
+            None => Err(WeightError::Type { name: weight.name.clone(), wants, has }),
         }
-        Err(WeightError::Type { name: weight.name.clone(), wants: weight.ty.clone(), has })
     };
     plan.weights.iter().map(find).collect()
 }

@@ -120,7 +120,7 @@ pub fn plan_of_description(gguf: &Gguf, options: &Options, purpose: Purpose) -> 
             source: None,
             identity: Identity { len: gguf.file_len, header: nothing, samples: nothing },
             full_hash: None,
-            architecture: config.architecture.name.into(),
+            architecture: config.architecture.name().into(),
             name: "shape".into(),
         },
         target: options.target.clone(),

@@ -3,8 +3,8 @@
 //! Tokens go through one by one. Only the file reader and the reference dequantiser are the engine's own; both have tests
 //! against the `gguf` Python package.
 
-use sinter::gguf::GgufFile;
 use sinter::gguf::dequant::dequantise;
+use sinter::gguf::{GgufFile, Value};
 use std::iter::zip;
 
 /// The logits of every token.
@@ -36,7 +36,21 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The first rows, the next ones, and so on.
+    fn split<const N: usize>(self, rows: [usize; N]) -> [Linear; N] {
+        let (mut weight, mut bias) = (self.weight.into_iter(), self.bias.map(Vec::into_iter));
+        let parts = rows.map(|n| Linear {
+            weight: weight.by_ref().take(n).collect(),
+            bias: bias.as_mut().map(|bias| bias.by_ref().take(n).collect()),
+        });
+        assert!(weight.next().is_none(), "rows are left");
+        parts
+    }
+}
+
 struct Layer {
+    heads: usize,
     attention_norm: Vector,
     query: Linear,
     key: Linear,
@@ -59,8 +73,9 @@ struct Model {
     output_norm: Vector,
     /// None if it is the embedding.
     head: Option<Linear>,
-    heads: usize,
     head_dim: usize,
+    /// Positions that a token sees, itself included.
+    window: usize,
     eps: f64,
     rope: Rope,
 }
@@ -93,9 +108,9 @@ impl Model {
             bias: vector(&format!("{name}.bias")),
         };
 
-        let heads = int("attention.head_count").unwrap();
-        let head_dim =
-            int("attention.key_length").unwrap_or_else(|| int("embedding_length").unwrap() / heads);
+        // Of a number for each layer, only files with a key length have lists.
+        let head_dim = int("attention.key_length")
+            .unwrap_or_else(|| int("embedding_length").unwrap() / int("attention.head_count").unwrap());
         let rotated = int("rope.dimension_count").unwrap_or(head_dim);
         let base = f64::from(gguf.f32_opt(&key("rope.freq_base")).unwrap().unwrap_or(10_000.0));
         let factors = vector("rope_freqs.weight").unwrap_or_else(|| vec![1.0; rotated / 2]);
@@ -109,17 +124,35 @@ impl Model {
 
         let layer = |i: usize| {
             let name = |part: &str| format!("blk.{i}.{part}");
+            // One number for all layers, or one for each.
+            let of_layer = |part: &str| match gguf.metadata.get(&key(part)) {
+                Some(Value::Array(list)) => Some(list.to_u64s().unwrap()[i] as usize),
+                _ => int(part),
+            };
+            let heads = of_layer("attention.head_count").unwrap();
+            let kv_heads = of_layer("attention.head_count_kv").unwrap_or(heads);
+            let of = |count: usize| count * head_dim;
+            let [query, key, value] = match gguf.tensors.contains_key(&name("attn_qkv.weight")) {
+                true => linear(&name("attn_qkv")).split([of(heads), of(kv_heads), of(kv_heads)]),
+                false => ["attn_q", "attn_k", "attn_v"].map(|part| linear(&name(part))),
+            };
+            let ffn = of_layer("feed_forward_length").unwrap();
+            let [gate, up] = match gguf.tensors.contains_key(&name("ffn_gate.weight")) {
+                true => ["ffn_gate", "ffn_up"].map(|part| linear(&name(part))),
+                false => linear(&name("ffn_up")).split([ffn, ffn]),
+            };
             Layer {
+                heads,
                 attention_norm: values(file, &name("attn_norm.weight")),
-                query: linear(&name("attn_q")),
-                key: linear(&name("attn_k")),
-                value: linear(&name("attn_v")),
+                query,
+                key,
+                value,
                 query_norm: vector(&name("attn_q_norm.weight")),
                 key_norm: vector(&name("attn_k_norm.weight")),
                 output: linear(&name("attn_output")),
                 ffn_norm: values(file, &name("ffn_norm.weight")),
-                gate: linear(&name("ffn_gate")),
-                up: linear(&name("ffn_up")),
+                gate,
+                up,
                 down: linear(&name("ffn_down")),
                 keys: vec![],
                 values: vec![],
@@ -130,8 +163,8 @@ impl Model {
             layers: (0..int("block_count").unwrap()).map(layer).collect(),
             output_norm: values(file, "output_norm.weight"),
             head: gguf.tensors.contains_key("output.weight").then(|| linear("output")),
-            heads,
             head_dim,
+            window: int("attention.sliding_window").unwrap_or(usize::MAX),
             eps: f64::from(gguf.f32(&key("attention.layer_norm_rms_epsilon")).unwrap()),
             rope,
         }
@@ -155,7 +188,9 @@ impl Model {
             let queries = turned(layer.query.of(&a), &layer.query_norm);
             layer.keys.push(turned(layer.key.of(&a), &layer.key_norm));
             layer.values.push(layer.value.of(&a));
-            let mixed = attend(&queries, &layer.keys, &layer.values, self.heads, self.head_dim);
+            let first = layer.keys.len().saturating_sub(self.window);
+            let (keys, values) = (&layer.keys[first..], &layer.values[first..]);
+            let mixed = attend(&queries, keys, values, layer.heads, self.head_dim);
             add(&mut x, &layer.output.of(&mixed));
 
             let f = normalise(&x, &layer.ffn_norm, self.eps);

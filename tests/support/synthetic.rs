@@ -31,6 +31,10 @@ pub struct Shape {
     pub biases: bool,
     /// RoPE's frequencies are divided by `rope_freqs`.
     pub rope_factors: bool,
+    /// The rows of queries, keys and values lie in one tensor.
+    pub fused_qkv: bool,
+    /// Positions that a token sees, where not all; of phi3 only.
+    pub window: Option<u32>,
 }
 
 const LLAMA: Shape = Shape {
@@ -49,6 +53,8 @@ const LLAMA: Shape = Shape {
     tied: false,
     biases: false,
     rope_factors: false,
+    fused_qkv: false,
+    window: None,
 };
 
 const LLAMA3: Shape = Shape {
@@ -74,8 +80,12 @@ const QWEN2: Shape = Shape {
 const QWEN3: Shape =
     Shape { name: "tiny-qwen3", architecture: "qwen3", head_dim: 128, rotated: 128, biases: false, ..QWEN2 };
 
+/// It sees fewer positions than texts of the tests have.
+const PHI3: Shape =
+    Shape { name: "tiny-phi3", architecture: "phi3", fused_qkv: true, window: Some(7), ..LLAMA };
+
 /// Shapes that run in no time: one of each family, and one whose rows are no whole blocks of 256.
-pub const TINY: [Shape; 5] = [
+pub const TINY: [Shape; 6] = [
     LLAMA,
     LLAMA3,
     Shape {
@@ -91,10 +101,11 @@ pub const TINY: [Shape; 5] = [
     },
     QWEN2,
     QWEN3,
+    PHI3,
 ];
 
 /// Shapes of published models.
-pub const REAL: [Shape; 6] = [
+pub const REAL: [Shape; 7] = [
     Shape {
         name: "llama-3.1-8b",
         layers: 32,
@@ -154,6 +165,19 @@ pub const REAL: [Shape; 6] = [
         kv_heads: 8,
         vocab: 151936,
         ..QWEN3
+    },
+    Shape {
+        name: "phi-3-mini-4k",
+        layers: 32,
+        width: 3072,
+        ffn: 8192,
+        heads: 32,
+        kv_heads: 32,
+        head_dim: 96,
+        rotated: 96,
+        vocab: 32064,
+        window: Some(2047),
+        ..PHI3
     },
 ];
 
@@ -228,6 +252,8 @@ impl Model {
             ("rope.dimension_count", int(s.rotated)),
             ("rope.freq_base", Value::F32(s.rope_base)),
         ];
+        let window = s.window.map(|n| ("attention.sliding_window", Value::U32(n)));
+        let metadata = metadata.into_iter().chain(window);
         let metadata = metadata.map(|(key, value)| (format!("{}.{key}", s.architecture), value));
         let text = |key: &str, value: &str| (key.to_string(), Value::String(value.into()));
         let general = [text("general.architecture", s.architecture), text("general.name", s.name)];
@@ -285,19 +311,24 @@ fn tensors(s: &Shape) -> Vec<(String, Vec<u64>)> {
     for layer in 0..s.layers {
         let mut add = |name: &str, shape: &[u64]| list.push((format!("blk.{layer}.{name}"), shape.to_vec()));
         add("attn_norm.weight", &[s.width]);
-        for (name, rows) in [("q", queries), ("k", keys), ("v", keys)] {
+        let (apart, fused) = ([("q", queries), ("k", keys), ("v", keys)], [("qkv", queries + 2 * keys)]);
+        for &(name, rows) in if s.fused_qkv { &fused[..] } else { &apart } {
             add(&format!("attn_{name}.weight"), &[rows, s.width]);
             if s.biases {
                 add(&format!("attn_{name}.bias"), &[rows]);
             }
-            if s.architecture == "qwen3" && name != "v" {
-                add(&format!("attn_{name}_norm.weight"), &[s.head_dim]);
-            }
+        }
+        for name in ["q", "k"].into_iter().filter(|_| s.architecture == "qwen3") {
+            add(&format!("attn_{name}_norm.weight"), &[s.head_dim]);
         }
         add("attn_output.weight", &[s.width, queries]);
         add("ffn_norm.weight", &[s.width]);
-        add("ffn_gate.weight", &[s.ffn, s.width]);
-        add("ffn_up.weight", &[s.ffn, s.width]);
+        if s.architecture == "phi3" {
+            add("ffn_up.weight", &[2 * s.ffn, s.width]);
+        } else {
+            add("ffn_gate.weight", &[s.ffn, s.width]);
+            add("ffn_up.weight", &[s.ffn, s.width]);
+        }
         add("ffn_down.weight", &[s.width, s.ffn]);
     }
     list
@@ -312,7 +343,7 @@ fn spread(name: &str) -> (f32, f32) {
         (4.0, 1.5)
     } else if ends(".bias") {
         (0.0, 0.1)
-    } else if ends("attn_q.weight") || ends("attn_k.weight") {
+    } else if ends("attn_q.weight") || ends("attn_k.weight") || ends("attn_qkv.weight") {
         (0.0, 0.06)
     } else {
         (0.0, 0.02)

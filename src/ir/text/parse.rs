@@ -1,7 +1,7 @@
 //! Parsing: one pass, one token ahead, at most one body deep.
 
 use super::super::graph::{Graph, Value};
-use super::super::op::{Fused, Kernel, Op, Rope, RopeStyle, StateRole};
+use super::super::op::{Fused, Kernel, Op, Rope, RopeStyle, Slice, StateRole};
 use super::super::types::{DType, Dim, Syms, TensorType};
 use super::is_name_byte;
 use std::collections::HashMap;
@@ -170,7 +170,14 @@ impl<'t> Parser<'t> {
                 self.block(&mut fused.body, params, true)?;
                 (Op::Fused(Box::new(fused)), operands, types)
             }
-            "weight" => (Op::Weight { name: self.string()? }, vec![], self.result_types()?),
+            "weight" => {
+                let name = self.string()?;
+                let rows = match self.token {
+                    Token::Word("from") => Some(self.slice()?),
+                    _ => None,
+                };
+                (Op::Weight { name, rows }, vec![], self.result_types()?)
+            }
             "state" => {
                 let name = self.string()?;
                 let types = self.result_types()?;
@@ -208,6 +215,17 @@ impl<'t> Parser<'t> {
             define(names, at, name, Value { node, out: out as u32 })?;
         }
         Ok(())
+    }
+
+    /// `from 64 of 256`: which rows of a tensor.
+    fn slice(&mut self) -> Parsed<Slice> {
+        self.advance()?;
+        let first = self.integer()?;
+        if self.token != Token::Word("of") {
+            return Err(self.expected("`of`"));
+        }
+        self.advance()?;
+        Ok(Slice { first, of: self.integer()? })
     }
 
     /// `kernel(%param = %value, …)`: the node without its statements, its operands, the names in its body.
@@ -502,6 +520,7 @@ fn primitive(at: usize, name: &str, attributes: &mut Attributes<'_>) -> Parsed<O
         "dequant" => Op::Dequant,
         "quant_act" => Op::QuantAct,
         "matmul" => Op::MatMul,
+        "matmul_id" => Op::MatMulId,
         "add" => Op::Add,
         "mul" => Op::Mul,
         "silu" => Op::Silu,

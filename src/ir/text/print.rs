@@ -1,7 +1,7 @@
 //! Printing.
 
 use super::super::graph::{Graph, NodeId, Value};
-use super::super::op::{Op, RopeStyle};
+use super::super::op::{Op, RopeStyle, Slice};
 use super::is_plain;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -63,7 +63,10 @@ fn block(graph: &Graph, outer: Option<NodeId>, lines: &mut Vec<Line>) {
                 lines.push(Line { at, text: format!("{indent}return{space}{values}") });
                 continue;
             }
-            Op::Weight { name } | Op::State { name, .. } => format!(" {}", quoted(name)),
+            Op::Weight { name, rows: Some(Slice { first, of }) } => {
+                format!(" {} from {first} of {of}", quoted(name))
+            }
+            Op::Weight { name, rows: None } | Op::State { name, .. } => format!(" {}", quoted(name)),
             Op::Const { value } => format!(" {}", float(*value)),
             Op::Fused(fused) => {
                 let params = fused.body.inputs().iter().map(|&id| match fused.body.op(id) {
@@ -146,6 +149,7 @@ pub fn attributes(op: &Op) -> String {
         | Op::Dequant
         | Op::QuantAct
         | Op::MatMul
+        | Op::MatMulId
         | Op::Add
         | Op::Mul
         | Op::Silu

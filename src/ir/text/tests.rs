@@ -1,5 +1,5 @@
 use crate::ir::arbitrary::{Rng, random_graph};
-use crate::ir::{DType, Graph, Op, StateRole, Syms, TensorType, check};
+use crate::ir::{DType, Graph, Op, Slice, StateRole, Syms, TensorType, verify_unfinished};
 use proptest::prelude::*;
 
 const EXAMPLE: &str = r#"graph @decode(%tokens: i32[T], %positions: i32[T], %sequences: i32[T], %rows: i32[T], %tables: i32[2,4], %lengths: i32[2], %wanted: i32[R]) sym T<=4, R<=2 {
@@ -54,7 +54,7 @@ fn message_at(statement: &str) -> String {
 #[test]
 fn the_example_reads_and_prints_as_it_is() {
     assert_eq!(parsed(EXAMPLE).to_string(), EXAMPLE);
-    check(&parsed(EXAMPLE)).unwrap();
+    verify_unfinished(&parsed(EXAMPLE)).unwrap();
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn names_of_any_kind_survive() {
     let mut results = vec![];
     for name in names {
         let x = g.leaf(Op::input(name), TensorType::new(DType::F32, [4u64])).unwrap();
-        let w = g.leaf(Op::Weight { name: name.into() }, TensorType::new(DType::F32, [4u64])).unwrap();
+        let w = g.leaf(Op::weight(name), TensorType::new(DType::F32, [4u64])).unwrap();
         results.push(g.add(Op::Add, &[x, w]).unwrap().into());
     }
     g.set_return(&results);
@@ -123,7 +123,29 @@ fn names_of_any_kind_survive() {
     assert_eq!(inputs, names.map(Op::input).iter().collect::<Vec<_>>());
     let weights: Vec<&Op> =
         read.order().into_iter().map(|id| read.op(id)).filter(|o| o.name() == "weight").collect();
-    assert_eq!(weights, names.map(|n| Op::Weight { name: n.into() }).iter().collect::<Vec<_>>());
+    assert_eq!(weights, names.map(|n| Op::weight(n)).iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn rows_of_a_tensor_are_a_weight() {
+    let text = "graph @g() sym T<=1, R<=1 {\n  %w0 = weight \"w\" from 3 of 9 : f16[4,8]\n  \
+                %w1 = weight \"w\" from 0 of 9 : f16[3,8]\n  return %w0, %w1\n}";
+    let graph = parsed(text);
+    assert_eq!(graph.to_string(), text);
+    let slices: Vec<_> = graph.order().into_iter().map(|id| graph.op(id).clone()).collect();
+    assert_eq!(slices[0], Op::Weight { name: "w".into(), rows: Some(Slice { first: 3, of: 9 }) });
+    for (from, to, says) in [
+        ("3 of 9", "6 of 9", "f16[4,8] from row 6 on is more than 9 rows"),
+        ("3 of 9", "18446744073709551615 of 9", "is more than 9 rows"),
+        ("3 of 9 : f16[4,8]", "0 of 4 : q8_0[4]", "is more than 4 rows"),
+        ("3 of 9 : f16[4,8]", "0 of 4 : f16[]", "is more than 4 rows"),
+        ("3 of 9", "3 in 9", "expected `of`"),
+        ("3 of 9", "3 of", "expected an integer"),
+        ("3 of 9", "of 9", "expected an integer"),
+    ] {
+        let error = Graph::parse(&text.replacen(from, to, 1)).expect_err(to).to_string();
+        assert!(error.contains(says), "{to}: {error}");
+    }
 }
 
 #[test]
@@ -140,7 +162,7 @@ fn a_long_chain_overflows_no_stack() {
     }
     text += "return %50000 }";
     let g = parsed(&text);
-    check(&g).unwrap();
+    verify_unfinished(&g).unwrap();
     assert!(!g.is_cyclic());
     assert_eq!(parsed(&g.to_string()).len(), g.len());
 }
@@ -285,7 +307,7 @@ proptest! {
             if let Ok(g) = Graph::parse(&mutate(&graph, &mut rng)) {
                 let text = g.to_string();
                 prop_assert_eq!(parsed(&text).to_string(), text);
-                if let Err(errors) = check(&g) {
+                if let Err(errors) = verify_unfinished(&g) {
                     prop_assert!(errors.to_string().contains("^ rule"));
                 }
             }

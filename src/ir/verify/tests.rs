@@ -15,13 +15,13 @@ fn graph(statements: &str) -> Graph {
 }
 
 fn rules(g: &Graph) -> Vec<u8> {
-    check(g).map_or_else(|e| e.errors.iter().map(|e| e.violation.rule()).collect(), |()| vec![])
+    verify_unfinished(g).map_or_else(|e| e.errors.iter().map(|e| e.violation.rule()).collect(), |()| vec![])
 }
 
 /// Asserts that a graph breaks this one rule, with this message.
 #[track_caller]
 fn breaks(g: &Graph, rule: u8, message: &str) {
-    let errors = check(g).expect_err("a rule is broken").errors;
+    let errors = verify_unfinished(g).expect_err("a rule is broken").errors;
     let found: Vec<_> = errors.iter().map(|e| (e.violation.rule(), e.violation.to_string())).collect();
     assert_eq!(found, [(rule, message.to_owned())]);
 }
@@ -113,7 +113,7 @@ fn rule_2_results_exist() {
     let edge = g.raw_mut().edges_directed(a, petgraph::Incoming).next().unwrap().id();
     g.raw_mut()[edge].out = 3;
     breaks(&g, 2, "operand 0 is result 3 of a node that has 1");
-    assert!(check(&g).unwrap_err().to_string().contains("silu %? : "));
+    assert!(verify_unfinished(&g).unwrap_err().to_string().contains("silu %? : "));
 }
 
 #[test]
@@ -196,6 +196,12 @@ fn rule_4_names_are_unique() {
     statements_break(twice, 4, "another state is called \"k\"");
     let twice = "%a = weight \"w\" : f32[64] %b = weight \"w\" : f32[64] return %a, %b, %k";
     statements_break(twice, 4, "another weight is called \"w\"");
+    let twice =
+        "%a = weight \"w\" from 8 of 99 : f32[64] %b = weight \"w\" from 8 of 99 : f32[64] return %a, %b, %k";
+    statements_break(twice, 4, "another weight is called \"w\"");
+    // Other rows of the same tensor are another weight.
+    let apart = "%a = weight \"w\" from 0 of 128 : f32[64] %b = weight \"w\" from 64 of 128 : f32[64] return %a, %b, %k";
+    verify(graph(apart)).unwrap();
     let mut g = graph("return %k");
     g.leaf(Op::input("x"), TensorType::new(DType::F32, [1u64])).unwrap();
     breaks(&g, 4, "another input is called \"x\"");
@@ -223,7 +229,7 @@ fn rule_6_sizes_make_sense() {
     assert_eq!(rules(&graph(overflow)), [6]);
     statements_break("%w = weight \"w\" : f32[4,0] return %w, %k", 6, "f32[4,0] can be empty");
     // There may be no rows that are wanted.
-    check(&graph("%a = const 1 : f32[R] return %a, %k")).unwrap();
+    verify_unfinished(&graph("%a = const 1 : f32[R] return %a, %k")).unwrap();
     let mut g = graph("return %k");
     g.leaf(Op::input("r"), TensorType::new(DType::F32, [1u64; 9])).unwrap();
     breaks(&g, 6, "f32[1,1,1,1,1,1,1,1,1] has more than 8 dimensions");
@@ -236,7 +242,7 @@ fn rule_7_bounds_make_sense() {
         g.set_return(&[]);
         breaks(&g, 7, &format!("bounds need 1 <= T and R <= T, but T is {t} and R is {r}"));
     }
-    check(&Graph::new("g", Syms { t: 1, r: 0 })).unwrap();
+    verify_unfinished(&Graph::new("g", Syms { t: 1, r: 0 })).unwrap();
 }
 
 #[test]
@@ -407,7 +413,7 @@ fn rule_11_holds_with_more_writers_than_a_sweep_serves() {
         results.push(format!("%k{i}"));
     }
     let results = results.join(", ");
-    check(&graph(&format!("{statements} return %k, {results}"))).unwrap();
+    verify_unfinished(&graph(&format!("{statements} return %k, {results}"))).unwrap();
     let late = "%d = kv_read %s99, %tables, %lengths {page=32} : f32[1,64,1,64]";
     let late = format!("{statements} {late} return %d, %k, {results}");
     statements_break(&late, 11, &LATE.replace("\"k\"", "\"99\""));
@@ -464,7 +470,7 @@ fn rule_13_bodies_are_primitive() {
     let y = g.inputs()[1];
     g.add(fused, &[y.into()]).unwrap();
     breaks(&g, 13, "a fused body holds no fused");
-    check(&g).unwrap_err().to_string();
+    verify_unfinished(&g).unwrap_err().to_string();
 }
 
 #[test]
@@ -481,7 +487,7 @@ fn rule_13_bodies_fit_their_node() {
         g.add(Op::Fused(Box::new(Fused { kernel, body })), &[y.into()]).unwrap();
         g
     };
-    check(&fused(|_| {})).unwrap();
+    verify_unfinished(&fused(|_| {})).unwrap();
     breaks(&fused(|b| b.set_return(&[])), 13, "a fused body returns something");
     breaks(&fused(|b| b.name = "melt".into()), 13, "the body is called \"melt\", not \"swiglu\"");
     breaks(&fused(|b| b.bounds.r = 1), 13, "the body has other bounds than the graph around it");
@@ -552,7 +558,7 @@ fn errors_show_in_the_text() {
          return %a, %k",
     );
     assert_eq!(
-        check(&g).unwrap_err().to_string(),
+        verify_unfinished(&g).unwrap_err().to_string(),
         r#"graph @g(%x: f32[T,1,64], %y: f32[T,64], %n: i32[T], %tables: i32[1,2], %lengths: i32[1]) sym T<=4, R<=2 {
   %c0 = const 0xff800000 : f32[64]
   ^ rule 5: the constant cannot be -inf
@@ -573,7 +579,7 @@ fn long_graphs_show_the_lines_around() {
     let chain: String = (0..60).map(|i| format!("%{} = silu %{i} : f32[T,64]\n", i + 1)).collect();
     let g = graph(&format!("%0 = silu %y : f32[T,64] {chain} return %60"));
     assert_eq!(
-        check(&g).unwrap_err().to_string(),
+        verify_unfinished(&g).unwrap_err().to_string(),
         "  ...
   %60 = silu %59 : f32[T,64]
   %s0 = state \"k\" : f16[64,1,64] appended
@@ -588,7 +594,7 @@ proptest! {
     #[test]
     fn random_graphs_pass(seed: u64, size in 1usize..200) {
         let g = random_graph(seed, size);
-        if let Err(e) = check(&g) {
+        if let Err(e) = verify_unfinished(&g) {
             prop_assert!(false, "{e}");
         }
     }

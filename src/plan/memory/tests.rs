@@ -447,7 +447,7 @@ impl Machine<'_> {
             let written: Vec<usize> =
                 uses.iter().filter(|u| u.access != Access::Read).map(|u| u.buffer).collect();
             let reads = uses.iter().filter(|u| matches!(u.access, Access::Read | Access::Update));
-            let handed = |r: usize| {
+            let donated_to = |r: usize| {
                 self.flow.calls[l]
                     .aliases
                     .iter()
@@ -461,7 +461,7 @@ impl Machine<'_> {
                     self.write(b, tag(l, b));
                 }
             } else {
-                for u in reads.filter(|u| u.access == Access::Read && !handed(u.buffer)) {
+                for u in reads.filter(|u| u.access == Access::Read && !donated_to(u.buffer)) {
                     self.expect(u.buffer, sees[l][u.buffer], "as its reader ends")?;
                 }
                 for b in written {

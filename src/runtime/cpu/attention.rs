@@ -5,8 +5,8 @@
 //! the cache meets all of them at once.
 
 use super::args::{Args, F32, Q8Block};
+use super::binding::{self, ACTIVATIONS, BindError, Binding, CACHES};
 use super::blocks;
-use super::check::{self, ACTIVATIONS, BindError, CACHES, Check};
 use super::isa::{Isa, WIDE, prefetch};
 use super::math::{LANES, exp, quantise, seen};
 use super::rope_kv::MAX_HEAD;
@@ -78,7 +78,7 @@ struct Paging {
 }
 
 impl Paging {
-    fn bind(check: &mut Check<'_>, m: &AttentionSpec) -> Result<Paging, BindError> {
+    fn bind(check: &mut Binding<'_>, m: &AttentionSpec) -> Result<Paging, BindError> {
         let shape = |role, arg: ArgId, axis: usize| {
             let dim = check.ty(role, arg)?.shape.get(axis).and_then(|d| d.as_const());
             Ok::<u64, BindError>(dim.unwrap_or(0))
@@ -88,12 +88,12 @@ impl Paging {
             (shape("the block tables", m.tables, 0)?, shape("the block tables", m.tables, 1)?);
         let page = u64::from(m.page);
         if page == 0 || page % KEYS as u64 != 0 || rows % page != 0 {
-            return check::parameter(format!(
+            return binding::parameter(format!(
                 "{rows} rows in pages of {page} are not whole blocks of {KEYS}"
             ));
         }
-        check::size("the rows of a cache", rows)?;
-        let longest = check::size("the positions of a sequence", each.saturating_mul(page))? as u64;
+        binding::size("the rows of a cache", rows)?;
+        let longest = binding::size("the positions of a sequence", each.saturating_mul(page))? as u64;
         check.index(
             "the block tables",
             m.tables,
@@ -106,7 +106,7 @@ impl Paging {
         Ok(Paging {
             page: page as usize,
             pages: (rows / page) as usize,
-            sequences: check::size("the sequences", sequences)?,
+            sequences: binding::size("the sequences", sequences)?,
             each: each as usize,
         })
     }
@@ -114,22 +114,22 @@ impl Paging {
 
 impl Attention {
     pub fn bind(kernel: &Implementation, m: &AttentionSpec) -> Result<Attention, BindError> {
-        let mut check = Check::new(kernel)?;
-        let heads = check::size("the heads", m.heads)?;
-        let kv_heads = check::size("the KV heads", m.kv_heads)?;
-        let head_dim = check::size("the head dimension", m.head_dim)?;
-        let n = check::size("a row of queries", m.heads.saturating_mul(m.head_dim))?;
+        let mut check = Binding::new(kernel)?;
+        let heads = binding::size("the heads", m.heads)?;
+        let kv_heads = binding::size("the KV heads", m.kv_heads)?;
+        let head_dim = binding::size("the head dimension", m.head_dim)?;
+        let n = binding::size("a row of queries", m.heads.saturating_mul(m.head_dim))?;
         if head_dim > MAX_HEAD {
-            return check::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
+            return binding::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
         }
         if heads % kv_heads != 0 {
-            return check::parameter(format!("{kv_heads} KV heads do not divide {heads} heads"));
+            return binding::parameter(format!("{kv_heads} KV heads do not divide {heads} heads"));
         }
         if !m.scale.is_finite() {
-            return check::parameter(format!("the scale must not be {}", m.scale));
+            return binding::parameter(format!("the scale must not be {}", m.scale));
         }
         if m.window == Some(0) {
-            return check::parameter("a window of 0 sees nothing");
+            return binding::parameter("a window of 0 sees nothing");
         }
         check.tokens("the queries", m.q, Access::Read, &[DType::F32], Some(Dim::T), n)?;
         let paging = Paging::bind(&mut check, m)?;
@@ -140,7 +140,7 @@ impl Attention {
         let (out, _) = check.tokens("the result", m.out, Access::Write, ACTIVATIONS, Some(Dim::T), n)?;
         let quantised = out == DType::Q8Act;
         if quantised && head_dim % 32 != 0 {
-            return check::parameter(format!("heads of {head_dim} are not whole blocks of 32"));
+            return binding::parameter(format!("heads of {head_dim} are not whole blocks of 32"));
         }
         check.may_alias(m.out, m.q);
         let grid = kernel.launches.first().map_or(&[][..], |launch| &launch.grid);
@@ -148,7 +148,7 @@ impl Attention {
         let tile = (per(0) as usize, per(1) as usize);
         let queries = tile.0.saturating_mul(tile.1);
         if tile.0 == 0 || (heads / kv_heads) % tile.0 != 0 || !(1..=QUERIES).contains(&queries) {
-            return check::parameter(format!(
+            return binding::parameter(format!(
                 "an item must be at most {QUERIES} queries of heads that share a KV head, not {} heads of {} tokens",
                 tile.0, tile.1
             ));
@@ -519,10 +519,10 @@ impl Stored<'_> {
         if self.dtype != DType::F16 || d != C * WIDE {
             return self.decode::<I>(row, &mut to.as_flattened_mut()[..d]);
         }
-        let halves = &self.bytes[row * self.stride..][..2 * C * WIDE];
-        for (to, halves) in to.iter_mut().zip(halves.as_chunks::<{ 2 * WIDE }>().0) {
-            for (to, halves) in to.as_chunks_mut::<16>().0.iter_mut().zip(halves.as_chunks::<32>().0) {
-                I::from_f16(halves, to);
+        let f16s = &self.bytes[row * self.stride..][..2 * C * WIDE];
+        for (to, f16s) in to.iter_mut().zip(f16s.as_chunks::<{ 2 * WIDE }>().0) {
+            for (to, f16s) in to.as_chunks_mut::<16>().0.iter_mut().zip(f16s.as_chunks::<32>().0) {
+                I::from_f16(f16s, to);
             }
         }
     }

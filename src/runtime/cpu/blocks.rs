@@ -160,12 +160,12 @@ fn decode_simple<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 pub(super) fn decode_plain<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     if dtype == DType::F16 {
         let (whole, rest) = out.as_chunks_mut::<16>();
-        let (halves, rest_halves) = bytes.as_chunks::<32>();
-        for (out, h) in whole.iter_mut().zip(halves) {
+        let (f16s, rest_f16) = bytes.as_chunks::<32>();
+        for (out, h) in whole.iter_mut().zip(f16s) {
             I::from_f16(h, out);
         }
-        for (out, h) in rest.iter_mut().zip(rest_halves.as_chunks::<2>().0) {
-            *out = I::from_half(*h);
+        for (out, h) in rest.iter_mut().zip(rest_f16.as_chunks::<2>().0) {
+            *out = I::from_f16_one(*h);
         }
     } else {
         for (out, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -174,21 +174,21 @@ pub(super) fn decode_plain<I: Isa>(dtype: DType, bytes: &[u8], out: &mut [f32]) 
     }
 }
 
-/// Halves of `x`, into the front of `out`.
+/// `x` as f16, into the front of `out`.
 #[inline(always)]
 pub(super) fn encode_f16<I: Isa>(x: &[f32], out: &mut [u8]) {
     let (whole, rest) = x.as_chunks::<8>();
-    let (halves, rest_halves) = out.as_chunks_mut::<16>();
-    for (x, h) in whole.iter().zip(halves.iter_mut()) {
+    let (f16s, rest_f16) = out.as_chunks_mut::<16>();
+    for (x, h) in whole.iter().zip(f16s.iter_mut()) {
         *h = I::to_f16(x);
     }
     if !rest.is_empty() {
         let mut padded = [0.0; 8];
         padded[..rest.len()].copy_from_slice(rest);
         let h = I::to_f16(&padded);
-        let to = match halves.get_mut(whole.len()) {
+        let to = match f16s.get_mut(whole.len()) {
             Some(to) => &mut to[..],
-            None => rest_halves,
+            None => rest_f16,
         };
         to[..2 * rest.len()].copy_from_slice(&h[..2 * rest.len()]);
     }

@@ -7,8 +7,8 @@ use crate::gguf::blocks::BlockMXFP4;
 use crate::ir::DType;
 
 #[inline(always)]
-fn half<I: Isa>(bytes: &[u8]) -> f32 {
-    I::from_half([bytes[0], bytes[1]])
+fn f16_at<I: Isa>(bytes: &[u8]) -> f32 {
+    I::from_f16_one([bytes[0], bytes[1]])
 }
 
 /// `N` bytes of a block from `at` on.
@@ -63,12 +63,12 @@ fn blocks_of_32<const BYTES: usize>(blocks: &[u8]) -> impl Iterator<Item = (usiz
 
 /// The half at byte `at` of each of such blocks, and zeros where there are no more.
 #[inline(always)]
-fn halves<I: Isa, const BYTES: usize>(blocks: &[u8], at: usize) -> [f32; 8] {
-    let mut halves = [0; 8];
+fn f16_of_each<I: Isa, const BYTES: usize>(blocks: &[u8], at: usize) -> [f32; 8] {
+    let mut bits = [0; 8];
     for (i, block) in blocks_of_32::<BYTES>(blocks) {
-        halves[i] = u16::from_le_bytes([block[at], block[at + 1]]);
+        bits[i] = u16::from_le_bytes([block[at], block[at + 1]]);
     }
-    I::from_f16x8(halves)
+    I::from_f16x8(bits)
 }
 
 /// See [`crate::ir::DType::Q4_0`].
@@ -82,7 +82,7 @@ impl Format for Q4_0 {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         const BYTES: usize = DType::Q4_0.block_bytes();
-        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        group.scale[0] = f16_of_each::<I, BYTES>(blocks, 0);
         for (min, d) in group.min[0].iter_mut().zip(group.scale[0]) {
             *min = 8.0 * d;
         }
@@ -103,8 +103,8 @@ impl Format for Q4_1 {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         const BYTES: usize = DType::Q4_1.block_bytes();
-        group.scale[0] = halves::<I, BYTES>(blocks, 0);
-        group.min[0] = halves::<I, BYTES>(blocks, 2);
+        group.scale[0] = f16_of_each::<I, BYTES>(blocks, 0);
+        group.min[0] = f16_of_each::<I, BYTES>(blocks, 2);
         for min in &mut group.min[0] {
             *min = -*min;
         }
@@ -125,7 +125,7 @@ impl Format for Q5_0 {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         const BYTES: usize = DType::Q5_0.block_bytes();
-        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        group.scale[0] = f16_of_each::<I, BYTES>(blocks, 0);
         for (min, d) in group.min[0].iter_mut().zip(group.scale[0]) {
             *min = 16.0 * d;
         }
@@ -146,8 +146,8 @@ impl Format for Q5_1 {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         const BYTES: usize = DType::Q5_1.block_bytes();
-        group.scale[0] = halves::<I, BYTES>(blocks, 0);
-        group.min[0] = halves::<I, BYTES>(blocks, 2);
+        group.scale[0] = f16_of_each::<I, BYTES>(blocks, 0);
+        group.min[0] = f16_of_each::<I, BYTES>(blocks, 2);
         for min in &mut group.min[0] {
             *min = -*min;
         }
@@ -168,7 +168,7 @@ impl Format for Q8_0 {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         const BYTES: usize = DType::Q8_0.block_bytes();
-        group.scale[0] = halves::<I, BYTES>(blocks, 0);
+        group.scale[0] = f16_of_each::<I, BYTES>(blocks, 0);
         for (i, block) in blocks_of_32::<BYTES>(blocks) {
             *q_of(group, i) = part(block, 2);
         }
@@ -240,7 +240,7 @@ impl Format for Q2K {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<{ DType::Q2_K.block_bytes() }>() else { return };
-        let (d, dmin) = (half::<I>(&block[80..]), half::<I>(&block[82..]));
+        let (d, dmin) = (f16_at::<I>(&block[80..]), f16_at::<I>(&block[82..]));
         for (b, scales) in block[..16].as_chunks::<2>().0.iter().enumerate() {
             for (h, scale) in scales.iter().enumerate() {
                 group.scale[h][b] = d * f32::from(scale & 15);
@@ -263,7 +263,7 @@ impl Format for Q3K {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<{ DType::Q3_K.block_bytes() }>() else { return };
-        let d = half::<I>(&block[108..]);
+        let d = f16_at::<I>(&block[108..]);
         // Low nibbles of 16 scales in 8 bytes; then their high pairs of bits in 4.
         let word = |i: usize| u32::from_le_bytes(part(block, i));
         let (a, b, pairs_of) = (word(96), word(100), word(104));
@@ -292,7 +292,7 @@ impl Format for Q3K {
 /// and 4..8; of those of 4..8, bytes 8..12 hold the low nibbles and the top bits of bytes 0..8 the rest.
 #[inline(always)]
 fn scales_and_minima<I: Isa>(block: &[u8], group: &mut Group) {
-    let (d, dmin) = (half::<I>(block), half::<I>(&block[2..]));
+    let (d, dmin) = (f16_at::<I>(block), f16_at::<I>(&block[2..]));
     let word = |i: usize| u32::from_le_bytes(part(block, i));
     let (a, b, c) = (word(4), word(8), word(12));
     let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | (a >> 2 & 0x3030_3030)];
@@ -369,7 +369,7 @@ impl Format for Q6K {
     #[inline(always)]
     fn decode<I: Isa>(blocks: &[u8], group: &mut Group) {
         let Some(block) = blocks.first_chunk::<{ DType::Q6_K.block_bytes() }>() else { return };
-        let d = half::<I>(&block[208..]);
+        let d = f16_at::<I>(&block[208..]);
         for (b, scales) in block[192..208].as_chunks::<2>().0.iter().enumerate() {
             for (h, scale) in scales.iter().enumerate() {
                 let scale = d * f32::from(*scale as i8);

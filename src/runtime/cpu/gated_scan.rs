@@ -1,8 +1,8 @@
 //! A gated linear recurrence over the tokens of each sequence. An item is up to [`SPAN`] columns, for all tokens in order.
 
 use super::args::Args;
+use super::binding::{self, BindError, Binding};
 use super::blocks::GROUP;
-use super::check::{self, BindError, Check};
 use super::isa::Isa;
 use super::math::silu;
 use super::{Kernel, Syms};
@@ -29,8 +29,8 @@ pub(super) struct GatedScan {
 
 impl GatedScan {
     pub fn bind(kernel: &Implementation, m: &GatedScanSpec) -> Result<GatedScan, BindError> {
-        let mut check = Check::new(kernel)?;
-        let n = check::size("the columns of a state", m.n)?;
+        let mut check = Binding::new(kernel)?;
+        let n = binding::size("the columns of a state", m.n)?;
         let f32s = &[DType::F32];
         let rows = check.ty("the state", m.state)?.shape.first().and_then(|d| d.as_const()).unwrap_or(0);
         check.exact("the state", m.state, Access::Update, f32s, &[Dim::n(rows), Dim::n(m.n)])?;
@@ -46,7 +46,7 @@ impl GatedScan {
         check.index("the sequences", m.sequences, &[tokens], Dim::n(rows), false)?;
         check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[tokens])?;
         check.done(&[Extent { dim: Dim::n(m.n), per: SPAN as u32 }])?;
-        let rows = check::size("the rows of a state", rows)?;
+        let rows = binding::size("the rows of a state", rows)?;
         let GatedScanSpec { state, decay, x, gate, sequences, positions, out, .. } = *m;
         Ok(GatedScan { state, decay, x, gate, sequences, positions, out, tokens, rows, n })
     }
@@ -246,7 +246,7 @@ mod tests {
             s.spec.args[3] = index([Dim::T], 0);
         });
         refuse("a state of tokens", &|s, _| s.spec.args[0].ty.shape[0] = Dim::T);
-        refuse("a state of halves", &|s, _| s.spec.args[0].ty.dtype = DType::F16);
+        refuse("a state in f16", &|s, _| s.spec.args[0].ty.dtype = DType::F16);
         refuse("a state that is written", &|s, _| s.spec.args[0].access = Access::Write);
         refuse("decay", &|s, _| s.spec.args[1].ty.shape[0] = Dim::R);
         refuse("operand", &|s, _| s.spec.args[2].ty.shape[1] = n(96));

@@ -127,7 +127,7 @@ pub(super) trait Isa: Sized + 'static {
     fn lane_products(a: &[[f32; WIDE]], b: &[F32], step_n: usize, step_i: usize, out: &mut [[f32; WIDE]]);
 
     /// A little-endian half as a float.
-    fn from_half(h: [u8; 2]) -> f32;
+    fn from_f16_one(h: [u8; 2]) -> f32;
 
     /// Little-endian halves as floats.
     fn from_f16(h: &[u8; 32], x: &mut [f32; 16]);
@@ -198,14 +198,14 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    fn from_half(h: [u8; 2]) -> f32 {
+    fn from_f16_one(h: [u8; 2]) -> f32 {
         half_to_f32(u16::from_le_bytes(h))
     }
 
     #[inline(always)]
     fn from_f16(h: &[u8; 32], x: &mut [f32; 16]) {
         for (x, h) in x.iter_mut().zip(h.as_chunks().0) {
-            *x = Baseline::from_half(*h);
+            *x = Baseline::from_f16_one(*h);
         }
     }
 

@@ -10,8 +10,8 @@ mod tile;
 pub(super) use tile::{Rows, Tile};
 
 use super::args::{Args, F32, Q8Block};
+use super::binding::{self, ACTIVATIONS, BindError, Binding, WEIGHTS};
 use super::blocks::{self, with_format};
-use super::check::{self, ACTIVATIONS, BindError, Check, WEIGHTS};
 use super::formats::*;
 use super::isa::Isa;
 use super::math::{quantise, silu};
@@ -62,23 +62,23 @@ pub(super) fn bind(
     kernel: &Implementation,
     m: &MatmulSpec,
 ) -> Result<(Matmul, Option<BestOfItems>), BindError> {
-    let mut check = Check::new(kernel)?;
-    let k = check::size("the columns of a weight", m.k)?;
+    let mut check = Binding::new(kernel)?;
+    let k = binding::size("the columns of a weight", m.k)?;
     let tile_of = |launch: &LaunchSpec| match launch.code {
         Code::Cpu(CpuCode::Matmul { tile }) => tile,
         Code::Cpu(CpuCode::Whole | CpuCode::BestOfItems) => 0,
     };
     let rows_of_item = kernel.launches.first().map_or(0, tile_of);
-    let tile = check::size("the tile", rows_of_item.into())?;
+    let tile = binding::size("the tile", rows_of_item.into())?;
     let (x_type, tokens) = check.tokens("the activations", m.x, Access::Read, ACTIVATIONS, None, k)?;
     let f32s = &[DType::F32];
     let mut parts = vec![];
     let mut items = 0u64;
     for p in &m.parts {
-        let rows = check::size("the rows of a weight", p.rows)?;
+        let rows = binding::size("the rows of a weight", p.rows)?;
         items += rows.div_ceil(tile) as u64;
         if !WEIGHTS.contains(&p.format) {
-            return check::parameter(format!("a weight cannot be {}", p.format));
+            return binding::parameter(format!("a weight cannot be {}", p.format));
         }
         let shape = [Dim::n(p.rows), Dim::n(m.k)];
         check.exact("a weight", p.weight, Access::Read, &[p.format], &shape)?;
@@ -95,8 +95,8 @@ pub(super) fn bind(
                     check.may_alias(out, residual);
                 }
             }
-            (None, Epilogue::Store) => return check::parameter("a part lacks its result"),
-            (Some(_), _) => return check::parameter("a part has a result that the epilogue consumes"),
+            (None, Epilogue::Store) => return binding::parameter("a part lacks its result"),
+            (Some(_), _) => return binding::parameter("a part has a result that the epilogue consumes"),
             (None, _) => {}
         }
         let (weight, format, bias, residual, out) = (p.weight, p.format, p.bias, p.residual, p.out);
@@ -107,7 +107,7 @@ pub(super) fn bind(
         (Epilogue::Store, [_, ..]) => {}
         (Epilogue::Swiglu { out }, [gate, up]) if gate.rows == up.rows => {
             if tile % ROWS != 0 {
-                return check::parameter(format!(
+                return binding::parameter(format!(
                     "the tile of a swiglu must be a multiple of {ROWS}, not {tile}"
                 ));
             }
@@ -126,7 +126,7 @@ pub(super) fn bind(
             best = Some(BestOfItems { value, index, out: *out, items: part.rows.div_ceil(tile) });
         }
         _ => {
-            return check::parameter(format!(
+            return binding::parameter(format!(
                 "{} parts do not fit the epilogue {:?}",
                 parts.len(),
                 m.epilogue

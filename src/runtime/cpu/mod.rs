@@ -27,8 +27,8 @@
 
 mod args;
 mod attention;
+mod binding;
 mod blocks;
-mod check;
 mod device;
 mod formats;
 mod gated_scan;
@@ -44,7 +44,7 @@ mod swiglu;
 mod testing;
 
 pub use args::RawArg;
-pub use check::BindError;
+pub use binding::BindError;
 pub use device::CpuDevice;
 #[cfg(test)]
 pub(super) use device::reserve;

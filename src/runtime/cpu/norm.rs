@@ -2,8 +2,8 @@
 //! the row twice, [`GROUP`] elements at a time.
 
 use super::args::Args;
+use super::binding::{self, BindError, Binding, WEIGHTS, rows_grid};
 use super::blocks::{self, GROUP};
-use super::check::{self, BindError, Check, WEIGHTS, rows_grid};
 use super::isa::Isa;
 use super::math::{quantise, rms_factor, sum_of_squares};
 use super::{Kernel, Syms};
@@ -30,10 +30,10 @@ enum Source {
 
 impl Norm {
     pub fn bind(kernel: &Implementation, m: &NormSpec) -> Result<Norm, BindError> {
-        let mut check = Check::new(kernel)?;
-        let n = check::size("the elements of a row", m.n)?;
+        let mut check = Binding::new(kernel)?;
+        let n = binding::size("the elements of a row", m.n)?;
         if !(m.eps.is_finite() && m.eps >= 0.0) {
-            return check::parameter(format!("eps must not be {}", m.eps));
+            return binding::parameter(format!("eps must not be {}", m.eps));
         }
         let f32s = &[DType::F32];
         let rows_of = |shape: &[Dim]| shape.last() == Some(&Dim::n(m.n));
@@ -42,7 +42,7 @@ impl Norm {
             NormSource::Embedding { table, ids } => {
                 let ty = check.ty("the table", table)?;
                 let (format, rows) = (ty.dtype, ty.first());
-                check::table_rows(rows)?;
+                binding::table_rows(rows)?;
                 check.exact("the table", table, Access::Read, WEIGHTS, &[rows, Dim::n(m.n)])?;
                 let tokens = check.ty("the ids", ids)?.shape.first().copied().unwrap_or(Dim::ZERO);
                 check.index("the ids", ids, &[tokens], rows, false)?;
@@ -63,7 +63,7 @@ impl Norm {
             }
         };
         if !rows_of(&shape) {
-            return check::parameter(format!("the operand of a norm must have rows of {n}"));
+            return binding::parameter(format!("the operand of a norm must have rows of {n}"));
         }
         let weight_type = check.exact("the weight", m.weight, Access::Read, WEIGHTS, &[Dim::n(m.n)])?;
         for (role, out, dtype) in [

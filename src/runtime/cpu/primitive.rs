@@ -1,8 +1,8 @@
 //! Primitive operations as kernels of their own, for graphs that are not fused. An item is a row of the result.
 
 use super::args::Args;
+use super::binding::{self, BindError, Binding, product, rows_grid};
 use super::blocks::{self, GROUP};
-use super::check::{self, BindError, Check, product, rows_grid};
 use super::isa::Isa;
 use super::math::{LANES, dot_lanes, exp, quantise, rms_factor, seen, silu, sum, sum_of_squares};
 use super::matmul::{index_of, larger};
@@ -29,11 +29,11 @@ pub(super) struct PrimitiveKernel {
 
 impl PrimitiveKernel {
     pub fn bind(kernel: &Implementation, op: &Op) -> Result<PrimitiveKernel, BindError> {
-        let mut check = Check::new(kernel)?;
+        let mut check = Binding::new(kernel)?;
         let writes_state = matches!(op, Op::KvAppend);
         let args = kernel.args().count();
         let Some(last) = args.checked_sub(1) else {
-            return check::parameter("a primitive has at least its result");
+            return binding::parameter("a primitive has at least its result");
         };
         // What is appended to is an operand, and nothing else is written.
         let out = if writes_state { 0 } else { last as ArgId };
@@ -63,15 +63,16 @@ impl PrimitiveKernel {
         let mut rotation = None;
         match op {
             Op::Const { .. } | Op::Dequant | Op::QuantAct | Op::MatMul => {}
+            Op::MatMulId => drop(binding::size("the matrices", types[1].shape[0].c)?),
             Op::GetRows => {
-                check::table_rows(types[0].first())?;
+                binding::table_rows(types[0].first())?;
                 constant_row(&out_type)?;
             }
             Op::Add | Op::Mul => in_place = if per_row { &[0] } else { &[0, 1] },
             Op::Silu | Op::CausalMask { .. } | Op::Softmax => in_place = &[0],
             Op::RmsNorm { eps } => {
                 if !(eps.is_finite() && *eps >= 0.0) {
-                    return check::parameter(format!("eps must not be {eps}"));
+                    return binding::parameter(format!("eps must not be {eps}"));
                 }
                 in_place = &[0];
             }
@@ -82,16 +83,16 @@ impl PrimitiveKernel {
                 rotation = Some(Rotation::bind(&mut check, *rope, head_dim, factors)?);
             }
             Op::KvAppend => {
-                check::size("the rows of a cache", out_type.shape[0].c)?;
+                binding::size("the rows of a cache", out_type.shape[0].c)?;
                 match product(&types[1].shape[1..]) {
-                    Some(n) => check::size("a row of a cache", n)?,
-                    None => return check::parameter("the rows of a cache must have constant dimensions"),
+                    Some(n) => binding::size("a row of a cache", n)?,
+                    None => return binding::parameter("the rows of a cache must have constant dimensions"),
                 };
                 grid = vec![Extent::each(types[1].first())];
             }
             Op::KvRead { .. } => {
-                check::size("the rows of a cache", types[0].shape[0].c)?;
-                check::size("the positions of a sequence", out_type.shape[1].c)?;
+                binding::size("the rows of a cache", types[0].shape[0].c)?;
+                binding::size("the positions of a sequence", out_type.shape[1].c)?;
             }
             Op::Scores { .. } => {
                 constant_row(&types[0])?;
@@ -108,7 +109,7 @@ impl PrimitiveKernel {
             | Op::Reshape
             | Op::GatedScan
             | Op::Return
-            | Op::Fused(_) => return check::parameter(format!("{} is no kernel of its own", op.name())),
+            | Op::Fused(_) => return binding::parameter(format!("{} is no kernel of its own", op.name())),
         }
         in_place.iter().for_each(|&read| check.may_alias(out, read));
         check.done(&grid)?;
@@ -118,12 +119,12 @@ impl PrimitiveKernel {
 
 /// The constant length of a row that lies on the stack.
 fn constant_row(ty: &TensorType) -> Result<usize, BindError> {
-    check::size("the last dimension", ty.last().as_const().unwrap_or(0))
+    binding::size("the last dimension", ty.last().as_const().unwrap_or(0))
 }
 
 /// The constant number of sequences whose keys or values `[B,C,G,D]` are given.
 fn sequences(ty: &TensorType) -> Result<usize, BindError> {
-    check::size("the sequences", ty.shape[0].as_const().unwrap_or(0))
+    binding::size("the sequences", ty.shape[0].as_const().unwrap_or(0))
 }
 
 /// The last dimension of each tensor as the kernels need it, at one step.
@@ -299,6 +300,14 @@ impl PrimitiveKernel {
                 let k = width(&self.types[0], syms);
                 for i in 0..n {
                     let y = Self::dot::<I>(args, k, (0, row * k), (1, i * k));
+                    args.store(self.out, row * n + i, &[y]);
+                }
+            }
+            Op::MatMulId => {
+                let k = width(&self.types[0], syms);
+                let first = args.index(2, row, rows_of(&self.types[1])) * n;
+                for i in 0..n {
+                    let y = Self::dot::<I>(args, k, (0, row * k), (1, (first + i) * k));
                     args.store(self.out, row * n + i, &[y]);
                 }
             }

@@ -1,8 +1,8 @@
 //! RoPE of queries and keys, and the append of keys and values to their caches. An item is a token.
 
 use super::args::Args;
+use super::binding::{self, BindError, Binding, CACHES};
 use super::blocks::{self, bytes_of};
-use super::check::{self, BindError, CACHES, Check};
 use super::isa::Isa;
 use super::math::{rms_factor, sum_of_squares};
 use super::{Kernel, Syms};
@@ -26,20 +26,20 @@ pub(super) type Turns = [(f32, f32); MAX_HEAD / 2];
 
 impl Rotation {
     pub fn bind(
-        check: &mut Check<'_>,
+        check: &mut Binding<'_>,
         rope: Rope,
         head_dim: usize,
         factors: Option<ArgId>,
     ) -> Result<Rotation, BindError> {
         let dims = rope.dims as usize;
         if head_dim > MAX_HEAD {
-            return check::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
+            return binding::parameter(format!("heads of {head_dim} are wider than {MAX_HEAD}"));
         }
         if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
-            return check::parameter(format!("cannot rotate {dims} dimensions of heads of {head_dim}"));
+            return binding::parameter(format!("cannot rotate {dims} dimensions of heads of {head_dim}"));
         }
         if !(rope.base.is_finite() && rope.base > 0.0) {
-            return check::parameter(format!("the base of a rope must be above zero, not {}", rope.base));
+            return binding::parameter(format!("the base of a rope must be above zero, not {}", rope.base));
         }
         if let Some(factors) = factors {
             let shape = [Dim::n(dims as u64 / 2)];
@@ -114,26 +114,26 @@ struct Rows {
 
 impl RopeKv {
     pub fn bind(kernel: &Implementation, m: &RopeKvSpec) -> Result<RopeKv, BindError> {
-        let mut check = Check::new(kernel)?;
-        let head_dim = check::size("the head dimension", m.head_dim)?;
+        let mut check = Binding::new(kernel)?;
+        let head_dim = binding::size("the head dimension", m.head_dim)?;
         let rotation = Rotation::bind(&mut check, m.rope, head_dim, m.factors)?;
         check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[Dim::T])?;
         let cache = check.ty("a cache", m.k.rows.cache)?;
         let cache_rows = cache.shape.first().and_then(|d| d.as_const()).unwrap_or(0);
         check.index("the rows", m.rows, &[Dim::T], Dim::n(cache_rows), true)?;
         let f32s = &[DType::F32];
-        let norm = |check: &mut Check<'_>, norm: &Option<HeadNorm>| {
+        let norm = |check: &mut Binding<'_>, norm: &Option<HeadNorm>| {
             let Some(norm) = norm else { return Ok(()) };
             if !(norm.eps.is_finite() && norm.eps >= 0.0) {
-                return check::parameter(format!("eps must not be {}", norm.eps));
+                return binding::parameter(format!("eps must not be {}", norm.eps));
             }
             check.exact("a head norm", norm.weight, Access::Read, f32s, &[Dim::n(m.head_dim)]).map(|_| ())
         };
         let q = match &m.q {
             None => None,
             Some(q) => {
-                let heads = check::size("the heads", q.heads)?;
-                let n = check::size("a row of queries", q.heads.saturating_mul(m.head_dim))?;
+                let heads = binding::size("the heads", q.heads)?;
+                let n = binding::size("a row of queries", q.heads.saturating_mul(m.head_dim))?;
                 check.tokens("the queries", q.x, Access::Read, f32s, Some(Dim::T), n)?;
                 check.tokens("the turned queries", q.out, Access::Write, f32s, Some(Dim::T), n)?;
                 check.may_alias(q.out, q.x);
@@ -145,7 +145,7 @@ impl RopeKv {
         let k = append(&mut check, &m.k.rows, cache_rows, m.head_dim)?;
         let v = m.v.as_ref().map(|v| append(&mut check, v, cache_rows, m.head_dim)).transpose()?;
         check.done(&[Extent::each(Dim::T)])?;
-        let cache_rows = check::size("the rows of a cache", cache_rows)?;
+        let cache_rows = binding::size("the rows of a cache", cache_rows)?;
         let (positions, rows, k_norm) = (m.positions, m.rows, m.k.norm.clone());
         Ok(RopeKv { rotation, head_dim, positions, rows, cache_rows, q, k, k_norm, v })
     }
@@ -164,13 +164,13 @@ impl RopeKv {
 }
 
 fn append(
-    check: &mut Check<'_>,
+    check: &mut Binding<'_>,
     rows: &CacheRows,
     cache_rows: u64,
     head_dim: u64,
 ) -> Result<Rows, BindError> {
-    let heads = check::size("the KV heads", rows.heads)?;
-    let n = check::size("a row of a cache", rows.heads.saturating_mul(head_dim))?;
+    let heads = binding::size("the KV heads", rows.heads)?;
+    let n = binding::size("a row of a cache", rows.heads.saturating_mul(head_dim))?;
     check.tokens("the rows for a cache", rows.x, Access::Read, &[DType::F32], Some(Dim::T), n)?;
     let shape = [cache_rows, rows.heads, head_dim].map(Dim::n);
     let cache_type = check.exact("a cache", rows.cache, Access::Update, CACHES, &shape)?;
@@ -183,10 +183,10 @@ pub(super) fn store_cache<I: Isa>(args: Args<'_>, cache: ArgId, dtype: DType, st
     if dtype == DType::F32 {
         return args.store(cache, start, x);
     }
-    let mut halves = [0u8; 2 * MAX_HEAD];
-    let halves = &mut halves[..2 * x.len()];
-    blocks::encode_f16::<I>(x, halves);
-    args.store(cache, bytes_of(dtype, start), halves);
+    let mut bytes = [0u8; 2 * MAX_HEAD];
+    let bytes = &mut bytes[..2 * x.len()];
+    blocks::encode_f16::<I>(x, bytes);
+    args.store(cache, bytes_of(dtype, start), bytes);
 }
 
 impl Kernel for RopeKv {

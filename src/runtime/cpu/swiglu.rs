@@ -1,7 +1,7 @@
 //! `silu(gate) · up`. An item is up to [`SPAN`] elements of a row.
 
 use super::args::Args;
-use super::check::{self, ACTIVATIONS, BindError, Check, rows_grid};
+use super::binding::{self, ACTIVATIONS, BindError, Binding, rows_grid};
 use super::isa::Isa;
 use super::math::{quantise, silu};
 use super::{Kernel, Syms};
@@ -22,11 +22,11 @@ pub(super) struct Swiglu {
 
 impl Swiglu {
     pub fn bind(kernel: &Implementation, m: &SwigluSpec) -> Result<Swiglu, BindError> {
-        let mut check = Check::new(kernel)?;
-        let n = check::size("the elements of a row", m.n)?;
+        let mut check = Binding::new(kernel)?;
+        let n = binding::size("the elements of a row", m.n)?;
         let shape = check.ty("the gate", m.gate)?.shape.clone();
         if shape.last() != Some(&Dim::n(m.n)) {
-            return check::parameter(format!("the operands of a swiglu must have rows of {n}"));
+            return binding::parameter(format!("the operands of a swiglu must have rows of {n}"));
         }
         check.exact("the gate", m.gate, Access::Read, &[DType::F32], &shape)?;
         check.exact("up", m.up, Access::Read, &[DType::F32], &shape)?;

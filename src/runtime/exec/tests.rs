@@ -1,7 +1,7 @@
 use super::*;
-use crate::codegen::spec::{Call, Computation};
+use crate::codegen::spec::{Call, Computation, Place};
 use crate::gguf::{GgmlType, GgufWriter};
-use crate::ir::{Kernel, Op};
+use crate::ir::{Kernel, Op, Slice};
 use crate::plan::tests::parts;
 use crate::plan::{BufRef, Parts};
 use crate::runtime::cpu::reserve;
@@ -221,6 +221,28 @@ fn weights_must_be_as_the_plan_has_them() {
     assert_eq!(says, "tensor \"table\" is missing");
     let says = refused(try_new(file("table", &table(), &[8, 5]), |_| ()));
     assert_eq!(says, "the plan needs tensor \"table\" as f32[5,8], the file has f32[8,5]");
+}
+
+#[test]
+fn a_weight_may_be_rows_of_a_tensor() {
+    let whole: Vec<f32> = [vec![9.0; 16], table(), vec![9.0; 8]].concat();
+    let rows = |first, of| {
+        move |parts: &mut Parts| {
+            for (program, _) in &mut parts.programs {
+                program.buffers[1].place =
+                    Place::Weight { name: "table".into(), rows: Some(Slice { first, of }) };
+            }
+        }
+    };
+    let mut exec = try_new(file("table", &whole, &[8, 8]), rows(2, 8)).unwrap();
+    exec.forward(PREFILL, &self::rows(&[3, 0, 4], 0)).unwrap();
+    close(&filled(&mut exec, 3), &expected(&[3, 0, 4]));
+    assert_eq!(exec.plan().to_string().matches("\"table\" f32[5,8] from 2 of 8").count(), 1);
+    // Tensors of other sizes are not what the plan was compiled for, even if they have such rows.
+    let says = refused(try_new(file("table", &whole, &[8, 8]), rows(2, 7)));
+    assert_eq!(says, "the plan needs tensor \"table\" as f32[7,8], the file has f32[8,8]");
+    let says = refused(try_new(file("table", &whole, &[8, 8]), |_| ()));
+    assert_eq!(says, "the plan needs tensor \"table\" as f32[5,8], the file has f32[8,8]");
 }
 
 #[test]

@@ -439,7 +439,11 @@ fn evaluate(graph: &Graph, step: &RandomStep) -> Vec<Tensor> {
     for id in graph.ids() {
         match graph.op(id) {
             Op::State { name, .. } => drop(states.insert(name.clone(), tensor(name, graph.ty(id.into())))),
-            Op::Weight { name } => drop(weights.insert(name.clone(), tensor(name, graph.ty(id.into())))),
+            Op::Weight { name, rows } => {
+                let ty = graph.ty(id.into());
+                let whole = rows.map_or_else(|| ty.clone(), |rows| rows.whole(ty));
+                drop(weights.insert(name.clone(), tensor(name, &whole)));
+            }
             _ => {}
         }
     }

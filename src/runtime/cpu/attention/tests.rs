@@ -398,7 +398,7 @@ fn refuses_what_does_not_fit() {
     });
     refuse("scale", &|_, m| m.scale = f32::INFINITY);
     refuse("queries of one token", &|s, _| s.spec.args[0].ty.shape[0] = n(1));
-    refuse("queries of halves", &|s, _| s.spec.args[0].ty.dtype = DType::F16);
+    refuse("queries in f16", &|s, _| s.spec.args[0].ty.dtype = DType::F16);
     refuse("keys of few rows", &|s, _| s.spec.args[1].ty.shape[0] = n(32));
     refuse("keys of tokens", &|s, _| s.spec.args[1].ty.shape[0] = Dim::T);
     refuse("quantised values", &|s, _| s.spec.args[2].ty.dtype = DType::Q8_0);

@@ -108,7 +108,7 @@ impl Isa for Avx2 {
     lane_products!(8, 4, [2, 1], _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_set1_ps);
 
     #[inline(always)]
-    fn from_half(h: [u8; 2]) -> f32 {
+    fn from_f16_one(h: [u8; 2]) -> f32 {
         // SAFETY: the processor has F16C.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(h))))) }
     }
@@ -252,8 +252,8 @@ impl Isa for Avx512 {
     lane_products!(16, 2, [8, 4, 2, 1], _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_set1_ps);
 
     #[inline(always)]
-    fn from_half(h: [u8; 2]) -> f32 {
-        Avx2::from_half(h)
+    fn from_f16_one(h: [u8; 2]) -> f32 {
+        Avx2::from_f16_one(h)
     }
 
     #[inline(always)]

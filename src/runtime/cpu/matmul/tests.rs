@@ -293,7 +293,7 @@ fn refuses_what_does_not_fit() {
     refuse("residual", &|s, _| s.spec.args[3].ty.shape = vec![T, n(63)]);
     refuse("tokens of a result", &|s, _| s.spec.args[4].ty.shape = vec![n(1), n(64)]);
     refuse("a result read", &|s, _| s.spec.args[4].access = Access::Read);
-    refuse("a result of halves", &|s, _| s.spec.args[4].ty.dtype = DType::F16);
+    refuse("a result in f16", &|s, _| s.spec.args[4].ty.dtype = DType::F16);
     refuse("one result for two parts", &|s, m| {
         s.spec.args[7] = s.spec.args[4].clone();
         m.parts[1].out = Some(4);

@@ -136,6 +136,23 @@ fn dequant_is_exact() {
 }
 
 #[test]
+fn matmul_id_takes_the_matrix_of_each_row() {
+    let operands = vec![f32s([T, n(300)]), f32s([n(3), n(7), n(300)]), ty(DType::I32, [T])];
+    let kernel = following(Op::MatMulId, operands, f32s([T, n(7)]), 2, 3);
+    let at = syms(6, 0);
+    let mut inputs = inputs(&kernel, &at);
+    // Ids beside the matrices lead to the first or the last.
+    inputs[2] = Some(i32_bytes(&[2, 0, 1, -1, 3, i32::MAX]));
+    let (x, w) = (operand(&kernel, &inputs, 0), operand(&kernel, &inputs, 1));
+    let mut want = vec![];
+    for (t, e) in [2, 0, 1, 0, 2, 2].into_iter().enumerate() {
+        let rows = w[e * 7 * 300..][..7 * 300].chunks(300);
+        want.extend(rows.map(|w| w.iter().zip(&x[t * 300..][..300]).map(|(w, x)| w * x).sum::<f64>()));
+    }
+    assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 3)), &want, 1e-6);
+}
+
+#[test]
 fn quant_act_is_the_reference_bit_for_bit() {
     let kernel = primitive(Op::QuantAct, vec![f32s([T, n(2), n(96)])], ty(DType::Q8Act, [T, n(2), n(96)]));
     let at = syms(33, 0);

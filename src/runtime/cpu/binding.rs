@@ -59,7 +59,7 @@ pub(super) const CACHES: &[DType] = &[DType::F32, DType::F16];
 pub(super) const ACTIVATIONS: &[DType] = &[DType::F32, DType::Q8Act];
 
 /// Walks over the arguments of an implementation as a kernel names them.
-pub(super) struct Check<'a> {
+pub(super) struct Binding<'a> {
     kernel: &'a Implementation,
     args: Vec<&'a Arg>,
     /// How many parts each argument has in the kernel.
@@ -68,8 +68,8 @@ pub(super) struct Check<'a> {
     safe: Vec<(ArgId, ArgId)>,
 }
 
-impl<'a> Check<'a> {
-    pub fn new(kernel: &'a Implementation) -> Result<Check<'a>, BindError> {
+impl<'a> Binding<'a> {
+    pub fn new(kernel: &'a Implementation) -> Result<Binding<'a>, BindError> {
         let args: Vec<&Arg> = kernel.args().collect();
         for (i, arg) in args.iter().enumerate() {
             if !arg.ty.is_blocked() {
@@ -82,7 +82,7 @@ impl<'a> Check<'a> {
                 });
             }
         }
-        Ok(Check { kernel, roles: vec![0; args.len()], args, safe: vec![] })
+        Ok(Binding { kernel, roles: vec![0; args.len()], args, safe: vec![] })
     }
 
     fn find(&self, role: &'static str, arg: ArgId) -> Result<&'a Arg, BindError> {
