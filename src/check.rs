@@ -10,7 +10,7 @@ use crate::lower::{self, Config, Step};
 use crate::model;
 use crate::plan::{BufRef, LoadedPlan, Plan, PlanError};
 use crate::runtime::StepRows;
-use crate::runtime::device::{Device, DeviceError, DeviceOptions, Work, open};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, open};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
 use indexmap::IndexMap;
 use std::collections::HashMap;
@@ -27,6 +27,8 @@ pub enum CheckError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("a step of {} token rows, {} of them wanted, is more than {} and {}", .at.t, .at.r, .bounds.t, .bounds.r)]
+    Step { at: Syms, bounds: Syms },
     #[error("{at}: its kernel has no result")]
     NoResult { at: String },
     #[error(transparent)]
@@ -205,13 +207,17 @@ pub struct Checked {
 /// Interprets a graph, and makes each node's call on a device, on the same operands, beside it.
 ///
 /// # Errors
-/// A graph that cannot be interpreted, or a device that fails. Divergence is no error but part of the result.
+/// A step beyond the bounds of the graph, a graph that cannot be interpreted, or a device that fails. Divergence is no error but part of the result.
 pub fn check_kernels(
     graph: &Verified,
     calls: Calls<'_>,
     syms: Syms,
     leaf: Leaf<'_>,
 ) -> Result<Checked, CheckError> {
+    let bounds = graph.bounds;
+    if syms.t < 1 || syms.t > bounds.t || syms.r > bounds.r.min(syms.t) {
+        return Err(CheckError::Step { at: syms, bounds });
+    }
     Walk { calls: Some(calls), ..Walk::new(graph, syms, leaf) }.run()
 }
 
@@ -222,7 +228,7 @@ pub struct OnDevice {
 }
 
 impl OnDevice {
-    /// The calls of its first program, one for each of these nodes.
+    /// The calls of its first program, one for each of these nodes, which codegen gave with the program that the plan was built of.
     pub fn calls_of(&mut self, nodes: &[NodeId]) -> Calls<'_> {
         let index = nodes.iter().enumerate().map(|(call, node)| (*node, call)).collect();
         Calls { plan: &self.plan, device: &mut self.device, index }
@@ -269,7 +275,7 @@ impl Calls<'_> {
                 self.device.write(0, *place, operands[slot].bytes())?;
             }
         }
-        let work = Work { program: 0, calls: index..index + 1, at: *syms, timed: false };
+        let work = Submission { program: 0, calls: index..index + 1, at: *syms, timed: false };
         let ticket = self.device.submit(&work)?;
         self.device.wait(ticket)?;
         // Next versions of states lie where the states lie, and other results follow the operands.

@@ -2,7 +2,7 @@
 //!
 //! Sintering fuses particles into a solid without melting them. Sinter fuses quantised weights into kernels without
 //! melting them to floats in memory: it lowers a model to a graph of tensor operations, rewrites the graph by fusion
-//! passes, turns what is left into kernels and launches, places everything in one pool of memory, and runs it.
+//! passes, turns what is left into kernels and calls of them, places everything in one pool of memory, and runs it.
 //!
 //! # The way of a model
 //!

@@ -23,7 +23,7 @@ pub struct Target {
     /// holds it.
     #[serde(default = "default_buckets")]
     pub buckets: Vec<u64>,
-    /// Streams that launches may be spread over.
+    /// Streams that calls may be spread over.
     pub streams: u32,
     /// Memory bandwidth in GB/s (1e9 bytes).
     pub bandwidth_gbs: f64,

@@ -187,3 +187,33 @@ fn what_cannot_be_measured_is_one_clear_error() {
     fails(&["no-such.gguf"], "No such file");
     fails(&["Cargo.toml"], "not a GGUF file");
 }
+
+/// What a window has left behind is read again before the next repetition, and is no part of what a step moves.
+#[test]
+fn a_window_can_be_measured_at_any_depth() {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    let model = Model::new(&synthetic::shape("tiny-phi3"), synthetic::uniform(DType::F16));
+    std::fs::write(path.path(), model.file().bytes()).unwrap();
+    let path = path.path().to_str().unwrap();
+    let rows = rows(&[
+        "-m",
+        path,
+        "-p",
+        "0",
+        "-n",
+        "40",
+        "-d",
+        "0,100,200",
+        "-r",
+        "2",
+        "--no-bandwidth",
+        "-o",
+        "json",
+    ]);
+    let bytes: Vec<u64> = rows.iter().map(|row| row["bytes_per_step"].as_u64().unwrap()).collect();
+    // Each with logits and without. The first tokens see fewer than the window.
+    let (first, full) = (bytes[0], bytes[2]);
+    assert!(bytes.len() == 6 && bytes[2..].iter().all(|n| *n == full) && first < full, "{bytes:?}");
+    // Six of seven rows of two layers' keys and values at most, in f16: 2 · 2 · 128 · 2 bytes each.
+    assert!(full - first < 6 * 1024, "{bytes:?}");
+}

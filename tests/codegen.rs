@@ -31,6 +31,15 @@ fn a_body_must_be_what_its_kernel_computes() {
         ("rope_kv", &["rope_kv"], "%7 = kv_append %x6, %6, %x5", "%7 = kv_append %x6, %6, %x1"),
         // A gate that goes through no SiLU, and one that is its own.
         ("swiglu", &["swiglu"], "%0 = silu %x0", "%0 = add %x0, %x0"),
+        // An operand that has no part in it.
+        ("swiglu", &["swiglu"], "%x1 = %up)", "%x1 = %up, %x2 = %gate)"),
+        // Keys and values by other block tables.
+        (
+            "attention_f32",
+            &["attention"],
+            "%x6 = %s1) : f32[T,4,32] {\n    %0 = kv_read %x1, %x2, %x3",
+            "%x6 = %s1, %x7 = %tables) : f32[T,4,32] {\n    %0 = kv_read %x1, %x7, %x3",
+        ),
         ("attention_f32", &["attention"], "softmax", "silu"),
         ("attention_f32", &["attention"], "causal_mask %1, %x5", "silu %1"),
         // Values of another sequence than the keys.

@@ -1,5 +1,5 @@
-//! States that no architecture has yet: a recurrence that replaces its row at each token, and a window that bounds the pages
-//! of a cache. Small graphs with weights of their own, fused and not, against arithmetic in double precision.
+//! What few architectures or none have: a recurrence that replaces its row at each token, a window that bounds the pages of a
+//! cache, experts that the device chooses. Small graphs with weights of their own, fused and not, against arithmetic in double precision.
 
 mod support;
 
@@ -346,4 +346,42 @@ fn experts_that_the_device_chose() {
         assert_eq!((index.below, index.source), (Dim::n(5), IndexSource::Device));
     }
     assert!(chosen.len() > 2, "{chosen:?}");
+}
+
+const SQUARE: &Weights =
+    &[("table", &[VOCABULARY, 8], 1.0), ("w", &[8, 8], 1.0), ("head", &[VOCABULARY, 8], 1.0)];
+
+/// The residual is what is multiplied: its rows are read until the last of the matmul's work items.
+const TWICE: &str = r#"graph @t8(%tokens: i32[T], %positions: i32[T], %sequences: i32[T], %wanted: i32[R]) sym T<=8, R<=8 {
+  %w0 = weight "table" : f32[16,8]
+  %0 = get_rows %w0, %tokens : f32[T,8]
+  %1 = mul %0, %0 : f32[T,8]
+  %w1 = weight "w" : f32[8,8]
+  %2 = matmul %1, %w1 : f32[T,8]
+  %3 = add %1, %2 : f32[T,8]
+  %4 = silu %3 : f32[T,8]
+  %5 = get_rows %4, %wanted : f32[R,8]
+  %w2 = weight "head" : f32[16,8]
+  %6 = matmul %5, %w2 : f32[R,16]
+  return %6
+}"#;
+
+#[test]
+fn a_residual_that_is_multiplied_too_is_not_overwritten() {
+    let file = file(SQUARE);
+    let logits = |token: u32| -> Vec<f32> {
+        let x: Vec<f64> = embedding(token, SQUARE).iter().map(|x| x * x).collect();
+        let y = project(&x, SQUARE, "w").into_iter().zip(&x).map(|(y, x)| y + x);
+        let y: Vec<f64> = y.map(|y| y / (1.0 + (-y).exp())).collect();
+        project(&y, SQUARE, "head").iter().map(|x| *x as f32).collect()
+    };
+    for fused in [true, false] {
+        let mut sequences = sequences(TWICE, &file, fused, 100, 1);
+        let text: Vec<u32> = (0..8).collect();
+        let expected: Vec<Vec<f32>> = text.iter().map(|token| logits(*token)).collect();
+        let id = sequences.begin().unwrap();
+        reads(&mut sequences, &[(id, &text, &expected)]);
+        let kernels = sequences.executor().launch_counts();
+        assert_eq!(kernels.contains_key("add"), !fused, "{kernels:?}");
+    }
 }

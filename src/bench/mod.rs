@@ -167,15 +167,15 @@ impl Bench {
         warm_up: bool,
     ) -> Result<Measurement, BenchError> {
         check_context(&[*test], self.sequences.context())?;
-        let ids: Vec<SequenceId> =
+        let mut ids: Vec<SequenceId> =
             (0..test.sequences).map(|_| self.sequences.begin()).collect::<Result<_, _>>()?;
         self.read(&ids, test.depth)?;
         if warm_up {
-            self.repetition(test, &ids)?;
+            self.repetition(test, &mut ids)?;
         }
         let mut measurement = Measurement::new(test.tokens());
         for _ in 0..repetitions {
-            measurement.add(&self.repetition(test, &ids)?);
+            measurement.add(&self.repetition(test, &mut ids)?);
         }
         ids.into_iter().try_for_each(|id| self.sequences.end(id))?;
         Ok(measurement)
@@ -187,10 +187,21 @@ impl Bench {
         let Work::Generate { logits, .. } = test.work else { return None };
         let (plan, b) = (self.executor().plan(), test.sequences);
         let program = plan.program_for(b, b, output(logits))?;
-        let at = |length: u64| plan.bytes_per_step(program, &Syms { t: b, r: b }, b.saturating_mul(length));
-        // The bytes grow by the same amount from step to step, so the average is that of the ends.
-        let (first, last) = (at(test.depth.saturating_add(1))?, at(test.context())?);
-        Some(first.midpoint(last))
+        // Of rows that a window hides, nothing is read.
+        let window = plan.paging().ok().flatten().and_then(|paging| paging.window).unwrap_or(u64::MAX);
+        let at = |length: u64| {
+            plan.bytes_per_step(program, &Syms { t: b, r: b }, b.saturating_mul(length.min(window)))
+        };
+        // The bytes grow by the same amount from step to step, until the window is full.
+        let (first, last) = (test.depth.saturating_add(1), test.context());
+        if window < last {
+            let growing = window.max(first) - first;
+            let steps = (last + 1).saturating_sub(first).max(1);
+            let grown = u128::from(at(first)?.midpoint(at(window.max(first + 1) - 1)?)) * u128::from(growing);
+            let full = u128::from(at(window)?) * u128::from(steps - growing);
+            return u64::try_from((grown + full) / u128::from(steps)).ok();
+        }
+        Some(at(first)?.midpoint(at(last)?))
     }
 
     /// Reads `length` random tokens into each sequence.
@@ -205,7 +216,7 @@ impl Bench {
     }
 
     /// The time of each step of one repetition in nanoseconds. It leaves the sequences as they were.
-    fn repetition(&mut self, test: &Test, ids: &[SequenceId]) -> Result<Vec<u64>, BatchError> {
+    fn repetition(&mut self, test: &Test, ids: &mut [SequenceId]) -> Result<Vec<u64>, BatchError> {
         let steps = match test.work {
             Work::Prompt(tokens) => self.prompts(ids, tokens),
             Work::Generate { tokens, .. } => generations(ids, tokens),
@@ -235,7 +246,17 @@ impl Bench {
             times.push(u64::try_from((now - before).as_nanos()).unwrap_or(u64::MAX));
             before = now;
         }
-        ids.iter().try_for_each(|&id| self.sequences.truncate(id, test.depth))?;
+        for id in ids.iter_mut() {
+            match self.sequences.truncate(*id, test.depth) {
+                // A window has left behind what is to be seen again.
+                Err(BatchError::Truncate { .. }) => {
+                    self.sequences.end(*id)?;
+                    *id = self.sequences.begin()?;
+                    self.read(&[*id], test.depth)?;
+                }
+                done => done?,
+            }
+        }
         Ok(times)
     }
 

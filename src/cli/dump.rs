@@ -37,9 +37,9 @@ enum Stage {
     Lowered,
     /// The graph after the passes.
     Fused,
-    /// The kernels and launches of codegen.
+    /// The kernels of codegen and the calls of them.
     Kernels,
-    /// Launches, streams and buffers in place.
+    /// Calls, streams and buffers in place.
     Plan,
 }
 

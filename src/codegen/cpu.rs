@@ -3,7 +3,7 @@
 use super::Backend;
 use super::spec::{
     Access, Alias, Arg, ArgId, Code, Computation, CpuCode, Epilogue, Extent, Implementation, KernelSpec,
-    LaunchSpec, MatmulSpec, NormSource, NormSpec,
+    LaunchSpec, MatmulPart, MatmulSpec, NormSource, NormSpec,
 };
 use crate::ir::{DType, Dim, Op, Syms, TensorType};
 use crate::target::Target;
@@ -90,10 +90,16 @@ fn matmul(m: &MatmulSpec, tokens: Dim) -> Vec<LaunchSpec> {
     }
 }
 
-/// A result may lie on the residual that only it takes.
+/// A result may lie on a residual that has no other part in the matmul.
 fn residuals(m: &MatmulSpec) -> Vec<Alias> {
     let alone = |read: &ArgId| {
-        *read != m.x && m.parts.iter().filter(|part| part.residual == Some(*read)).count() == 1
+        let of_part = |part: &MatmulPart| {
+            [Some(part.weight), part.bias, part.residual]
+                .into_iter()
+                .filter(|arg| *arg == Some(*read))
+                .count()
+        };
+        *read != m.x && m.parts.iter().map(of_part).sum::<usize>() == 1
     };
     let aliases = m
         .parts

@@ -56,6 +56,9 @@ impl fmt::Display for Program {
                 let access = kernel.and_then(|k| k.arg(n as u16)).map_or("", |a| mark(a.access));
                 write!(f, "{comma}{access}")?;
                 match self.buffers.get(*buf as usize).map(|b| &b.place) {
+                    Some(Place::Weight { name, rows: Some(rows) }) => {
+                        write!(f, "{name:?}[{}..]", rows.first)?;
+                    }
                     Some(Place::Weight { name, .. } | Place::State { name, .. }) => write!(f, "{name:?}")?,
                     _ => write!(f, "b{buf}")?,
                 }

@@ -116,7 +116,8 @@ impl Session {
     /// Forgets all tokens but the first `to`, if there are more.
     ///
     /// # Errors
-    /// If the model's states keep nothing of what they were, or the device fails.
+    /// If the model's states keep nothing of what they were, its window has left behind what the rest would see, or the device
+    /// fails.
     pub fn truncate(&mut self, to: usize) -> Result<(), SessionError> {
         self.sequences.truncate(self.sequence, to.min(self.filled) as u64)?;
         self.text.truncate(to);

@@ -20,6 +20,9 @@ pub enum DequantError {
 }
 
 /// Writes the values of `bytes`, whole blocks of `dtype`, to `out`.
+///
+/// # Errors
+/// Lengths that do not fit each other or are no whole blocks; integers.
 pub fn dequantise(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), DequantError> {
     check_lengths(dtype, out.len(), bytes.len())?;
     match dtype {
@@ -45,6 +48,9 @@ pub fn dequantise(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Deq
 
 /// Quantises activations to [`DType::Q8Act`] blocks: `d = max|x| / 127`, `q = x / d` rounded half away
 /// from zero, `s = d · Σq`. A block of zeros has `d = 0`; one with a NaN or an infinity becomes all NaN.
+///
+/// # Errors
+/// Lengths that do not fit each other or are no whole blocks.
 pub fn quantise_q8_act(x: &[f32], out: &mut [u8]) -> Result<(), DequantError> {
     check_lengths(DType::Q8Act, x.len(), out.len())?;
     let (inputs, _) = x.as_chunks::<32>();

@@ -20,7 +20,10 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// The compiler's element type, which is one that weights may have; or an error that names the tensor and its type.
+    /// The compiler's element type, which is one that weights may have.
+    ///
+    /// # Errors
+    /// Another type, with the name of the tensor.
     pub fn dtype(&self) -> Result<DType, GgufError> {
         let unsupported = || TensorProblem::UnsupportedType { name: self.ggml_type.name() };
         let dtype = self.ggml_type.dtype().filter(|dtype| DType::WEIGHTS.contains(dtype));
@@ -54,72 +57,121 @@ pub struct Gguf {
 /// answers `None`; both fail when the value has another type.
 impl Gguf {
     /// A non-negative integer of any width.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn u64(&self, key: &str) -> Result<u64, GgufError> {
         required(key, self.u64_opt(key)?)
     }
 
     /// See [`Gguf::u64`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn u64_opt(&self, key: &str) -> Result<Option<u64>, GgufError> {
         self.typed(key, "a non-negative integer", Value::as_u64)
     }
 
     /// A floating-point number, narrowed to f32.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn f32(&self, key: &str) -> Result<f32, GgufError> {
         required(key, self.f32_opt(key)?)
     }
 
     /// See [`Gguf::f32`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn f32_opt(&self, key: &str) -> Result<Option<f32>, GgufError> {
         self.typed(key, "a floating-point number", Value::as_f32)
     }
 
+    /// True or false.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn bool(&self, key: &str) -> Result<bool, GgufError> {
         required(key, self.bool_opt(key)?)
     }
 
+    /// See [`Gguf::bool`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn bool_opt(&self, key: &str) -> Result<Option<bool>, GgufError> {
         self.typed(key, "a bool", Value::as_bool)
     }
 
+    /// A string.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn str(&self, key: &str) -> Result<&str, GgufError> {
         required(key, self.str_opt(key)?)
     }
 
+    /// See [`Gguf::str`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn str_opt(&self, key: &str) -> Result<Option<&str>, GgufError> {
         self.typed(key, "a string", Value::as_str)
     }
 
     /// An array of strings.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn strings(&self, key: &str) -> Result<&[String], GgufError> {
         required(key, self.strings_opt(key)?)
     }
 
     /// See [`Gguf::strings`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn strings_opt(&self, key: &str) -> Result<Option<&[String]>, GgufError> {
         self.typed(key, "an array of strings", |v| v.as_array()?.as_strings())
     }
 
     /// An array of integers of any width.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn ints(&self, key: &str) -> Result<Vec<i64>, GgufError> {
         required(key, self.ints_opt(key)?)
     }
 
     /// See [`Gguf::ints`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn ints_opt(&self, key: &str) -> Result<Option<Vec<i64>>, GgufError> {
         self.typed(key, "an array of integers", |v| v.as_array().and_then(Array::as_ints))
     }
 
     /// An array of floating-point numbers, narrowed to f32.
+    ///
+    /// # Errors
+    /// No such key, or a value of another type.
     pub fn floats(&self, key: &str) -> Result<Vec<f32>, GgufError> {
         required(key, self.floats_opt(key)?)
     }
 
     /// See [`Gguf::floats`].
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn floats_opt(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
         self.typed(key, "an array of floating-point numbers", |v| v.as_array().and_then(Array::as_floats))
     }
 
-    /// The tensor called `name`, or an error that says it is missing.
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// If there is none.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo, GgufError> {
         self.tensors.get(name).ok_or_else(|| GgufError::tensor(name, TensorProblem::Missing))
     }

@@ -50,6 +50,9 @@ impl Deref for Storage {
 
 impl GgufFile {
     /// Maps the file at `path` and reads its header; tensor data is not touched.
+    ///
+    /// # Errors
+    /// A file that cannot be mapped, or whose header is no valid GGUF; both name the file.
     pub fn open(path: impl AsRef<Path>) -> Result<GgufFile, GgufError> {
         let path = path.as_ref();
         let map = map_file(path).map_err(|source| GgufError::Open { path: path.to_owned(), source })?;
@@ -67,6 +70,9 @@ impl GgufFile {
     /// Reads a file that is already in memory, such as an embedded one (`include_bytes!`).
     ///
     /// Tensors are as aligned as `bytes` itself is.
+    ///
+    /// # Errors
+    /// A header that is no valid GGUF.
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<GgufFile, GgufError> {
         GgufFile::new(Storage::Memory(bytes.into()))
     }

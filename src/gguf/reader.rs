@@ -25,6 +25,9 @@ impl Gguf {
     ///
     /// String values that are not UTF-8 are kept with replacement characters (files hold such text in
     /// descriptions and rare tokens); keys and tensor names have to be UTF-8.
+    ///
+    /// # Errors
+    /// What in the header is wrong, and where.
     pub fn parse(bytes: &[u8], file_len: u64) -> Result<Gguf, GgufError> {
         let mut c = Cursor::new(bytes);
         if !bytes.starts_with(b"GGUF") {

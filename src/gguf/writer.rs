@@ -35,8 +35,10 @@ impl<'a> GgufWriter<'a> {
         self
     }
 
-    /// Adds a tensor of row-major `shape`. Fails on what a reader would refuse: a name that occurs twice,
-    /// rows that are not whole blocks, a wrong number of bytes.
+    /// Adds a tensor of row-major `shape`.
+    ///
+    /// # Errors
+    /// What a reader would refuse: a name that occurs twice, rows that are not whole blocks, a wrong number of bytes.
     pub fn tensor(
         &mut self,
         name: impl Into<String>,
@@ -57,7 +59,10 @@ impl<'a> GgufWriter<'a> {
         Ok(self)
     }
 
-    /// Writes the file. An alignment that a reader would refuse is an [`io::ErrorKind::InvalidInput`].
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// If `out` fails; an alignment that a reader would refuse is an [`io::ErrorKind::InvalidInput`].
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         let alignment =
             alignment(&self.metadata).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;

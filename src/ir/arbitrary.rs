@@ -181,7 +181,7 @@ impl Builder {
     fn weight(&mut self, dtype: DType, shape: &[u64]) -> Value {
         let name = self.name("weight");
         // Some are rows of larger tensors.
-        let sliced = self.names % 4 == 0 && shape.len() > 1;
+        let sliced = self.names.is_multiple_of(4) && shape.len() > 1;
         let rows = sliced.then(|| Slice { first: 3, of: shape[0] + 5 });
         self.leaf(Op::Weight { name, rows }, dtype, shape.iter().copied())
     }

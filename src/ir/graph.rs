@@ -279,7 +279,8 @@ impl Graph {
         let mut level = vec![id];
         for _ in 0..4 {
             let named = level.iter().find_map(|&n| match self.op(n) {
-                Op::Weight { name, .. } | Op::State { name, .. } => Some(name),
+                Op::Weight { name, rows: Some(rows) } => Some(format!("{name}[{}..]", rows.first)),
+                Op::Weight { name, rows: None } | Op::State { name, .. } => Some(name.clone()),
                 _ => None,
             });
             if let Some(name) = named {

@@ -81,11 +81,23 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Whether rows of type `ty` lie within the tensor, and are whole blocks.
-    pub fn holds(&self, ty: &TensorType) -> bool {
+    /// Checks that rows of type `ty` lie within the tensor and are whole blocks.
+    ///
+    /// # Errors
+    /// What they are instead.
+    pub fn fits(&self, ty: &TensorType) -> Result<(), String> {
         let rows = ty.shape.first().and_then(|rows| rows.as_const());
         let within = rows.and_then(|rows| self.first.checked_add(rows)).is_some_and(|end| end <= self.of);
-        within && (ty.shape.len() > 1 || ty.dtype.block_len() == 1)
+        if !within {
+            return Err(format!("{ty} from row {} on is more than {} rows", self.first, self.of));
+        }
+        if ty.shape.len() == 1 && ty.dtype.block_len() > 1 {
+            return Err(format!(
+                "single elements of {} are no whole blocks, so no rows to be a weight",
+                ty.dtype
+            ));
+        }
+        Ok(())
     }
 
     /// The type of the whole tensor, of which rows of type `ty` are a part.
@@ -394,7 +406,10 @@ impl Op {
     }
 
     /// The result types for operands of types `x`. Leaves and `reshape` produce what `declared` says;
-    /// all others ignore it. The error says which rule is broken.
+    /// all others ignore it.
+    ///
+    /// # Errors
+    /// Which rule is broken.
     pub fn infer(&self, x: &[&TensorType], declared: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let arity = |n: usize| {
             if x.len() == n { Ok(()) } else { Err(format!("takes {n} operands, not {}", x.len())) }
@@ -410,10 +425,8 @@ impl Op {
                 if matches!(self, Op::Weight { .. }) && t.shape.iter().any(|d| d.as_const().is_none()) {
                     return Err(format!("a weight has constant dimensions, not {t}"));
                 }
-                if let Op::Weight { rows: Some(rows), .. } = self
-                    && !rows.holds(t)
-                {
-                    return Err(format!("{t} from row {} on is more than {} rows", rows.first, rows.of));
+                if let Op::Weight { rows: Some(rows), .. } = self {
+                    rows.fits(t)?;
                 }
                 one(t.clone())
             }

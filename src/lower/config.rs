@@ -49,6 +49,9 @@ impl Config {
         let heads = or_missing("attention.head_count", 1 << 14)?;
         let ffn = or_missing("feed_forward_length", 1 << 20)?;
         let kv_heads = keys.counts("attention.head_count_kv", layers, 1 << 14)?;
+        // Where heads differ but the key is absent, llama.cpp takes those of the first layer.
+        let of_width = width / heads.first().copied().unwrap_or(1);
+        let head_dim = keys.count_or("attention.key_length", of_width, MAX_HEAD_DIM)?;
         let base = keys.float("rope.freq_base", Some(10000.0))?;
         let mut all = vec![];
         for (i, (heads, ffn)) in heads.iter().copied().zip(ffn).enumerate() {
@@ -57,7 +60,6 @@ impl Config {
                 let detail = format!("{kv_heads} KV heads do not divide {heads} heads");
                 return Err(keys.wrong("attention.head_count_kv", detail));
             }
-            let head_dim = keys.count_or("attention.key_length", width / heads, MAX_HEAD_DIM)?;
             let value_dim = keys.count_or("attention.value_length", head_dim, MAX_HEAD_DIM)?;
             if value_dim != head_dim {
                 let detail = format!("values of {value_dim} beside keys of {head_dim} are not supported");

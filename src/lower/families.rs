@@ -62,7 +62,10 @@ fn decoder(
     let wanted = b.step_input(StepInput::Wanted, &[Dim::R])?;
     let vocab = b.rows("token_embd.weight")?;
     let factors = match b.has("rope_freqs.weight") {
-        true => Some(b.float("rope_freqs.weight", &[u64::from(c.layers[0].rope.dims) / 2])?),
+        true => {
+            let dims = c.layers.first().map_or(0, |layer| layer.rope.dims);
+            Some(b.float("rope_freqs.weight", &[u64::from(dims) / 2])?)
+        }
         false => None,
     };
 

@@ -89,7 +89,7 @@ impl Step {
 ///
 /// # Errors
 /// Tensors that are missing, of unsupported types or of other shapes than the metadata says, and tensors that no
-/// supported model has.
+/// supported model has; a context or a number of sequences beyond what can be counted.
 pub fn lower(gguf: &Gguf, config: &Config, step: &Step) -> Result<Graph, LowerError> {
     let span = tracing::debug_span!("lower", step = step.name(), architecture = config.architecture.name());
     let _guard = span.enter();

@@ -8,9 +8,10 @@
 //! 2. Every argument, at its program's bounds, fits its buffer; weights are only read, states never replaced.
 //! 3. States and arena lie within the pool, aligned, and apart; [`check_placement`] holds for every program.
 //! 4. Bounds are sane: `1 <= T`, `R <= T`.
-//! 5. Values that a kernel follows as those of an input come from an input that nothing writes, and that is held to
-//!    no less than the kernel asks for.
-//! 6. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
+//! 5. Values that a kernel follows as those of an input come from an input of the same type that nothing writes, and that is
+//!    held to no less than the kernel asks for.
+//! 6. Rows of a weight lie within its tensor.
+//! 7. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
 
 mod build;
 mod bytes;
@@ -227,8 +228,8 @@ pub enum PlanError {
     Limits { input: String, a: Dim, b: Dim },
     #[error("{what} {name:?} cannot be {ty}: its size must be the same in every step")]
     Varies { what: &'static str, name: String, ty: TensorType },
-    #[error("weight {:?} is {} from row {} of {}, which is beyond its end", .0.name, .0.ty, .0.rows.map_or(0, |r| r.first), .0.rows.map_or(0, |r| r.of))]
-    Rows(Tensor),
+    #[error("weight {name:?}: {why}")]
+    Rows { name: String, why: String },
     #[error("program {program:?}: bounds need 1 <= T and R <= T, but are {bounds:?}")]
     Bounds { program: String, bounds: Syms },
     #[error(

@@ -329,7 +329,12 @@ fn every_rule_is_checked() {
         ),
         ("state \"cache\" cannot be f32[T,1,8]", Box::new(|p| p.states[0].ty.shape[0] = Dim::T)),
         (
-            "weight \"table\" is f32[5,8] from row 1 of 5, which is beyond its end",
+            "follows values that are not checked inputs",
+            // Of as many bytes at the bounds, but of one value at every size.
+            Box::new(|p| decode(p).buffers[0].ty.shape[0] = Dim::n(1)),
+        ),
+        (
+            "weight \"table\": f32[5,8] from row 1 on is more than 5 rows",
             Box::new(|p| p.weights[0].rows = Some(Slice { first: 1, of: 5 })),
         ),
         ("weight \"bias\" cannot be f32[R]", Box::new(|p| p.weights[1].ty.shape[0] = Dim::R)),

@@ -92,7 +92,13 @@ impl Plan {
             match *arg {
                 BufRef::Arena(b) => write!(f, "b{b}")?,
                 BufRef::State(s) => write!(f, "{:?}", name(self.states.get(s as usize).map(|s| &s.name)))?,
-                BufRef::Weight(w) => write!(f, "{:?}", name(self.weights.get(w as usize).map(|w| &w.name)))?,
+                BufRef::Weight(w) => {
+                    let weight = self.weights.get(w as usize);
+                    write!(f, "{:?}", name(weight.map(|w| &w.name)))?;
+                    if let Some(rows) = weight.and_then(|w| w.rows) {
+                        write!(f, "[{}..]", rows.first)?;
+                    }
+                }
             }
         }
         f.write_str(")")?;

@@ -45,8 +45,8 @@ impl Plan {
                 let (name, ty) = (weight.name.clone(), weight.ty.clone());
                 return Err(PlanError::Varies { what: "weight", name, ty });
             }
-            if weight.rows.is_some_and(|rows| !rows.holds(&weight.ty)) {
-                return Err(PlanError::Rows(weight.clone()));
+            if let Some(why) = weight.rows.and_then(|rows| rows.fits(&weight.ty).err()) {
+                return Err(PlanError::Rows { name: weight.name.clone(), why });
             }
         }
         self.validate_pool()?;
@@ -147,8 +147,9 @@ impl Plan {
                 let BufRef::Arena(buffer) = *at else { return Err(unchecked()) };
                 let mut inputs = program.inputs.iter().filter(|i| i.buffer == buffer);
                 let (Some(input), None) = (inputs.next(), inputs.next()) else { return Err(unchecked()) };
-                let plain = program.buffers[buffer as usize].ty.dtype == DType::I32;
-                if !plain || written.contains(at) || input.below.is_none() {
+                // All values that the kernel follows are values of the input, at every size of a step.
+                let whole = arg.ty.dtype == DType::I32 && program.buffers[buffer as usize].ty == arg.ty;
+                if !whole || written.contains(at) || input.below.is_none() {
                     return Err(unchecked());
                 }
                 if !input.suits(&index) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// A device that holds one plan with its weights, states and arena.
 ///
-/// Work is submitted, and waited for where something depends on it; the host is free meanwhile. Whatever touches memory
+/// Submission is submitted, and waited for where something depends on it; the host is free meanwhile. Whatever touches memory
 /// (writing, reading, copying and filling) comes after all work that was submitted before, and waits for it.
 ///
 /// Callers check programs, calls, sizes and symbols first: what a plan does not have, a device may panic at.
@@ -26,9 +26,9 @@ pub trait Device: Send {
     ///
     /// # Errors
     /// If the device fails.
-    fn submit(&mut self, work: &Work) -> Result<Ticket, DeviceError>;
+    fn submit(&mut self, work: &Submission) -> Result<Ticket, DeviceError>;
 
-    /// Waits until work is done. Work that is done already takes no time.
+    /// Waits until work is done. Submission that is done already takes no time.
     ///
     /// # Errors
     /// If the device fails, or failed at the work.
@@ -60,7 +60,7 @@ pub trait Device: Send {
     fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError>;
 
     /// How often each kernel of the plan was launched: counted as launches end, whatever was asked for.
-    fn launches(&self) -> Vec<u64>;
+    fn launch_counts(&self) -> Vec<u64>;
 
     /// How long each launch took of the last work that was submitted as timed, in order.
     ///
@@ -71,7 +71,7 @@ pub trait Device: Send {
 
 /// What a device is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Work {
+pub struct Submission {
     /// Index of a program of the plan.
     pub program: usize,
     /// Which of its calls; one alone, to look at a kernel.
@@ -82,7 +82,7 @@ pub struct Work {
     pub timed: bool,
 }
 
-/// Work that was submitted, in the order of submission.
+/// Submission that was submitted, in the order of submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 

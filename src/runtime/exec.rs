@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::device::{Device, DeviceError, DeviceOptions, Ticket, Work, open};
+use super::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, open};
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
 use crate::plan::{BufRef, Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
@@ -146,7 +146,7 @@ impl Executor {
             self.device.write(program, input, bytes)?;
         }
         let calls = 0..self.program(program)?.calls.len();
-        let ticket = self.device.submit(&Work { program, calls, at: *at, timed: false })?;
+        let ticket = self.device.submit(&Submission { program, calls, at: *at, timed: false })?;
         self.last = Some((program, *at, ticket));
         Ok(())
     }
@@ -273,7 +273,7 @@ impl Executor {
     /// How often each kernel was launched since the executor was made, by name; only those that were.
     pub fn launch_counts(&self) -> IndexMap<&'static str, u64> {
         let mut counts = IndexMap::new();
-        for (kernel, n) in self.plan.kernels.iter().zip(self.device.launches()).filter(|(_, n)| *n > 0) {
+        for (kernel, n) in self.plan.kernels.iter().zip(self.device.launch_counts()).filter(|(_, n)| *n > 0) {
             *counts.entry(kernel.spec.name()).or_default() += n;
         }
         counts

@@ -115,7 +115,7 @@ impl Tensor {
     /// # Errors
     /// If the tensor has another number of rows, or not these.
     pub fn slice(&self, name: &str, rows: &Slice, ty: &TensorType) -> Result<Tensor> {
-        let fits = self.dims.first().is_some_and(|&all| all as u64 == rows.of) && rows.holds(ty);
+        let fits = self.dims.first().is_some_and(|&all| all as u64 == rows.of) && rows.fits(ty).is_ok();
         let row = self.data.len() as u64 / rows.of.max(1);
         let n = ty.first().as_const().unwrap_or(0);
         let bytes = rows.first.saturating_mul(row) as usize
@@ -162,8 +162,8 @@ impl Tensor {
 
 /// The results of a graph, its states included, in the order of its return.
 ///
-/// `weights` gives a weight by its name; it is asked once for each, when it is first used, and what it
-/// gives is dropped after the last use. `states` holds the first versions by name.
+/// `weights` gives a tensor by its name; it is asked once for each weight, of which several may be rows of one tensor, when
+/// it is first used, and what it gives is dropped after the last use. `states` holds the first versions by name.
 ///
 /// # Errors
 /// If the graph does not pass [`verify_unfinished`], something that it needs is missing or of another type, an index

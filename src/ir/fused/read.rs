@@ -241,12 +241,11 @@ impl Body<'_> {
                 }
             }
             if matches!(self.op(result), Op::KvAppend) {
-                let (cache, slot) = (self.operand_arg(result, 0)?, self.operand_arg(result, 2)?);
+                // Appended to once: what is overwritten is an input.
+                self.operand_arg(result, 0)?;
+                let slot = self.operand_arg(result, 2)?;
                 if *to.get_or_insert(slot) != slot {
                     return Err("keys and values that go to different rows".into());
-                }
-                if cache != out {
-                    return Err("a cache that is appended to twice".into());
                 }
             }
             match (self.op(result), self.op(rows)) {

@@ -133,7 +133,7 @@ impl Attention {
         }
         check.tokens("the queries", m.q, Access::Read, &[DType::F32], Some(Dim::T), n)?;
         let paging = Paging::bind(&mut check, m)?;
-        check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[Dim::T])?;
+        check.per_token("the positions", m.positions, Dim::T)?;
         let shape = [(paging.page * paging.pages) as u64, m.kv_heads, m.head_dim].map(Dim::n);
         let k_type = check.exact("the keys", m.k, Access::Read, CACHES, &shape)?;
         let v_type = check.exact("the values", m.v, Access::Read, CACHES, &shape)?;

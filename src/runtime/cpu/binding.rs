@@ -140,6 +140,12 @@ impl<'a> Binding<'a> {
         Err(BindError::Index { role, arg, want, have: held(found.index.as_ref()) })
     }
 
+    /// Integers, one for each token, that the kernel does not follow; another part may.
+    pub fn per_token(&mut self, role: &'static str, arg: ArgId, tokens: Dim) -> Result<(), BindError> {
+        let found = self.touched(role, arg, Access::Read)?;
+        exactly(role, arg, &found.ty, &[DType::I32], &[tokens]).map(|_| ())
+    }
+
     /// An argument of exactly one shape.
     pub fn exact(
         &mut self,

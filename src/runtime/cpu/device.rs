@@ -5,7 +5,7 @@ use crate::codegen::spec::{Access, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms, TensorType};
 use crate::plan::{BufRef, LoadedPlan, Plan, PlannedCall, PlannedProgram, State};
-use crate::runtime::device::{Device, DeviceError, DeviceOptions, Ticket, Timing, Work};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
 use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use memmap2::{MmapMut, MmapRaw};
@@ -19,7 +19,7 @@ pub struct CpuDevice {
     plan: Arc<LoadedPlan>,
     /// The launches of each kernel.
     kernels: Vec<Vec<Box<dyn CpuKernel>>>,
-    programs: Vec<Vec<Call>>,
+    programs: Vec<Vec<PlacedCall>>,
     memory: MmapRaw,
     threads: Pool,
     features: Features,
@@ -35,7 +35,7 @@ pub struct CpuDevice {
 }
 
 /// A call with its arguments found.
-struct Call {
+struct PlacedCall {
     kernel: usize,
     args: Vec<(RawArg, TensorType)>,
 }
@@ -70,7 +70,7 @@ impl CpuDevice {
                 let kernel = call.kernel as usize;
                 let types = plan.kernels[kernel].args().map(|arg| arg.ty.clone());
                 let at = call.args.iter().map(|arg| RawArg { ptr: base(arg, program), len: 0 });
-                Call { kernel, args: at.zip(types).collect() }
+                PlacedCall { kernel, args: at.zip(types).collect() }
             };
             program.calls.iter().map(one).collect()
         };
@@ -164,8 +164,8 @@ impl Device for CpuDevice {
     }
 
     /// The work is done when this returns: the thread that submits it is one of those that do it.
-    fn submit(&mut self, work: &Work) -> Result<Ticket, DeviceError> {
-        let Work { program, at, .. } = work;
+    fn submit(&mut self, work: &Submission) -> Result<Ticket, DeviceError> {
+        let Submission { program, at, .. } = work;
         let bounds = self.plan.programs[*program].bounds;
         let inside = 1 <= at.t && at.t <= bounds.t && at.r <= bounds.r && at.r <= at.t;
         assert!(inside, "{at:?} is out of {bounds:?}");
@@ -262,7 +262,7 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn launches(&self) -> Vec<u64> {
+    fn launch_counts(&self) -> Vec<u64> {
         self.launches.iter().map(|n| n.load(Ordering::Relaxed)).collect()
     }
 
@@ -272,7 +272,7 @@ impl Device for CpuDevice {
 }
 
 /// The time of each launch of `work`, from the moments when they ended, after the one when the first began.
-fn timings(plan: &Plan, work: &Work, items: &[Option<usize>], ends: &[Instant]) -> Vec<Timing> {
+fn timings(plan: &Plan, work: &Submission, items: &[Option<usize>], ends: &[Instant]) -> Vec<Timing> {
     let calls = &plan.programs[work.program].calls[work.calls.clone()];
     let launches = work.calls.clone().zip(calls).flat_map(|(call, planned)| {
         let launches = plan.kernels[planned.kernel as usize].launches.len();

@@ -44,7 +44,7 @@ impl GatedScan {
         check.may_alias(m.out, m.decay);
         check.may_alias(m.out, m.x);
         check.index("the sequences", m.sequences, &[tokens], Dim::n(rows), false)?;
-        check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[tokens])?;
+        check.per_token("the positions", m.positions, tokens)?;
         check.done(&[Extent { dim: Dim::n(m.n), per: SPAN as u32 }])?;
         let rows = binding::size("the rows of a state", rows)?;
         let GatedScanSpec { state, decay, x, gate, sequences, positions, out, .. } = *m;
@@ -255,7 +255,6 @@ mod tests {
             refuse("what sequences are held to", &|s, _| s.spec.args[3].index = wrong);
         }
         refuse("positions", &|s, _| s.spec.args[4].ty.dtype = DType::F32);
-        refuse("positions that are followed", &|s, _| s.spec.args[4].index = s.spec.args[3].index);
         refuse("result", &|s, _| s.spec.args[5].ty.dtype = DType::Q8Act);
         refuse("gate", &|s, _| s.spec.args[6].access = Access::Write);
         refuse("no gate", &|_, m| m.gate = None);

@@ -117,7 +117,7 @@ impl RopeKv {
         let mut check = Binding::new(kernel)?;
         let head_dim = binding::size("the head dimension", m.head_dim)?;
         let rotation = Rotation::bind(&mut check, m.rope, head_dim, m.factors)?;
-        check.exact("the positions", m.positions, Access::Read, &[DType::I32], &[Dim::T])?;
+        check.per_token("the positions", m.positions, Dim::T)?;
         let cache = check.ty("a cache", m.k.rows.cache)?;
         let cache_rows = cache.shape.first().and_then(|d| d.as_const()).unwrap_or(0);
         check.index("the rows", m.rows, &[Dim::T], Dim::n(cache_rows), true)?;
@@ -430,7 +430,6 @@ mod tests {
         for wrong in wrong_indices(written_by([Dim::T], ROWS).index.unwrap()) {
             refuse("what rows are held to", &|s, _| s.spec.args[10].index = wrong);
         }
-        refuse("positions that are followed", &|s, _| s.spec.args[0].index = s.spec.args[10].index);
         refuse("cache that is written", &|s, _| s.spec.args[7].access = Access::Write);
         refuse("cache of integers", &|s, _| s.spec.args[9].ty.dtype = DType::I32);
         refuse("one cache for both", &|_, m| m.v.as_mut().unwrap().cache = 7);

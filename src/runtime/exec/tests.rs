@@ -294,7 +294,7 @@ fn threads_and_overlaps_do_not_change_results() {
 /// A device that begins nothing before someone waits for it.
 struct Late {
     device: Box<dyn Device>,
-    waiting: Vec<Work>,
+    waiting: Vec<Submission>,
     submitted: Arc<AtomicU64>,
     done: Arc<AtomicU64>,
 }
@@ -318,7 +318,7 @@ impl Device for Late {
         self.device.isa()
     }
 
-    fn submit(&mut self, work: &Work) -> Result<Ticket, DeviceError> {
+    fn submit(&mut self, work: &Submission) -> Result<Ticket, DeviceError> {
         self.waiting.push(work.clone());
         Ok(Ticket(self.submitted.fetch_add(1, Ordering::Relaxed) + 1))
     }
@@ -347,8 +347,8 @@ impl Device for Late {
         self.device.fill_rows(role, first, rows, byte)
     }
 
-    fn launches(&self) -> Vec<u64> {
-        self.device.launches()
+    fn launch_counts(&self) -> Vec<u64> {
+        self.device.launch_counts()
     }
 
     fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
@@ -394,9 +394,9 @@ fn single_calls_are_made_counted_and_timed() {
     let tokens = BufRef::Arena(plan.programs[PREFILL].inputs[0].buffer);
     device.write(PREFILL, tokens, &bytes(&[4, 2])).unwrap();
     let mut submit = |calls: Range<usize>, timed| {
-        let ticket = device.submit(&Work { program: PREFILL, calls, at, timed }).unwrap();
+        let ticket = device.submit(&Submission { program: PREFILL, calls, at, timed }).unwrap();
         device.wait(ticket).unwrap();
-        (device.launches(), device.timings().unwrap())
+        (device.launch_counts(), device.timings().unwrap())
     };
     let (launches, timings) = submit(0..1, false);
     assert_eq!((&launches[..], &timings[..]), (&[1, 0, 0, 0, 0][..], &[][..]));

@@ -109,9 +109,11 @@ impl<F: Format> Job for Fill<'_, F> {
         let row_bytes = weights.len() / rows.max(1);
         let group_bytes = row_bytes / (k / F::BLOCK) * (GROUP / F::BLOCK);
         let mut group = Group::ZERO;
-        for (r, row) in weights.chunks_exact(row_bytes).enumerate().take(ROWS) {
-            let (h, l) = (r / 16, r % 16);
-            for (bytes, blocks) in row.chunks(group_bytes).zip(tile.blocks.chunks_mut(GROUP / 32)) {
+        // Some columns of all rows, then the next: what is written lies in the innermost cache, where all of a tile would not.
+        for (g, blocks) in tile.blocks.chunks_mut(GROUP / 32).enumerate() {
+            for (r, row) in weights.chunks_exact(row_bytes).enumerate().take(ROWS) {
+                let (h, l) = (r / 16, r % 16);
+                let Some(bytes) = row.chunks(group_bytes).nth(g) else { continue };
                 F::decode::<I>(bytes, &mut group);
                 for (q, b) in group.q.as_flattened().as_chunks::<32>().0.iter().zip(F::ORDER) {
                     let Some(block) = blocks.get_mut(b) else { continue };
