@@ -515,3 +515,15 @@ proptest! {
         prop_assert_eq!(&evaluate(&unfused(&graph), &step), &expected);
     }
 }
+
+#[test]
+fn a_slice_is_of_the_whole_tensor_that_it_says() {
+    let tensor = Tensor::from_f32(&[4, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]).unwrap();
+    let ty = TensorType::new(DType::F32, [2u64, 2]);
+    let slice = |first, of| tensor.slice("w", &Slice { first, of }, &ty);
+    assert_eq!(slice(1, 4).unwrap().to_f32().unwrap(), [2.0, 3.0, 4.0, 5.0]);
+    for (first, of) in [(3, 4), (u64::MAX, 4), (1, 3), (1, 8), (0, 0)] {
+        let says = slice(first, of).unwrap_err().to_string();
+        assert!(says.contains("which f32[4,2] has not"), "{first} of {of}: {says}");
+    }
+}
