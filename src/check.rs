@@ -207,7 +207,8 @@ pub struct Checked {
 /// Interprets a graph, and makes each node's call on a device, on the same operands, beside it.
 ///
 /// # Errors
-/// A step beyond the bounds of the graph, a graph that cannot be interpreted, or a device that fails. Divergence is no error but part of the result.
+/// A step beyond the bounds of the graph, a graph that cannot be interpreted, or a device that fails. Divergence is no error
+/// but part of the result.
 pub fn check_kernels(
     graph: &Verified,
     calls: Calls<'_>,
@@ -459,6 +460,20 @@ mod tests {
 
     fn default_path() -> Options {
         Options { context: Some(8), ..Options::new(Target::cpu()) }
+    }
+
+    #[test]
+    fn a_step_beyond_its_bounds_is_an_error() {
+        let file = Arc::new(model::embedded().unwrap());
+        let options = default_path();
+        let step = Step { tokens: 2, wanted: 1, greedy: false, kv: options.kv, context: 8, sequences: 1 };
+        let checked = |tokens: &[i32]| {
+            let device = DeviceOptions::default();
+            check_step(&file, &options, &device, &step, tokens, 0, &mut Caches::new())
+        };
+        assert!(checked(&[0, 33]).unwrap().passes());
+        let says = checked(&[0, 33, 280]).unwrap_err().to_string();
+        assert_eq!(says, "a step of 3 token rows, 1 of them wanted, is more than 2 and 1");
     }
 
     #[test]

@@ -189,9 +189,7 @@ impl Bench {
         let program = plan.program_for(b, b, output(logits))?;
         // Of rows that a window hides, nothing is read.
         let window = plan.paging().ok().flatten().and_then(|paging| paging.window).unwrap_or(u64::MAX);
-        let at = |length: u64| {
-            plan.bytes_per_step(program, &Syms { t: b, r: b }, b.saturating_mul(length.min(window)))
-        };
+        let at = |length: u64| plan.bytes_per_step(program, &Syms { t: b, r: b }, b.saturating_mul(length));
         // The bytes grow by the same amount from step to step, until the window is full.
         let (first, last) = (test.depth.saturating_add(1), test.context());
         if window < last {

@@ -203,7 +203,6 @@ impl Executor {
             return Err(ExecError::NoResultRows { result, rows, all });
         }
         let row = ty.elements(&at) / all.max(1);
-        to.clear();
         to.resize(((rows.end - rows.start) * row) as usize, E::zeroed());
         let first = rows.start * row * size_of::<E>() as u64;
         self.read(place, first, bytemuck::cast_slice_mut(to))
