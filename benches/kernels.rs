@@ -6,8 +6,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use half::f16;
 use sinter::codegen::backend;
 use sinter::codegen::spec::{
-    Access, Arg, AttentionSpec, Computation, Epilogue, Implementation, Index, IndexSource, KernelSpec,
-    MatmulPart, MatmulSpec, NormSource, NormSpec,
+    Access, Arg, ArgId, AttentionSpec, Computation, Epilogue, Implementation, Index, IndexSource, KernelSpec,
+    Layout, MatmulPart, MatmulSpec, NormSource, NormSpec,
 };
 use sinter::ir::{DType, Dim, Syms, TensorType};
 use sinter::runtime::cpu::{Features, RawArg, bind};
@@ -24,7 +24,15 @@ fn kernel(computes: Computation, args: Vec<Arg>) -> Implementation {
     let target = Target::cpu();
     let cpu = backend(target.kind).expect("there is one for the CPU");
     let spec = KernelSpec { kernel: None, computes, args };
-    cpu.emit(spec, &Syms { t: 512, r: 512 }, &target).expect("the CPU has the kernel")
+    // Weights lie as they do where nothing else reads them.
+    let weights = match &spec.computes {
+        Computation::Matmul(m) => m.parts.iter().map(|part| part.weight).collect(),
+        _ => vec![],
+    };
+    let layout = |id: &ArgId| cpu.layout(&spec.args[usize::from(*id)].ty, &[(spec.clone(), *id)]);
+    let layouts = weights.iter().map(|id| (*id, layout(id))).filter(|(_, l)| *l != Layout::RowMajor);
+    let layouts = layouts.collect();
+    cpu.emit(spec, layouts, &Syms { t: 512, r: 512 }, &target).expect("the CPU has the kernel")
 }
 
 /// A square matmul.

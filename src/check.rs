@@ -1,8 +1,8 @@
 //! Checks a compiled model node by node: each kernel, on the device, against the interpretation of its body on the same
 //! inputs; and the fused graph as a whole against the unfused.
 
-use crate::codegen;
 use crate::codegen::spec::{Access, Program};
+use crate::codegen::{self, Layouts};
 use crate::compile::{CompileError, Options};
 use crate::gguf::{GgufError, GgufFile};
 use crate::ir::{DType, Graph, NodeId, Op, StepInput, Syms, TensorType, Value, Verified, verify};
@@ -116,7 +116,9 @@ pub fn check_step(
     let invalid =
         |e: crate::ir::VerifyErrors| CompileError::Verify { stage: "fused", message: e.to_string() };
     let fused = verify(fused).map_err(invalid)?;
-    let (program, nodes) = codegen::generate_traced(&fused, &options.target).map_err(CompileError::from)?;
+    let layouts = Layouts::choose([&fused], &options.target).map_err(CompileError::from)?;
+    let generated = codegen::generate_traced(&fused, &options.target, &layouts);
+    let (program, nodes) = generated.map_err(CompileError::from)?;
     let mut device = on_device(file, options, program, device)?;
     let found = check_kernels(&fused, device.calls_of(&nodes), syms, &leaf)?;
 
@@ -450,7 +452,8 @@ mod tests {
         let rows = step_rows(&step, &[0, 33], 0);
         let (graph, _) = fuse(file.gguf(), options, &step).unwrap();
         let graph = verify(graph).unwrap();
-        let (mut program, nodes) = codegen::generate_traced(&graph, &options.target).unwrap();
+        let layouts = Layouts::choose([&graph], &options.target).unwrap();
+        let (mut program, nodes) = codegen::generate_traced(&graph, &options.target, &layouts).unwrap();
         program.kernels.iter_mut().for_each(|kernel| change(&mut kernel.spec.computes));
         let mut device = on_device(&file, options, program, &DeviceOptions::default()).unwrap();
         let (syms, before) = (rows.syms(), Caches::new());

@@ -1,6 +1,6 @@
 //! Compilation, from the description of a model file to programs.
 
-use crate::codegen::{self, CodegenError, spec::Program};
+use crate::codegen::{self, CodegenError, Layouts, spec::Program};
 use crate::gguf::Gguf;
 use crate::ir::{DType, Graph, KvTypes, verify};
 use crate::lower::{self, Config, LowerError, Step};
@@ -136,15 +136,18 @@ pub enum CompileError {
 pub fn compile(gguf: &Gguf, options: &Options, purpose: Purpose) -> Result<Vec<Compiled>, CompileError> {
     options.target.validate().map_err(CompileError::Target)?;
     let config = Config::from_gguf(gguf)?;
-    let mut programs = vec![];
+    let mut fused = vec![];
     for step in purpose.steps(&config, options) {
         let mut graph = lower::lower(gguf, &config, &step)?;
         let report = options.pipeline.run(&mut graph, &options.target)?;
-        let graph = verified("fused", graph)?;
-        let program = codegen::generate(&graph, &options.target)?;
-        programs.push(Compiled { program, report });
+        fused.push((verified("fused", graph)?, report));
     }
-    Ok(programs)
+    let layouts = Layouts::choose(fused.iter().map(|(graph, _)| graph), &options.target)?;
+    let one = |(graph, report)| {
+        let program = codegen::generate(&graph, &options.target, &layouts)?;
+        Ok(Compiled { program, report })
+    };
+    fused.into_iter().map(one).collect()
 }
 
 /// The fused graph of one step, and what the passes decided.

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{fuse, input, parse};
-use sinter::codegen;
-use sinter::ir::verify;
+use sinter::codegen::{self, Layouts};
+use sinter::ir::{Op, Verified, verify};
 use sinter::target::Target;
 
 /// What codegen says of a fused graph after a change to its text.
@@ -15,7 +15,7 @@ fn generated(name: &str, passes: &[&str], from: &str, to: &str) -> Result<(), St
     let text = graph.to_string();
     assert!(text.contains(from), "{from} is not in\n{text}");
     let graph = verify(parse(&text.replace(from, to))).unwrap();
-    codegen::generate(&graph, &target).map(|_| ()).map_err(|e| e.to_string())
+    codegen::generate(&graph, &target, &Layouts::default()).map(|_| ()).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -85,4 +85,69 @@ fn another_kernels_body_is_refused() {
             assert_eq!(found.is_ok(), alike, "{kernel} as {other}: {found:?}");
         }
     }
+}
+
+/// Products of quantised activations with the weights that `text` declares by name, format and rows, after the passes.
+fn products(weights: &str) -> Verified {
+    let mut text = "graph @g(%x: f32[T,256], %ids: i32[T]) sym T<=4, R<=4 {\n".to_string();
+    let mut results = vec![];
+    for (i, line) in weights.lines().map(str::trim).enumerate() {
+        let (weight, rows) = line.rsplit_once(' ').unwrap();
+        text +=
+            &format!("  %w{i} = weight {weight}[{rows},256]\n  %d{i} = dequant %w{i} : f32[{rows},256]\n");
+        text += &format!("  %y{i} = matmul %x, %d{i} : f32[T,{rows}]\n");
+        results.push(format!("%y{i}"));
+    }
+    text += &format!("  return {}\n}}\n", results.join(", "));
+    let mut graph = parse(&text);
+    fuse(&mut graph, &["quantise_acts", "dequant_matmul"], &Target::test_cpu());
+    verify(graph).unwrap()
+}
+
+/// The layout of each weight of a graph.
+fn layouts(graphs: &[&Verified]) -> Vec<String> {
+    let chosen = Layouts::choose(graphs.iter().copied(), &Target::test_cpu()).unwrap();
+    let mut found = vec![];
+    for id in graphs[0].ids() {
+        if let Op::Weight { name, rows } = graphs[0].op(id) {
+            found.push(format!("{name} {}", chosen.of(name, *rows).name()));
+        }
+    }
+    found
+}
+
+#[test]
+fn weights_lie_as_all_their_uses_take_them() {
+    let graph = products(
+        "\"a\" : q4_k 64
+         \"b\" : q6_k 16
+         \"few\" : q4_k 40
+         \"other\" : q5_k 64
+         \"first\" from 0 of 64 : q4_k 32
+         \"first\" from 32 of 64 : q4_k 32
+         \"twice\" from 0 of 64 : q4_k 48
+         \"twice\" from 16 of 64 : q4_k 48
+         \"half\" : f16 32",
+    );
+    let want = [
+        "a interleaved16",
+        "b interleaved16",
+        "few row-major",
+        "other row-major",
+        "first interleaved16",
+        "first interleaved16",
+        // Rows that both have would be there twice.
+        "twice row-major",
+        "twice row-major",
+        "half row-major",
+    ];
+    assert_eq!(layouts(&[&graph]), want);
+
+    // Another program that reads a weight as floats has a say.
+    let mut other = input("quantise_acts");
+    fuse(&mut other, &["dequant_matmul"], &Target::test_cpu());
+    let other = verify(other).unwrap();
+    let named = products("\"q\" : q4_k 64\n\"k\" : q6_k 32\n\"lone\" : q4_k 64");
+    assert_eq!(layouts(&[&named])[..2], ["q interleaved16", "k interleaved16"]);
+    assert_eq!(layouts(&[&named, &other]), ["q row-major", "k row-major", "lone interleaved16"]);
 }

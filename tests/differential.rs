@@ -7,19 +7,18 @@ mod common;
 
 use common::graphs::{inputs, named, weight, weights, whole};
 use sinter::check::{CheckError, Checked, OnDevice, check_kernels};
-use sinter::codegen;
-use sinter::codegen::spec::{Access, Computation, Epilogue, Implementation, NormSource};
+use sinter::codegen::spec::{Access, Computation, Epilogue, Implementation, NormSource, Program};
+use sinter::codegen::{self, Layouts};
 use sinter::gguf::GgufFile;
 use sinter::ir::arbitrary::{
     CONTEXT, PAGES, Paging, RandomStep, Rng, SEQUENCES, Sequences, random_primitives,
 };
-use sinter::ir::{DType, Graph, KvTypes, Op, Syms, TensorType, Value, Verified, verify};
+use sinter::ir::{DType, Graph, KvTypes, NodeId, Op, Syms, TensorType, Value, Verified, verify};
 use sinter::passes::Pipeline;
 use sinter::plan::{self, BufRef, LoadedPlan, Parts, Plan};
-use sinter::runtime::cpu::{Features, RawArg, bind};
+use sinter::runtime::cpu::{Features, Pool, RawArg, Weights, bind};
 use sinter::runtime::device::open;
 use sinter::runtime::interp::{Tensor, eval};
-use sinter::runtime::weights::find_weights;
 use sinter::runtime::{DeviceOptions, Executor};
 use sinter::target::{Target, TargetKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,12 +108,16 @@ fn planned(graph: &Verified, file: &GgufFile, target: &Target) -> LoadedPlan {
             chunk: BOUNDS.t,
             greedy: false,
         },
-        programs: vec![(
-            codegen::generate(graph, target).unwrap_or_else(|e| panic!("{e}:\n{}", **graph)),
-            vec![],
-        )],
+        programs: vec![(generated(graph, target).0, vec![])],
     };
     LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap()
+}
+
+/// The program of a graph, and the node of each call.
+fn generated(graph: &Verified, target: &Target) -> (Program, Vec<NodeId>) {
+    let layouts = Layouts::choose([graph], target);
+    let generated = layouts.and_then(|layouts| codegen::generate_traced(graph, target, &layouts));
+    generated.unwrap_or_else(|e| panic!("{e}:\n{}", **graph))
 }
 
 /// The steps of a case.
@@ -143,7 +146,7 @@ fn checked(case: &Case, device: &mut OnDevice, step: &RandomStep, states: &State
             _ => unreachable!("a leaf"),
         })
     };
-    let (_, nodes) = codegen::generate_traced(&case.fused, &case.target).unwrap();
+    let (_, nodes) = generated(&case.fused, &case.target);
     check_kernels(&case.fused, device.calls_of(&nodes), at, &leaf)
         .unwrap_or_else(|e| panic!("{}: {e}", case.what))
 }
@@ -404,7 +407,8 @@ fn in_any_order(
         let offset = arena.start + program.buffers[input.buffer as usize].offset as usize;
         memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
     }
-    let weights = find_weights(&case.plan, &case.file).unwrap();
+    let threads = Pool::new(Some(1)).unwrap();
+    let weights = Weights::load(&case.plan, Arc::clone(&case.file), &threads, features).unwrap();
     let base = memory.pool.as_mut_ptr();
     let (n, mut done) = (program.calls.len(), vec![false; program.calls.len()]);
     let mut sorted = true;
@@ -424,7 +428,7 @@ fn in_any_order(
         let place = |arg: &BufRef| match *arg {
             BufRef::Arena(b) => base.wrapping_add(arena.start + program.buffers[b as usize].offset as usize),
             BufRef::State(s) => base.wrapping_add(case.plan.states[s as usize].offset as usize),
-            BufRef::Weight(w) => weights[w as usize].as_ptr().cast_mut(),
+            BufRef::Weight(w) => weights.at(w).cast_mut(),
         };
         let args: Vec<RawArg> = (call.args.iter().zip(kernel.args()))
             .map(|(arg, of)| RawArg { ptr: place(arg), len: of.ty.bytes(at) as usize })

@@ -268,7 +268,7 @@ fn what_runs_a_plan_cannot_compile() {
     }
     assert!(looked_at > 40, "{looked_at}");
     for bad in [
-        "codegen::generate(&g)",
+        "codegen::generate(&g, &t, &l)",
         "use crate::codegen::{self, spec};",
         "Plan::build(p)",
         "use memory::{align_up, place};",

@@ -3,8 +3,8 @@
 
 mod support;
 
-use sinter::codegen;
 use sinter::codegen::spec::IndexSource;
+use sinter::codegen::{self, Layouts};
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
 use sinter::ir::{DType, Dim, Graph, KvTypes, verify};
 use sinter::passes::Pipeline;
@@ -57,7 +57,7 @@ fn sequences(text: &str, file: &Arc<GgufFile>, fused: bool, context: u64, most: 
     let pipeline = Pipeline::standard(true);
     let pipeline = if fused { pipeline } else { pipeline.without_fusions() };
     pipeline.run(&mut graph, &target).unwrap();
-    let program = codegen::generate(&verify(graph).unwrap(), &target).unwrap();
+    let program = codegen::generate(&verify(graph).unwrap(), &target, &Layouts::default()).unwrap();
     let kv = KvTypes::both(DType::F32);
     let parts = Parts {
         model: Model {

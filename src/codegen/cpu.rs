@@ -3,7 +3,7 @@
 use super::Backend;
 use super::spec::{
     Access, Alias, Arg, ArgId, Code, Computation, CpuCode, Epilogue, Extent, Implementation, KernelSpec,
-    LaunchSpec, MatmulPart, MatmulSpec, NormSource, NormSpec,
+    LaunchSpec, Layout, MatmulPart, MatmulSpec, NormSource, NormSpec,
 };
 use crate::ir::{DType, Dim, Op, Syms, TensorType};
 use crate::target::Target;
@@ -24,7 +24,29 @@ const SCAN_COLUMNS: u32 = 256;
 pub struct Cpu;
 
 impl Backend for Cpu {
-    fn emit(&self, spec: KernelSpec, bounds: &Syms, _: &Target) -> Result<Implementation, String> {
+    /// Sixteen rows at a time where quantised activations meet them; a table may be looked up in so, too.
+    fn layout(&self, weight: &TensorType, uses: &[(KernelSpec, ArgId)]) -> Layout {
+        let is_product = |(spec, arg): &(KernelSpec, ArgId)| {
+            let Computation::Matmul(m) = &spec.computes else { return false };
+            let x = spec.args.get(usize::from(m.x));
+            m.parts.iter().any(|part| part.weight == *arg) && x.is_some_and(|x| x.ty.dtype == DType::Q8Act)
+        };
+        let is_lookup = |(spec, arg): &(KernelSpec, ArgId)| {
+            let Computation::Norm(NormSpec { source, weight, .. }) = &spec.computes else { return false };
+            let is_table = matches!(source, NormSource::Embedding { table, .. } if table == arg);
+            is_table && arg != weight
+        };
+        let pays = uses.iter().any(is_product) && uses.iter().all(|u| is_product(u) || is_lookup(u));
+        if pays && Layout::Interleaved16.fits(weight) { Layout::Interleaved16 } else { Layout::RowMajor }
+    }
+
+    fn emit(
+        &self,
+        spec: KernelSpec,
+        layouts: Vec<(ArgId, Layout)>,
+        bounds: &Syms,
+        _: &Target,
+    ) -> Result<Implementation, String> {
         let whole = |grid| vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }];
         let rows = |arg: ArgId| spec.args[usize::from(arg)].ty.first();
         let mut workspace = vec![];
@@ -65,7 +87,7 @@ impl Backend for Cpu {
             }
             Computation::Op(op) => (whole(primitive_grid(op, &spec)), in_place(op, &spec)),
         };
-        Ok(Implementation { workspace, may_alias, launches, spec })
+        Ok(Implementation { workspace, may_alias, launches, layouts, spec })
     }
 }
 
@@ -125,7 +147,29 @@ fn primitive_grid(op: &Op, spec: &KernelSpec) -> Vec<Extent> {
             return shape(spec.args.get(1)).first().copied().map(Extent::each).into_iter().collect();
         }
         Op::ArgMax => shape(spec.args.first()),
-        _ => shape(spec.args.last()),
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::Return
+        | Op::Reshape
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::MatMul
+        | Op::MatMulId
+        | Op::GetRows
+        | Op::Add
+        | Op::Mul
+        | Op::Silu
+        | Op::RmsNorm { .. }
+        | Op::Rope(_)
+        | Op::KvRead { .. }
+        | Op::Scores { .. }
+        | Op::CausalMask { .. }
+        | Op::Softmax
+        | Op::WeightedSum
+        | Op::GatedScan
+        | Op::Fused(_) => shape(spec.args.last()),
     };
     match rows_of.split_last() {
         Some((_, outer)) if !outer.is_empty() => outer.iter().copied().map(Extent::each).collect(),
@@ -139,7 +183,27 @@ fn in_place(op: &Op, spec: &KernelSpec) -> Vec<Alias> {
     let operands = match op {
         Op::Add | Op::Mul if ty(0) == ty(1) => 2,
         Op::Add | Op::Mul | Op::Silu | Op::CausalMask { .. } => 1,
-        _ => 0,
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::Return
+        | Op::Reshape
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::MatMul
+        | Op::MatMulId
+        | Op::GetRows
+        | Op::RmsNorm { .. }
+        | Op::Rope(_)
+        | Op::KvAppend
+        | Op::KvRead { .. }
+        | Op::Scores { .. }
+        | Op::Softmax
+        | Op::WeightedSum
+        | Op::ArgMax
+        | Op::GatedScan
+        | Op::Fused(_) => 0,
     };
     let write = spec.args.len().saturating_sub(1) as ArgId;
     (0..operands).map(|read| Alias { write, read }).collect()

@@ -5,6 +5,7 @@
 //! the target. Equal kernels are shared.
 
 mod cpu;
+mod layouts;
 pub mod spec;
 mod text;
 
@@ -12,9 +13,12 @@ use crate::ir::fused::Computation;
 use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value, Verified};
 use crate::target::{Target, TargetKind};
 use spec::{
-    Access, Arg, BufId, Buffer, Call, Implementation, Index, IndexSource, KernelSpec, Place, Program,
+    Access, Arg, ArgId, BufId, Buffer, Call, Implementation, Index, IndexSource, KernelSpec, Layout, Place,
+    Program,
 };
 use std::collections::HashMap;
+
+pub use layouts::Layouts;
 pub use text::mark;
 
 /// A graph that cannot become kernels.
@@ -30,14 +34,18 @@ pub enum CodegenError {
 
 /// A family of devices: what decides how kernels are launched there.
 pub trait Backend: Sync {
-    /// How a kernel is implemented for steps within `bounds`: one or several launches, with their grids, workspace and permitted
-    /// aliases.
+    /// How a weight that all `uses` read, each as the argument of a kernel, is to lie in memory.
+    fn layout(&self, weight: &TensorType, uses: &[(KernelSpec, ArgId)]) -> Layout;
+
+    /// How a kernel is implemented for steps within `bounds`, where weights lie as `layouts` say: one or several launches, with
+    /// their grids, workspace and permitted aliases.
     ///
     /// # Errors
     /// Why there is no such kernel.
     fn emit(
         &self,
         spec: KernelSpec,
+        layouts: Vec<(ArgId, Layout)>,
         bounds: &crate::ir::Syms,
         target: &Target,
     ) -> Result<Implementation, String>;
@@ -51,26 +59,35 @@ pub fn backend(kind: TargetKind) -> Option<&'static dyn Backend> {
     }
 }
 
-/// Turns a graph into kernels and calls, in the order of [`Graph::order`].
+fn backend_of(target: &Target) -> Result<&'static dyn Backend, CodegenError> {
+    backend(target.kind).ok_or_else(|| CodegenError::Target { target: target.name.clone() })
+}
+
+/// Turns a graph into kernels and calls, in the order of [`Graph::order`]. Weights lie as `layouts` say, which are those of all
+/// graphs that share them.
 ///
 /// # Errors
 /// A node that no kernel computes, or a target without kernels.
-pub fn generate(graph: &Verified, target: &Target) -> Result<Program, CodegenError> {
-    Ok(generate_traced(graph, target)?.0)
+pub fn generate(graph: &Verified, target: &Target, layouts: &Layouts) -> Result<Program, CodegenError> {
+    Ok(generate_traced(graph, target, layouts)?.0)
 }
 
 /// [`generate`], and the node of each call. The arguments of a call are those of its [`KernelSpec`], then the workspace.
 ///
 /// # Errors
 /// As [`generate`].
-pub fn generate_traced(graph: &Verified, target: &Target) -> Result<(Program, Vec<NodeId>), CodegenError> {
+pub fn generate_traced(
+    graph: &Verified,
+    target: &Target,
+    layouts: &Layouts,
+) -> Result<(Program, Vec<NodeId>), CodegenError> {
     let span = tracing::debug_span!("codegen", graph = %graph.name, target = %target.name);
     let _guard = span.enter();
-    let backend = backend(target.kind).ok_or_else(|| CodegenError::Target { target: target.name.clone() })?;
     let mut out = Generator {
         g: graph,
-        backend,
+        backend: backend_of(target)?,
         target,
+        layouts,
         buffers: vec![],
         kernels: vec![],
         calls: vec![],
@@ -99,6 +116,7 @@ struct Generator<'a> {
     g: &'a Graph,
     backend: &'a dyn Backend,
     target: &'a Target,
+    layouts: &'a Layouts,
     buffers: Vec<Buffer>,
     kernels: Vec<Implementation>,
     calls: Vec<Call>,
@@ -119,7 +137,10 @@ impl Generator<'_> {
         let node = self.g.node(id);
         let place = match &node.op {
             Op::Input { .. } | Op::Return => return Ok(()),
-            Op::Weight { name, rows } => Place::Weight { name: name.clone(), rows: *rows },
+            Op::Weight { name, rows } => {
+                let layout = self.layouts.of(name, *rows);
+                Place::Weight { name: name.clone(), rows: *rows, layout }
+            }
             Op::State { name, role } => Place::State { name: name.clone(), role: *role },
             op if op.is_view() => {
                 let viewed = self.g.operand(id, 0).and_then(|v| self.values.get(&v).copied());
@@ -136,9 +157,14 @@ impl Generator<'_> {
     fn call(&mut self, id: NodeId) -> Result<(), CodegenError> {
         let op = self.g.op(id);
         let no_kernel = |detail| CodegenError::NoKernel { op: op.name(), detail };
-        let kernel = self.backend.emit(kernel_spec(self.g, id)?, &self.g.bounds, self.target);
-        let kernel = kernel.map_err(no_kernel)?;
         let mut args: Vec<BufId> = self.g.operands(id).iter().map(|v| self.values[v]).collect();
+        let layout = |buf: &BufId| match self.buffers[*buf as usize].place {
+            Place::Weight { layout, .. } if layout != Layout::RowMajor => Some(layout),
+            _ => None,
+        };
+        let layouts = (0..).zip(&args).filter_map(|(arg, buf)| Some((arg, layout(buf)?))).collect();
+        let kernel = self.backend.emit(kernel_spec(self.g, id)?, layouts, &self.g.bounds, self.target);
+        let kernel = kernel.map_err(no_kernel)?;
         let writes = op.writes();
         for out in 0..self.g.node(id).outs.len() as u32 {
             let v = Value { node: id, out };

@@ -3,7 +3,7 @@
 //! A [`KernelSpec`] says *what* a kernel computes of which arguments. An [`Implementation`] says *how*: it is all that a back
 //! end decides. Neither names a buffer, so equal kernels are shared by all layers.
 
-use crate::ir::{Dim, Kernel, Slice, StateRole, Syms, TensorType};
+use crate::ir::{DType, Dim, Kernel, Slice, StateRole, Syms, TensorType};
 use serde::{Deserialize, Serialize};
 
 pub use crate::ir::fused::{
@@ -112,10 +112,50 @@ impl Extent {
     }
 }
 
+/// How the rows of a weight lie in the memory of a device. Each layout only moves bits about, so a weight takes as many bytes in
+/// any of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// One after another, as in the model file.
+    #[default]
+    RowMajor,
+    /// Sixteen at a time, their columns side by side (`src/runtime/cpu/interleaved.rs`).
+    Interleaved16,
+}
+
+impl Layout {
+    /// The name used in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layout::RowMajor => "row-major",
+            Layout::Interleaved16 => "interleaved16",
+        }
+    }
+
+    /// Whether a weight of this type can lie so.
+    pub fn fits(self, ty: &TensorType) -> bool {
+        match (self, &ty.shape[..]) {
+            (Layout::RowMajor, _) => true,
+            (Layout::Interleaved16, [rows, columns]) => {
+                let is_there = |dim: &Dim| dim.as_const().is_some_and(|n| n > 0);
+                matches!(ty.dtype, DType::Q4_K | DType::Q6_K)
+                    && is_there(rows)
+                    && is_there(columns)
+                    && rows.c.is_multiple_of(16)
+                    && ty.is_blocked()
+            }
+            (Layout::Interleaved16, _) => false,
+        }
+    }
+}
+
 /// How a back end implements a kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Implementation {
     pub spec: KernelSpec,
+    /// The weights among the arguments that do not lie row after row.
+    pub layouts: Vec<(ArgId, Layout)>,
     /// Arguments after those of the spec: room that the launches share while they run.
     pub workspace: Vec<Arg>,
     /// What the back end permits; it holds for all launches together.
@@ -128,6 +168,11 @@ impl Implementation {
     /// All arguments, the workspace last.
     pub fn args(&self) -> impl Iterator<Item = &Arg> {
         self.spec.args.iter().chain(&self.workspace)
+    }
+
+    /// How an argument lies in memory.
+    pub fn layout(&self, id: ArgId) -> Layout {
+        self.layouts.iter().find(|(arg, _)| *arg == id).map_or(Layout::RowMajor, |(_, layout)| *layout)
     }
 
     /// The argument of a number.
@@ -214,7 +259,7 @@ pub enum Place {
     /// Planned in the arena.
     Arena,
     /// A tensor of the model file, or some of its rows; read only.
-    Weight { name: String, rows: Option<Slice> },
+    Weight { name: String, rows: Option<Slice>, layout: Layout },
     /// Kept from step to step.
     State { name: String, role: StateRole },
 }
@@ -222,6 +267,6 @@ pub enum Place {
 impl Place {
     /// A whole tensor of the model file.
     pub fn weight(name: impl Into<String>) -> Place {
-        Place::Weight { name: name.into(), rows: None }
+        Place::Weight { name: name.into(), rows: None, layout: Layout::RowMajor }
     }
 }

@@ -1,6 +1,6 @@
 //! Programs as people and Graphviz read them.
 
-use super::spec::{Access, Implementation, Place, Program};
+use super::spec::{Access, ArgId, Implementation, Layout, Place, Program};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -21,6 +21,10 @@ impl fmt::Display for Implementation {
         for (i, arg) in self.args().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{}{}", mark(arg.access), arg.ty)?;
+            match self.layout(i as ArgId) {
+                Layout::RowMajor => {}
+                layout => write!(f, " {}", layout.name())?,
+            }
         }
         f.write_str(")")?;
         for alias in &self.may_alias {
@@ -56,7 +60,7 @@ impl fmt::Display for Program {
                 let access = kernel.and_then(|k| k.arg(n as u16)).map_or("", |a| mark(a.access));
                 write!(f, "{comma}{access}")?;
                 match self.buffers.get(*buf as usize).map(|b| &b.place) {
-                    Some(Place::Weight { name, rows: Some(rows) }) => {
+                    Some(Place::Weight { name, rows: Some(rows), .. }) => {
                         write!(f, "{name:?}[{}..]", rows.first)?;
                     }
                     Some(Place::Weight { name, .. } | Place::State { name, .. }) => write!(f, "{name:?}")?,

@@ -102,6 +102,12 @@ impl GgufFile {
         &self.storage[info.offset as usize..][..info.bytes as usize]
     }
 
+    /// Tells the system that these bytes of the file need not stay in memory: they are read from the file again if they are wanted.
+    /// Bytes that are not mapped, or not of this file, are left alone.
+    pub fn give_back(&self, bytes: &[u8]) {
+        self.storage.give_back(bytes);
+    }
+
     /// What tells this file from others, read from the header and both ends of each tensor.
     pub fn identity(&self) -> Identity {
         *self.identity.get_or_init(|| self.sample())
@@ -141,6 +147,35 @@ impl Storage {
         }
         #[cfg(not(unix))]
         let _ = random;
+    }
+}
+
+/// Bytes to which the system maps files, or a multiple of it.
+#[cfg(unix)]
+const PAGE: usize = 64 << 10;
+
+impl Storage {
+    /// See [`GgufFile::give_back`]. Only a hint, so it may fail.
+    fn give_back(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = self {
+            let all = map.bytes.as_ptr_range();
+            let start = (bytes.as_ptr() as usize).wrapping_sub(all.start as usize);
+            // A page that holds something else too stays.
+            let (first, end) =
+                (start.next_multiple_of(PAGE), start.saturating_add(bytes.len()) / PAGE * PAGE);
+            if first < end && end <= map.bytes.len() {
+                // Else whoever reads what lies beside them could bring them back, with a page of megabytes.
+                #[cfg(target_os = "linux")]
+                let _ = map.bytes.advise_range(memmap2::Advice::NoHugePage, first, end - first);
+                // SAFETY: the map is read-only and of a file, so what is dropped is read from there again: the bytes stay what they are.
+                let _ = unsafe {
+                    map.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first)
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 }
 

@@ -313,6 +313,10 @@ fn a_file_on_disk_is_mapped() {
     assert_eq!(file.bytes(), bytes);
     assert_eq!(file.tensor_bytes(file.gguf().tensor("f").unwrap()), (0..24).collect::<Vec<u8>>());
     assert_eq!(file.identity(), GgufFile::from_bytes(bytes).unwrap().identity());
+    // What is given back is read again, and what is not of the file is left alone.
+    file.give_back(file.bytes());
+    file.give_back(&[0; 3]);
+    assert_eq!(file.bytes(), sample_file());
 
     assert!(GgufFile::open(dir.path()).unwrap_err().to_string().ends_with("not a regular file"));
     let absent = GgufFile::open(dir.path().join("b.gguf")).unwrap_err().to_string();

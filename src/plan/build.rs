@@ -6,7 +6,7 @@ use super::{
     BufRef, Input, KERNELS_HASH, Model, Options, Plan, PlanError, PlannedBuffer, PlannedCall, PlannedProgram,
     State, Tensor, state_bytes,
 };
-use crate::codegen::spec::{Implementation, Index, IndexSource, Place, Program};
+use crate::codegen::spec::{Implementation, Index, IndexSource, Layout, Place, Program};
 use crate::ir::{Decision, Dim, Slice, StateRole, Syms, TensorType};
 use crate::target::Target;
 use indexmap::IndexMap;
@@ -34,8 +34,11 @@ impl Plan {
         let mut shared = Shared::default();
         let programs = programs.into_iter().map(|(program, decisions)| shared.take(program, decisions));
         let programs = programs.collect::<Result<Vec<_>, _>>()?;
-        let weights: Vec<Tensor> =
-            shared.weights.into_iter().map(|((name, rows), ty)| Tensor { name, ty, rows }).collect();
+        let weights: Vec<Tensor> = shared
+            .weights
+            .into_iter()
+            .map(|((name, rows), (ty, layout))| Tensor { name, ty, rows, layout })
+            .collect();
         let mut arena_offset = 0u64;
         let mut states = vec![];
         for (name, (ty, role)) in shared.states {
@@ -121,7 +124,7 @@ struct NumberedCall {
 /// The tables of a plan while it is built.
 #[derive(Default)]
 struct Shared {
-    weights: IndexMap<(String, Option<Slice>), TensorType>,
+    weights: IndexMap<(String, Option<Slice>), (TensorType, Layout)>,
     states: IndexMap<String, (TensorType, StateRole)>,
     /// By their byte form, as floats have no total equality.
     kernels: IndexMap<Vec<u8>, Implementation>,
@@ -155,9 +158,13 @@ impl Shared {
                     let state = (buffer.ty.clone(), *role);
                     BufRef::State(one("state", &mut self.states, name.clone(), name, state, show)?)
                 }
-                Place::Weight { name, rows } => {
-                    let (key, show) = ((name.clone(), *rows), TensorType::to_string);
-                    BufRef::Weight(one("weight", &mut self.weights, key, name, buffer.ty.clone(), show)?)
+                Place::Weight { name, rows, layout } => {
+                    let show = |(ty, layout): &(TensorType, Layout)| match layout {
+                        Layout::RowMajor => ty.to_string(),
+                        layout => format!("{ty} {}", layout.name()),
+                    };
+                    let (key, weight) = ((name.clone(), *rows), (buffer.ty.clone(), *layout));
+                    BufRef::Weight(one("weight", &mut self.weights, key, name, weight, show)?)
                 }
             })
         };

@@ -10,7 +10,7 @@
 //! 4. Bounds are sane: `1 <= T`, `R <= T`.
 //! 5. Values that a kernel follows as those of an input come from an input of the same type that nothing writes, and that is
 //!    held to no less than the kernel asks for.
-//! 6. Rows of a weight lie within its tensor.
+//! 6. Rows of a weight lie within its tensor, and can lie as the plan says; every kernel that reads it takes it so.
 //! 7. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
 
 mod build;
@@ -25,7 +25,7 @@ mod text;
 mod traffic;
 mod validate;
 
-use crate::codegen::spec::{ArgId, Computation, Implementation, KernelSpec, NormSource};
+use crate::codegen::spec::{ArgId, Computation, Implementation, KernelSpec, Layout, NormSource};
 use crate::gguf::{Digest, Identity};
 use crate::ir::{DType, Decision, Dim, KvTypes, Op, Slice, StateRole, StepInput, Syms, TensorType};
 use crate::target::{Target, TargetKind};
@@ -102,6 +102,8 @@ pub struct Tensor {
     pub ty: TensorType,
     /// Which rows of the tensor these are; none if they are all of it.
     pub rows: Option<Slice>,
+    /// How they lie in the device's memory.
+    pub layout: Layout,
 }
 
 /// Memory that is kept from step to step.
@@ -230,6 +232,8 @@ pub enum PlanError {
     Varies { what: &'static str, name: String, ty: TensorType },
     #[error("weight {name:?}: {why}")]
     Rows { name: String, why: String },
+    #[error("program {program:?}: call {call:?} does not take its argument {arg} as it lies in memory")]
+    Layout { program: String, call: String, arg: ArgId },
     #[error("program {program:?}: bounds need 1 <= T and R <= T, but are {bounds:?}")]
     Bounds { program: String, bounds: Syms },
     #[error(
@@ -264,6 +268,12 @@ impl Plan {
     /// The size of all states in bytes.
     pub fn state_bytes(&self) -> u64 {
         self.states.iter().fold(0, |sum, s| sum.saturating_add(s.ty.bytes(&CONSTANT)))
+    }
+
+    /// The size in bytes of the weights that do not lie as in the model file, so are copied from it.
+    pub fn repacked_bytes(&self) -> u64 {
+        let repacked = self.weights.iter().filter(|w| w.layout != Layout::RowMajor);
+        repacked.fold(0, |sum, w| sum.saturating_add(w.ty.bytes(&CONSTANT)))
     }
 
     /// The size of all weights in bytes.

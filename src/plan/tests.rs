@@ -15,6 +15,7 @@ fn spec(op: Op, args: Vec<Arg>, may_alias: Vec<Alias>) -> Implementation {
     let grid = vec![Extent::each(args.last().unwrap().ty.shape[0])];
     Implementation {
         spec: KernelSpec { kernel: None, computes: Computation::Op(op), args },
+        layouts: vec![],
         workspace: vec![],
         may_alias,
         launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }],
@@ -212,7 +213,7 @@ fn the_format_has_one_schema() {
     macro_rules! trace {
         ($($ty:ty)*) => { $(tracer.trace_type::<$ty>(&samples).unwrap();)* };
     }
-    trace!(DType Outcome Why Computation Op Access Code CpuCode BufRef TargetKind);
+    trace!(DType Layout Outcome Why Computation Op Access Code CpuCode BufRef TargetKind);
     trace!(crate::ir::Kernel crate::ir::RopeStyle StateRole IndexSource NormSource crate::codegen::spec::Epilogue);
     let registry = tracer.registry().unwrap();
     let mut text = String::new();
@@ -223,7 +224,7 @@ fn the_format_has_one_schema() {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (4, "48b93a4e56a90b5d"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (5, "5507d8d71d625e41"), "the schema of plans:\n{text}");
 }
 
 /// The widest window counts, and one mask without any sees everything.
@@ -293,6 +294,18 @@ fn every_rule_is_checked() {
     let cases: Vec<(&str, Change)> = vec![
         ("kernel 9 does not exist: there are 5", Box::new(|p| decode(p).calls[0].kernel = 9)),
         ("buffer 17 does not exist: there are 8", Box::new(|p| decode(p).results[0] = 17)),
+        (
+            "weight \"table\": f32[5,8] cannot lie interleaved16",
+            Box::new(|p| p.weights[0].layout = Layout::Interleaved16),
+        ),
+        (
+            "call \"node 0\" does not take its argument 0 as it lies in memory",
+            Box::new(|p| p.kernels[0].layouts.push((0, Layout::Interleaved16))),
+        ),
+        (
+            "call \"node 4\" does not take its argument 3 as it lies in memory",
+            Box::new(|p| p.kernels[4].layouts.push((3, Layout::Interleaved16))),
+        ),
         ("buffer 17 does not exist", Box::new(|p| decode(p).inputs[0].buffer = 17)),
         ("buffer 17 does not exist", Box::new(|p| decode(p).calls[0].args[2] = BufRef::Arena(17))),
         ("state 1 does not exist: there are 1", Box::new(|p| decode(p).calls[2].args[0] = BufRef::State(1))),
@@ -448,6 +461,11 @@ fn programs_that_do_not_go_together_are_refused() {
     };
     let says = built(&|p| p.programs[1].0.buffers[2].ty.shape[0] = Dim::n(16));
     assert_eq!(says, "weight \"bias\" is f32[8] in one program and f32[16] in another");
+    let says = built(&|p| {
+        p.programs[1].0.buffers[2].place =
+            Place::Weight { name: "bias".into(), rows: None, layout: Layout::Interleaved16 }
+    });
+    assert_eq!(says, "weight \"bias\" is f32[8] in one program and f32[8] interleaved16 in another");
     let says = built(&|p| p.programs[1].0.inputs[0].1 = 1);
     assert_eq!(says, "program \"decode\": the input \"tokens\" must be planned in the arena");
     assert!(built(&|p| p.programs[1].0.results[0] = 5).contains("the result \"0\" must be planned"));

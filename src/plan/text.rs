@@ -2,7 +2,7 @@
 
 use super::{BufRef, Plan, PlannedCall, PlannedProgram, kind_name};
 use crate::codegen::mark;
-use crate::codegen::spec::{Access, ArgId};
+use crate::codegen::spec::{Access, ArgId, Layout};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -28,9 +28,12 @@ impl fmt::Display for Plan {
         writeln!(f, "weights {} ({weights} bytes)", self.weights.len())?;
         for weight in &self.weights {
             write!(f, "  {:?} {}", weight.name, weight.ty)?;
-            match weight.rows {
-                Some(rows) => writeln!(f, " from {} of {}", rows.first, rows.of)?,
-                None => writeln!(f)?,
+            if let Some(rows) = weight.rows {
+                write!(f, " from {} of {}", rows.first, rows.of)?;
+            }
+            match weight.layout {
+                Layout::RowMajor => writeln!(f)?,
+                layout => writeln!(f, " {}", layout.name())?,
             }
         }
         writeln!(f, "kernels {}", self.kernels.len())?;

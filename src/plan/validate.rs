@@ -4,7 +4,7 @@ use super::flow::{Tables, View, flow};
 use super::memory::{MemoryError, check_placement, check_region};
 use super::schedule::{Flow, Slot};
 use super::{BufRef, Input, Plan, PlanError, PlannedProgram, state_bytes};
-use crate::codegen::spec::{Access, Index, IndexSource};
+use crate::codegen::spec::{Access, Index, IndexSource, Layout};
 use crate::ir::{DType, MAX_SEQUENCES};
 use std::collections::BTreeSet;
 
@@ -48,6 +48,10 @@ impl Plan {
             if let Some(why) = weight.rows.and_then(|rows| rows.fits(&weight.ty).err()) {
                 return Err(PlanError::Rows { name: weight.name.clone(), why });
             }
+            if !weight.layout.fits(&weight.ty) {
+                let why = format!("{} cannot lie {}", weight.ty, weight.layout.name());
+                return Err(PlanError::Rows { name: weight.name.clone(), why });
+            }
         }
         self.validate_pool()?;
         for program in &self.programs {
@@ -85,6 +89,7 @@ impl Plan {
         self.validate_indices(program)?;
         unique("inputs", program.inputs.iter().map(|i| &i.name))?;
         self.validate_lookups(name, program)?;
+        self.validate_layouts(name, program)?;
 
         let of = |source: MemoryError| PlanError::Program { program: name.to_owned(), source };
         let flow = self.flow(program).map_err(of)?;
@@ -120,6 +125,24 @@ impl Plan {
                     BufRef::Arena(i) => within("buffer", i, program.buffers.len())?,
                     BufRef::State(i) => within("state", i, self.states.len())?,
                     BufRef::Weight(i) => within("weight", i, self.weights.len())?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The second half of rule 6. Only weights lie otherwise than row after row.
+    fn validate_layouts(&self, name: &str, program: &PlannedProgram) -> Result<(), PlanError> {
+        for call in &program.calls {
+            let kernel = &self.kernels[call.kernel as usize];
+            for (arg, at) in (0..).zip(&call.args) {
+                let lies = match *at {
+                    BufRef::Weight(i) => self.weights[i as usize].layout,
+                    BufRef::Arena(_) | BufRef::State(_) => Layout::RowMajor,
+                };
+                if kernel.layout(arg) != lies {
+                    let (program, call) = (name.to_owned(), call.label.clone());
+                    return Err(PlanError::Layout { program, call, arg });
                 }
             }
         }

@@ -128,10 +128,15 @@ pub enum DeviceError {
     #[error("the {device} device has no kernel {kernel} as the plan needs it: {why}")]
     Kernel { device: &'static str, kernel: &'static str, why: String },
     #[error(
-        "a context of {context} needs {} for the KV cache and {} for activations{}; use a smaller context (-c)",
-        Size(*.states), Size(*.arena), available.map(|n| format!(", but {} are free", Size(n))).unwrap_or_default()
+        "a context of {context} needs {} for the KV cache and {} for activations{}{}; use a smaller context (-c)",
+        Size(*.states),
+        Size(*.arena),
+        if *.weights > 0 { format!(" beside {} of weights", Size(*.weights)) } else { String::new() },
+        available.map(|n| format!(", but {} are free", Size(n))).unwrap_or_default()
     )]
-    Memory { context: u64, states: u64, arena: u64, available: Option<u64> },
+    Memory { context: u64, weights: u64, states: u64, arena: u64, available: Option<u64> },
+    #[error("there is no memory for {} of weights", Size(*.bytes))]
+    Weights { bytes: u64 },
     #[error(transparent)]
     Weight(#[from] WeightError),
     #[error("{0}")]
@@ -165,6 +170,7 @@ mod tests {
         assert_eq!(shown, ["0 bytes", "999 bytes", "1.0 kB", "340.0 MB", "17.2 GB"]);
         let error = DeviceError::Memory {
             context: 131_072,
+            weights: 0,
             states: 17_179_869_184,
             arena: 50_000_000,
             available: Some(8_000_000_000),
@@ -173,6 +179,13 @@ mod tests {
             error.to_string(),
             "a context of 131072 needs 17.2 GB for the KV cache and 50.0 MB for activations, but 8.0 GB are free; \
              use a smaller context (-c)"
+        );
+        let error =
+            DeviceError::Memory { context: 8, weights: 800_000_000, states: 0, arena: 1, available: None };
+        assert_eq!(
+            error.to_string(),
+            "a context of 8 needs 0 bytes for the KV cache and 1 bytes for activations beside 800.0 MB of weights; use a \
+             smaller context (-c)"
         );
     }
 }

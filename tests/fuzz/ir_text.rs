@@ -1,7 +1,7 @@
 //! The text of a graph: parsed, printed, verified, fused, compiled and run.
 
 use crate::execute::execute;
-use sinter::codegen;
+use sinter::codegen::{self, Layouts};
 use sinter::gguf::{Digest, Identity};
 use sinter::ir::{DType, Graph, KvTypes, verify, verify_unfinished};
 use sinter::passes::Pipeline;
@@ -50,13 +50,14 @@ fn survives_printing(graph: &Graph) {
 /// Makes a plan of a graph that keeps the rules of the IR, and runs it.
 fn compile(graph: Graph, target: &Target) -> usize {
     let graph = verify(graph).unwrap_or_else(|e| panic!("{e}"));
-    let program = match codegen::generate(&graph, target) {
-        Ok(program) => program,
-        Err(e) => {
-            _ = e.to_string();
-            return 2;
-        }
-    };
+    let program =
+        match Layouts::choose([&graph], target).and_then(|all| codegen::generate(&graph, target, &all)) {
+            Ok(program) => program,
+            Err(e) => {
+                _ = e.to_string();
+                return 2;
+            }
+        };
     let none = Digest([0; 32]);
     let parts = Parts {
         model: Model {

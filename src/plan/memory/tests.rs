@@ -14,6 +14,7 @@ fn kernel(args: &[(Access, u64)], aliases: &[(u16, u16)]) -> Implementation {
     let args = args.iter().map(|(access, n)| Arg::new(*access, ty(*n))).collect();
     Implementation {
         spec: KernelSpec { kernel: None, computes: Computation::Op(Op::Add), args },
+        layouts: vec![],
         workspace: vec![],
         may_alias: aliases.iter().map(|(write, read)| Alias { write: *write, read: *read }).collect(),
         launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid: vec![] }],

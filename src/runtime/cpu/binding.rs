@@ -1,7 +1,7 @@
 //! The checks that every kernel makes of its spec when it is bound.
 
 use crate::codegen::spec::{
-    Access, Alias, Arg, ArgId, Code, CpuCode, Extent, Implementation, Index, IndexSource, LaunchSpec,
+    Access, Alias, Arg, ArgId, Code, CpuCode, Extent, Implementation, Index, IndexSource, LaunchSpec, Layout,
 };
 use crate::ir::{DType, Dim, TensorType};
 use thiserror::Error;
@@ -23,6 +23,8 @@ pub enum BindError {
     Unused(ArgId),
     #[error("argument {write} must not lie where argument {read} lies")]
     Alias { write: ArgId, read: ArgId },
+    #[error("argument {arg} must not lie {}", layout.name())]
+    Layout { arg: ArgId, layout: Layout },
     #[error("the launches must be {want}, not {have}")]
     Launches { want: String, have: String },
     #[error("{0}")]
@@ -64,6 +66,8 @@ pub(super) struct Binding<'a> {
     args: Vec<&'a Arg>,
     /// How many parts each argument has in the kernel.
     roles: Vec<usize>,
+    /// Arguments that may lie in any layout that fits them.
+    any_layout: Vec<ArgId>,
     /// Pairs (write, read) that may share memory, once for each part that allows it.
     safe: Vec<(ArgId, ArgId)>,
 }
@@ -82,7 +86,7 @@ impl<'a> Binding<'a> {
                 });
             }
         }
-        Ok(Binding { kernel, roles: vec![0; args.len()], args, safe: vec![] })
+        Ok(Binding { kernel, roles: vec![0; args.len()], args, any_layout: vec![], safe: vec![] })
     }
 
     fn find(&self, role: &'static str, arg: ArgId) -> Result<&'a Arg, BindError> {
@@ -187,6 +191,12 @@ impl<'a> Binding<'a> {
         })
     }
 
+    /// How an argument lies in memory, for a kernel that takes it in any layout.
+    pub fn layout(&mut self, arg: ArgId) -> Layout {
+        self.any_layout.push(arg);
+        self.kernel.layout(arg)
+    }
+
     /// Allows `write` to lie where `read` lies, if the spec says so and their sizes agree.
     pub fn may_alias(&mut self, write: ArgId, read: ArgId) {
         let ty = |arg: ArgId| self.args.get(usize::from(arg)).map(|a| &a.ty);
@@ -201,8 +211,8 @@ impl<'a> Binding<'a> {
         self.done_by(&[(CpuCode::Whole, grid.to_vec())])
     }
 
-    /// Ends the checks: the launches must be these, every argument have a part, and every alias be one that all parts of what is
-    /// read allow.
+    /// Ends the checks: the launches must be these, every argument have a part and lie as all parts take it, and every alias be one
+    /// that all parts of what is read allow.
     pub fn done_by(self, want: &[(CpuCode, Vec<Extent>)]) -> Result<(), BindError> {
         let telling = |grid: &[Extent]| {
             grid.iter().filter(|e| e.dim.as_const() != Some(1)).copied().collect::<Vec<_>>()
@@ -221,6 +231,15 @@ impl<'a> Binding<'a> {
         }
         if let Some(i) = self.roles.iter().position(|roles| *roles == 0) {
             return Err(BindError::Unused(i as ArgId));
+        }
+        for (i, (arg, layout)) in self.kernel.layouts.iter().enumerate() {
+            let ty = self.args.get(usize::from(*arg)).map(|arg| &arg.ty);
+            let parts = self.any_layout.iter().filter(|any| *any == arg).count();
+            let taken = parts > 0 && Some(&parts) == self.roles.get(usize::from(*arg));
+            let once = self.kernel.layouts[..i].iter().all(|(other, _)| other != arg);
+            if !taken || !once || !ty.is_some_and(|ty| layout.fits(ty)) {
+                return Err(BindError::Layout { arg: *arg, layout: *layout });
+            }
         }
         let allowed = |a: &Alias| {
             let parts = self.safe.iter().filter(|pair| **pair == (a.write, a.read)).count();

@@ -83,6 +83,12 @@ pub(super) use with_format;
 fn dequantise<I: Isa, F: Format>(blocks: &[u8], out: &mut [f32]) {
     let mut group = Group::ZERO;
     F::decode::<I>(blocks, &mut group);
+    dequantise_group::<F>(&group, out);
+}
+
+/// The values of a group.
+#[inline(always)]
+pub(super) fn dequantise_group<F: Format>(group: &Group, out: &mut [f32]) {
     let out = out.as_chunks_mut::<32>().0;
     for (q, b) in group.q.as_flattened().as_chunks::<32>().0.iter().zip(F::ORDER) {
         let Some(out) = out.get_mut(b) else { continue };

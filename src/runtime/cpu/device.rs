@@ -1,20 +1,20 @@
 //! The CPU as a device.
 
+use super::weights::Weights;
 use super::{CpuKernel, Features, Pool, RawArg, bind};
 use crate::codegen::spec::{Access, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms, TensorType};
 use crate::plan::{BufRef, LoadedPlan, Plan, PlannedCall, PlannedProgram, State};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
-use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use memmap2::{MmapMut, MmapRaw};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Runs a plan on the threads of this machine. Weights are read where the model file is mapped; states and arena
-/// are one allocation, of which the system provides what is touched.
+/// Runs a plan on the threads of this machine. Weights are read where the model file is mapped, but for those that the plan has
+/// repacked; states and arena are one allocation, of which the system provides what is touched.
 pub struct CpuDevice {
     plan: Arc<LoadedPlan>,
     /// The launches of each kernel.
@@ -30,8 +30,8 @@ pub struct CpuDevice {
     items: Vec<Option<usize>>,
     submitted: u64,
     timings: Vec<Timing>,
-    /// The launches point into its bytes.
-    _model: Arc<GgufFile>,
+    /// The calls point into them.
+    _weights: Weights,
 }
 
 /// A call with its arguments found.
@@ -41,7 +41,7 @@ struct PlacedCall {
 }
 
 impl CpuDevice {
-    /// Binds the kernels, reserves the memory, finds the weights.
+    /// Binds the kernels, reserves the memory, loads the weights.
     ///
     /// # Errors
     /// If a kernel is missing, memory is short, or the model's tensors are not those of the plan.
@@ -59,11 +59,12 @@ impl CpuDevice {
         let bound = |kernel| bind(kernel, &features).map_err(|e| missing(kernel, e.to_string()));
         let kernels = plan.kernels.iter().map(bound).collect::<Result<_, _>>()?;
         let memory = reserve(plan)?;
-        let weights = find_weights(plan, &model)?;
+        let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
+        let weights = Weights::load(plan, model, &threads, &features)?;
         let base = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool_at(&memory, plan.arena_offset + program.buffers[i as usize].offset),
             BufRef::State(i) => pool_at(&memory, plan.states[i as usize].offset),
-            BufRef::Weight(i) => weights[i as usize].as_ptr().cast_mut(),
+            BufRef::Weight(i) => weights.at(i).cast_mut(),
         };
         let placed = |program: &PlannedProgram| {
             let one = |call: &PlannedCall| {
@@ -75,7 +76,6 @@ impl CpuDevice {
             program.calls.iter().map(one).collect()
         };
         let programs = plan.programs.iter().map(placed).collect();
-        let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
         tracing::debug!(threads = threads.threads(), features = features.name(), "cpu device");
         Ok(CpuDevice {
             launches: plan.kernels.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -89,7 +89,7 @@ impl CpuDevice {
             items: vec![],
             submitted: 0,
             timings: vec![],
-            _model: model,
+            _weights: weights,
         })
     }
 
@@ -124,13 +124,13 @@ impl CpuDevice {
     }
 }
 
-/// Memory for states and arena, all zero, without touching it.
+/// Memory for states and arena, all zero, without touching it, if there is as much beside the weights that are repacked.
 pub(in crate::runtime) fn reserve(plan: &Plan) -> Result<MmapRaw, DeviceError> {
-    let (states, arena) = (plan.state_bytes(), plan.arena_bytes);
+    let (weights, states, arena) = (plan.repacked_bytes(), plan.state_bytes(), plan.arena_bytes);
     let available = available_memory();
-    let short = || DeviceError::Memory { context: plan.options.context, states, arena, available };
+    let short = || DeviceError::Memory { context: plan.options.context, weights, states, arena, available };
     let bytes = plan.pool_bytes();
-    if available.is_some_and(|most| bytes > most) {
+    if available.is_some_and(|most| bytes.saturating_add(weights) > most) {
         return Err(short());
     }
     let bytes = usize::try_from(bytes).map_err(|_| short())?;

@@ -8,6 +8,7 @@ pub(super) use x86::{Avx2, Avx512};
 
 use super::args::F32;
 use super::blocks::{Format, Group, XGroup};
+use super::interleaved::{self, Interleaved, Scales};
 use super::math::{self, LANES};
 use super::matmul::{Rows, Tile};
 
@@ -105,8 +106,12 @@ pub fn prefetch(at: *const u8) {
 ///
 /// Called only from code that runs on a processor that has the set, inside a function compiled for it.
 pub(super) trait Isa: Sized + 'static {
-    /// Tokens from which a [`Tile`] of weights pays, if it ever does.
+    /// Tokens from which a [`Tile`] of weights that lie row after row pays, if it ever does.
     const TILE_TOKENS: Option<usize> = None;
+    /// The same, of interleaved rows, which are met by a token at once where they lie.
+    const STRIPS_TILE_TOKENS: Option<usize> = None;
+    /// Tokens at most that [`Isa::multiply_strip`] takes at once: as many as registers allow.
+    const STRIP_TOKENS: usize;
 
     /// Runs `job` in a function of its own that is compiled for this set, so that it is compiled once.
     fn outline<J: Job>(job: J);
@@ -154,6 +159,16 @@ pub(super) trait Isa: Sized + 'static {
         tile.multiply(&xs, SPLIT, out);
     }
 
+    /// Adds the products of a tile of interleaved rows with `N` tokens to their sums, and asks for the tile
+    /// `next`, as [`interleaved::multiply`] does.
+    fn multiply_strip<F: Interleaved, const N: usize>(
+        tile: &[u8],
+        scales: &Scales,
+        xs: [Rows<'_>; N],
+        next: Option<*const u8>,
+        sums: &mut [[f32; interleaved::ROWS]; N],
+    );
+
     /// Adds the products of a group of weights with one of activations to 16 partial sums, and takes those of the minima
     /// with the sums of activations from them. Of each 32 bytes, lanes sum products of 4 (or 8) elements.
     fn dot<F: Format>(w: &Group, x: &XGroup, acc: &mut [f32; 16]);
@@ -168,6 +183,8 @@ pub(super) trait Job {
 pub(super) struct Baseline;
 
 impl Isa for Baseline {
+    const STRIP_TOKENS: usize = 1;
+
     #[inline(never)]
     fn outline<J: Job>(job: J) {
         job.run::<Baseline>();
@@ -239,6 +256,17 @@ impl Isa for Baseline {
             *found = table[usize::from(i & 15)];
         }
         found
+    }
+
+    #[inline(always)]
+    fn multiply_strip<F: Interleaved, const N: usize>(
+        tile: &[u8],
+        scales: &Scales,
+        xs: [Rows<'_>; N],
+        next: Option<*const u8>,
+        sums: &mut [[f32; interleaved::ROWS]; N],
+    ) {
+        interleaved::multiply::<F, N>(tile, scales, xs, next, sums);
     }
 
     #[inline(always)]

@@ -1,8 +1,8 @@
 //! `x · wᵀ` with weights streamed in their own format: 32 rows at a time, for up to [`TOKENS`] tokens at a time.
 //!
 //! Quantised weights meet `q8_act` in integer dot products of 32 (16 where a format has as many scales), scaled in floats; all
-//! else is decoded to floats. For few tokens, rows are decoded one by one (`rows`); for many, where the instruction set
-//! has a kernel for it, 32 rows become a [`Tile`] that all tokens share.
+//! else is decoded to floats. For few tokens, rows are decoded one by one (`rows`), or sixteen together where they lie interleaved
+//! ([`interleaved`]); for many, where the instruction set has a kernel for it, 32 rows become a [`Tile`] that all tokens share.
 
 mod rows;
 mod tile;
@@ -13,26 +13,30 @@ use super::args::{Args, F32, Q8Block};
 use super::binding::{self, ACTIVATIONS, BindError, Binding, WEIGHTS};
 use super::blocks::{self, with_format};
 use super::formats::*;
+use super::interleaved::{self, MultiplyStrip, with_interleaved};
 use super::isa::Isa;
 use super::math::{quantise, silu};
 use super::{Kernel, Syms};
 use crate::codegen::spec::{
-    Access, ArgId, Code, CpuCode, Epilogue, Extent, Implementation, LaunchSpec, MatmulSpec,
+    Access, ArgId, Code, CpuCode, Epilogue, Extent, Implementation, LaunchSpec, Layout, MatmulSpec,
 };
 use crate::ir::{DType, Dim};
 use rows::{Floats, Integers, Prepared, RowByRow};
+use std::marker::PhantomData;
 use std::ops::Range;
-use tile::{Fill, FillLanes, Lanes, Multiply, MultiplyLanes, halves};
+use tile::{Fill, FillLanes, FillStrips, Lanes, Multiply, MultiplyLanes, halves};
 
 /// Tokens from which float weights become lanes that all tokens share.
 const LANE_TOKENS: usize = 8;
 /// Tokens whose results are held before they are stored.
-const TOKENS: usize = 24;
+pub(super) const TOKENS: usize = 24;
 /// Rows whose results are held before they are stored; a block of `q8_act`.
 const ROWS: usize = 32;
 
 /// Results of up to [`ROWS`] rows for up to [`TOKENS`] tokens.
 type Results = [[f32; ROWS]; TOKENS];
+/// Results of a strip for as many.
+type Sums = [[f32; interleaved::ROWS]; TOKENS];
 
 pub(super) struct Matmul {
     x: ArgId,
@@ -51,10 +55,20 @@ pub(super) struct Matmul {
 struct Part {
     weight: ArgId,
     format: DType,
+    layout: Layout,
     rows: usize,
     bias: Option<ArgId>,
     residual: Option<ArgId>,
     out: Option<ArgId>,
+}
+
+/// Tokens from which a tile of weights pays, if it ever does.
+#[inline(always)]
+fn tile_tokens<I: Isa>(layout: Layout) -> Option<usize> {
+    match layout {
+        Layout::RowMajor => I::TILE_TOKENS,
+        Layout::Interleaved16 => I::STRIPS_TILE_TOKENS,
+    }
 }
 
 /// The matmul, and what takes the best of its items where the epilogue asks for it.
@@ -82,6 +96,10 @@ pub(super) fn bind(
         }
         let shape = [Dim::n(p.rows), Dim::n(m.k)];
         check.exact("a weight", p.weight, Access::Read, &[p.format], &shape)?;
+        let layout = check.layout(p.weight);
+        if layout != Layout::RowMajor && (x_type != DType::Q8Act || tile % interleaved::ROWS != 0) {
+            return Err(BindError::Layout { arg: p.weight, layout });
+        }
         if let Some(bias) = p.bias {
             check.exact("a bias", bias, Access::Read, f32s, &[Dim::n(p.rows)])?;
         }
@@ -100,7 +118,7 @@ pub(super) fn bind(
             (None, _) => {}
         }
         let (weight, format, bias, residual, out) = (p.weight, p.format, p.bias, p.residual, p.out);
-        parts.push(Part { weight, format, rows, bias, residual, out });
+        parts.push(Part { weight, format, layout, rows, bias, residual, out });
     }
     let (mut quantised, mut best) = (false, None);
     match (&m.epilogue, &parts[..]) {
@@ -175,7 +193,7 @@ impl Matmul {
     ) {
         let weights = self.weights(args, part, rows);
         work.shared[slot] = if self.is_integer(part) {
-            I::TILE_TOKENS.is_some_and(|least| n >= least)
+            tile_tokens::<I>(part.layout).is_some_and(|least| n >= least)
         } else {
             self.x_type == DType::F32 && n >= LANE_TOKENS
         };
@@ -185,13 +203,21 @@ impl Matmul {
         if self.is_integer(part) {
             // What no set of instructions calls is not compiled for it.
             if const { I::TILE_TOKENS.is_some() } {
-                let tile = &mut work.tiles[slot];
+                let (tile, k) = (&mut work.tiles[slot], self.k);
                 macro_rules! fill {
                     ($format:ty) => {
-                        I::outline(Fill::<$format>::new(tile, weights, rows.len(), self.k))
+                        I::outline(Fill::<$format>::new(tile, weights, rows.len(), k))
                     };
                 }
-                with_format!(part.format, fill, ());
+                macro_rules! fill_strips {
+                    ($format:ty) => {
+                        I::outline(FillStrips::<$format> { tile, strips: weights, k, format: PhantomData })
+                    };
+                }
+                match part.layout {
+                    Layout::RowMajor => with_format!(part.format, fill, ()),
+                    Layout::Interleaved16 => with_interleaved!(part.format, fill_strips, ()),
+                }
             }
         } else {
             let lanes = &mut work.lanes[slot];
@@ -204,6 +230,22 @@ impl Matmul {
     fn weights<'a>(&self, args: Args<'a>, part: &Part, rows: &Range<usize>) -> &'a [u8] {
         let row_bytes = blocks::bytes_of(part.format, self.k);
         args.slice(part.weight, rows.start * row_bytes, rows.len() * row_bytes)
+    }
+
+    /// The quantised activations of some tokens.
+    #[inline(always)]
+    fn blocks<'a>(
+        &self,
+        args: Args<'a>,
+        tokens: &Range<usize>,
+        halves: &'a [[f32; 2]],
+    ) -> [Rows<'a>; TOKENS] {
+        let (mut xs, units) = ([Rows::default(); TOKENS], self.k / 32);
+        for (x, t) in xs.iter_mut().zip(tokens.clone()) {
+            x.blocks = args.slice(self.x, t * units, units);
+            x.halves = halves.get(t * units..(t + 1) * units).unwrap_or_default();
+        }
+        xs
     }
 
     /// The results of the rows of a part for some tokens, with bias and residual, into `slot`; by the tile in that slot, if it is
@@ -219,14 +261,26 @@ impl Matmul {
     ) {
         let n = tokens.len();
         let out = &mut work.results[slot];
-        if self.is_integer(part) {
-            let units = self.k / 32;
-            if const { I::TILE_TOKENS.is_some() } && work.shared[slot] {
-                let mut xs = [Rows::default(); TOKENS];
-                for (x, t) in xs.iter_mut().zip(tokens.clone()) {
-                    x.blocks = args.slice(self.x, t * units, units);
-                    x.halves = work.halves.get(t * units..(t + 1) * units).unwrap_or_default();
+        let units = self.k / 32;
+        if part.layout == Layout::Interleaved16 && !work.shared[slot] {
+            let xs = self.blocks(args, tokens, &work.halves);
+            let weights = self.weights(args, part, rows);
+            let strips = weights.chunks_exact(interleaved::ROWS * blocks::bytes_of(part.format, self.k));
+            for (h, strip) in strips.enumerate() {
+                let (xs, sums) = (&xs[..n], &mut work.sums);
+                macro_rules! multiply {
+                    ($format:ty) => {
+                        I::outline(MultiplyStrip::<$format> { strip, xs, sums, format: PhantomData })
+                    };
                 }
+                with_interleaved!(part.format, multiply, ());
+                for (out, sums) in out.iter_mut().zip(&work.sums).take(n) {
+                    out[interleaved::ROWS * h..][..interleaved::ROWS].copy_from_slice(sums);
+                }
+            }
+        } else if self.is_integer(part) {
+            if const { I::TILE_TOKENS.is_some() } && work.shared[slot] {
+                let xs = self.blocks(args, tokens, &work.halves);
                 let split = blocks::is_split(part.format);
                 I::outline(Multiply { tile: &work.tiles[slot], xs: &xs[..n], split, out });
             } else {
@@ -240,7 +294,7 @@ impl Matmul {
                 with_format!(part.format, rows, ());
             }
         } else if self.x_type == DType::Q8Act {
-            let (mut xs, units) = ([&[][..]; TOKENS], self.k / 32);
+            let mut xs = [&[][..]; TOKENS];
             xs.iter_mut().zip(tokens.clone()).for_each(|(x, t)| *x = args.slice(self.x, t * units, units));
             self.row_by_row::<I, Floats<Q8Block>>(args, part, rows, &xs[..n], out);
         } else if work.shared[slot] {
@@ -327,7 +381,9 @@ pub(super) struct Work {
     tiles: [Tile; 2],
     lanes: [Lanes; 2],
     results: [Results; 2],
-    /// Of every token, for tiles of formats that split their blocks.
+    /// Results of a strip of interleaved rows.
+    sums: Sums,
+    /// Of every token, for tiles and strips of formats that split their blocks.
     halves: Vec<[f32; 2]>,
     /// The activations of the tokens at hand, for integer parts that are computed row by row.
     prepared: [Prepared; 2],
@@ -341,11 +397,12 @@ impl Kernel for Matmul {
     #[inline(always)]
     fn run<I: Isa>(&self, work: &mut Work, args: Args<'_>, syms: &Syms, items: Range<usize>) {
         let n = self.tokens.eval(syms) as usize;
-        let splits = |p: &Part| self.is_integer(p) && blocks::is_split(p.format);
-        if I::TILE_TOKENS.is_some_and(|least| n >= least)
-            && work.halves.is_empty()
-            && self.parts.iter().any(splits)
-        {
+        let needs_halves = |p: &Part| {
+            let tile = tile_tokens::<I>(p.layout).is_some_and(|least| n >= least);
+            let shared = tile || p.layout == Layout::Interleaved16;
+            shared && self.is_integer(p) && blocks::is_split(p.format)
+        };
+        if work.halves.is_empty() && self.parts.iter().any(needs_halves) {
             work.halves = halves(args.slice(self.x, 0, n * (self.k / 32)));
         }
         for item in items {

@@ -32,6 +32,7 @@ mod blocks;
 mod device;
 mod formats;
 mod gated_scan;
+mod interleaved;
 mod isa;
 mod math;
 mod matmul;
@@ -42,6 +43,7 @@ mod rope_kv;
 mod swiglu;
 #[cfg(test)]
 mod testing;
+mod weights;
 
 pub use args::RawArg;
 pub use binding::BindError;
@@ -50,6 +52,7 @@ pub use device::CpuDevice;
 pub(super) use device::reserve;
 pub use isa::{Features, prefetch};
 pub use pool::{Pool, PoolError, Worker};
+pub use weights::Weights;
 
 use crate::codegen::spec::{Computation, Extent, Implementation, LaunchSpec};
 use crate::ir::Syms;
@@ -130,15 +133,19 @@ impl<K: Kernel> CpuKernel for Bound<K> {
         let all = self.grid.iter().fold(1, |n: u64, e| n.saturating_mul(e.eval(syms)));
         // SAFETY: the caller's promise is the one that `Args` asks for.
         let args = unsafe { Args::new(args) };
-        let launch = Launch { kernel: &self.kernel, args, syms, items, all };
-        // `Features` holds a level only where the processor has it.
-        match self.level {
-            Level::Baseline => Baseline::outline(launch),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => isa::Avx2::outline(launch),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => isa::Avx512::outline(launch),
-        }
+        outline(self.level, Launch { kernel: &self.kernel, args, syms, items, all });
+    }
+}
+
+/// Runs `job` with the instructions of a level.
+fn outline<J: Job>(level: Level, job: J) {
+    // `Features` holds a level only where the processor has it.
+    match level {
+        Level::Baseline => Baseline::outline(job),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => isa::Avx2::outline(job),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => isa::Avx512::outline(job),
     }
 }
 

@@ -4,10 +4,11 @@
 use super::args::Args;
 use super::binding::{self, BindError, Binding, WEIGHTS, rows_grid};
 use super::blocks::{self, GROUP};
+use super::interleaved::{self, ROWS as STRIP_ROWS};
 use super::isa::Isa;
 use super::math::{quantise, rms_factor, sum_of_squares};
 use super::{Kernel, Syms};
-use crate::codegen::spec::{Access, ArgId, Implementation, NormSource, NormSpec};
+use crate::codegen::spec::{Access, ArgId, Implementation, Layout, NormSource, NormSpec};
 use crate::ir::{DType, Dim};
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ pub(super) struct Norm {
 }
 
 enum Source {
-    Embedding { table: ArgId, format: DType, rows: Dim, ids: ArgId },
+    Embedding { table: ArgId, format: DType, layout: Layout, rows: Dim, ids: ArgId },
     Sum { a: ArgId, b: ArgId },
     Rows { x: ArgId },
 }
@@ -46,7 +47,8 @@ impl Norm {
                 check.exact("the table", table, Access::Read, WEIGHTS, &[rows, Dim::n(m.n)])?;
                 let tokens = check.ty("the ids", ids)?.shape.first().copied().unwrap_or(Dim::ZERO);
                 check.index("the ids", ids, &[tokens], rows, false)?;
-                (Source::Embedding { table, format, rows, ids }, vec![tokens, Dim::n(m.n)])
+                let layout = check.layout(table);
+                (Source::Embedding { table, format, layout, rows, ids }, vec![tokens, Dim::n(m.n)])
             }
             NormSource::Sum { a, b } => {
                 let shape = check.ty("the first summand", a)?.shape.clone();
@@ -84,11 +86,22 @@ impl Norm {
     #[inline(always)]
     fn load<I: Isa>(&self, args: Args<'_>, syms: &Syms, row: usize, start: usize, to: &mut [f32]) {
         match self.source {
-            Source::Embedding { table, format, rows, ids } => {
-                let first = args.index(ids, row, rows.eval(syms) as usize) * blocks::bytes_of(format, self.n);
-                let bytes = blocks::bytes_of(format, to.len());
-                let from = args.slice::<u8>(table, first + blocks::bytes_of(format, start), bytes);
-                blocks::decode::<I>(format, from, to);
+            Source::Embedding { table, format, layout, rows, ids } => {
+                let row = args.index(ids, row, rows.eval(syms) as usize);
+                match layout {
+                    Layout::RowMajor => {
+                        let first = row * blocks::bytes_of(format, self.n) + blocks::bytes_of(format, start);
+                        let from = args.slice::<u8>(table, first, blocks::bytes_of(format, to.len()));
+                        blocks::decode::<I>(format, from, to);
+                    }
+                    Layout::Interleaved16 => {
+                        let Ok(to) = to.try_into() else { return };
+                        let tile = row / STRIP_ROWS * (self.n / GROUP) + start / GROUP;
+                        let bytes = STRIP_ROWS * blocks::bytes_of(format, GROUP);
+                        let tile = args.slice::<u8>(table, tile * bytes, bytes);
+                        interleaved::decode_row::<I>(format, tile, row % STRIP_ROWS, to);
+                    }
+                }
             }
             Source::Sum { a, b } => {
                 let mut add = [0.0; GROUP];
@@ -234,14 +247,19 @@ mod tests {
 
     #[test]
     fn embeddings_of_every_format_and_ids_beside_the_table() {
-        for format in WEIGHTS.iter().copied() {
-            let (kernel, at, mut rng) = (embedding(format, 9, 512), syms(5, 0), rng(3));
-            let table = random(&mut rng, format, 9 * 512);
+        let layouts = WEIGHTS.iter().flat_map(|format| [(*format, false), (*format, true)]);
+        for (format, interleaved) in layouts {
+            let (kernel, at, mut rng) = (embedding(format, 32, 512), syms(5, 0), rng(3));
+            let table = random(&mut rng, format, 32 * 512);
             let w = random(&mut rng, DType::F32, 512);
-            let ids = i32_bytes(&[3, 0, 8, 9999, -5]);
+            let ids = i32_bytes(&[3, 0, 17, 9999, -5]);
             let rows = values(format, &table);
+            let kernel = match format {
+                DType::Q4_K | DType::Q6_K if interleaved => with_interleaved_weights(kernel, &[0]),
+                _ => kernel,
+            };
             let x: Vec<f64> =
-                [3, 0, 8, 8, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
+                [3, 0, 17, 31, 0].iter().flat_map(|i| rows[i * 512..(i + 1) * 512].to_vec()).collect();
             let want = reference(&x, &values(DType::F32, &w));
             let inputs = [Some(table), Some(ids), Some(w), None, None];
             assert_close(&to_f32s(&launch_all(&kernel, &at, &inputs, 3)), &x, 1e-7);

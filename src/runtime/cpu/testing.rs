@@ -1,13 +1,17 @@
 //! What the tests of the kernels share: random tensors, memory with guards around each argument, and references.
 
+use super::formats::{Q4K, Q6K};
+use super::interleaved::{self, Repack, with_interleaved};
+use super::isa::{Baseline, Isa};
 use super::{Features, RawArg, bind};
 use crate::codegen::spec::{
     Access, Arg, ArgId, Code, Computation, CpuCode, Extent, Implementation, Index, IndexSource, KernelSpec,
-    LaunchSpec,
+    LaunchSpec, Layout,
 };
 use crate::ir::{DType, Dim, Syms, TensorType};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Bytes around each argument that must stay as they are. Odd, so that arguments are misaligned.
@@ -116,17 +120,42 @@ pub fn wrong_indices(right: Index) -> impl Iterator<Item = Option<Index>> {
 pub fn kernel(computes: Computation, args: Vec<Arg>, grid: Vec<Extent>) -> Implementation {
     Implementation {
         spec: KernelSpec { kernel: None, computes, args },
+        layouts: vec![],
         workspace: vec![],
         may_alias: vec![],
         launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }],
     }
 }
 
+/// The same kernel with all weights interleaved that can be.
+pub fn with_interleaved_weights(mut kernel: Implementation, weights: &[ArgId]) -> Implementation {
+    for &id in weights {
+        assert!(Layout::Interleaved16.fits(&kernel.arg(id).unwrap().ty), "argument {id}");
+        kernel.layouts.push((id, Layout::Interleaved16));
+    }
+    kernel
+}
+
+/// Rows of weights as strips.
+pub fn repacked(ty: &TensorType, bytes: &[u8]) -> Vec<u8> {
+    let mut strips = vec![MARK; bytes.len()];
+    let strip = interleaved::ROWS * bytes.len() / ty.first().c as usize;
+    for (rows, strip) in bytes.chunks(strip).zip(strips.chunks_mut(strip)) {
+        macro_rules! go {
+            ($format:ty) => {
+                Baseline::outline(Repack::<$format> { rows, strip, format: PhantomData })
+            };
+        }
+        with_interleaved!(ty.dtype, go, panic!("{ty} cannot be interleaved"));
+    }
+    strips
+}
+
 pub fn n(c: u64) -> Dim {
     Dim::n(c)
 }
 
-/// Runs a launch on memory of its own, with each argument as given, or where `on` says on top of another. Returns the arguments afterwards.
+/// Runs a launch on memory of its own, with each argument as given (weights row after row, wherever the kernel wants them), or where `on` says on top of another. Returns the arguments afterwards.
 ///
 /// The items are done one by one from the last to the first, as nothing may depend on their order, and then again all together, as
 /// nothing may depend on what a thread keeps from one to the next. Checks that only what is written has changed.
@@ -146,9 +175,13 @@ pub fn launch(
         len += bytes + GUARD;
     }
     let mut memory = vec![MARK; len];
-    for (place, input) in places.iter().zip(inputs) {
+    for (i, (place, input)) in places.iter().zip(inputs).enumerate() {
         if let Some(input) = input {
-            memory[place.clone()].copy_from_slice(input);
+            let repacked = match kernel.layout(i as ArgId) {
+                Layout::RowMajor => input,
+                Layout::Interleaved16 => &repacked(&kernel.arg(i as ArgId).unwrap().ty, input),
+            };
+            memory[place.clone()].copy_from_slice(repacked);
         }
     }
     if let Some((write, read)) = on {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::codegen::spec::{Call, Computation, Place};
+use crate::codegen::spec::{Call, Computation, Layout, Place};
 use crate::gguf::{GgmlType, GgufWriter};
 use crate::ir::{Kernel, Op, Slice};
 use crate::plan::tests::parts;
@@ -229,8 +229,11 @@ fn a_weight_may_be_rows_of_a_tensor() {
     let rows = |first, of| {
         move |parts: &mut Parts| {
             for (program, _) in &mut parts.programs {
-                program.buffers[1].place =
-                    Place::Weight { name: "table".into(), rows: Some(Slice { first, of }) };
+                program.buffers[1].place = Place::Weight {
+                    name: "table".into(),
+                    rows: Some(Slice { first, of }),
+                    layout: Layout::RowMajor,
+                };
             }
         }
     };

@@ -1,7 +1,10 @@
 //! Instruction sets of x86-64.
 
+mod strips;
+
 use super::super::args::F32;
 use super::super::blocks::{Format, Group, Order, XGroup};
+use super::super::interleaved::{self, Interleaved, Scales};
 use super::super::math::LANES;
 use super::super::matmul::{Rows, Tile};
 use super::{Isa, Job, WIDE};
@@ -76,6 +79,8 @@ macro_rules! lane_products {
 pub(in super::super) struct Avx2;
 
 impl Isa for Avx2 {
+    const STRIP_TOKENS: usize = 4;
+
     #[inline(always)]
     fn outline<J: Job>(job: J) {
         #[inline(never)]
@@ -161,6 +166,17 @@ impl Isa for Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn multiply_strip<F: Interleaved, const N: usize>(
+        tile: &[u8],
+        scales: &Scales,
+        xs: [Rows<'_>; N],
+        next: Option<*const u8>,
+        sums: &mut [[f32; interleaved::ROWS]; N],
+    ) {
+        strips::multiply_avx2::<F, N>(tile, scales, xs, next, sums);
+    }
+
     /// Pairs sum to at most `2 · 63 · 127` (or `2 · 128 · 127`), which fits `i16`. Signed weights give their signs to the
     /// activations first, as one factor must be unsigned.
     #[inline(always)]
@@ -209,7 +225,9 @@ impl Isa for Avx2 {
 pub(in super::super) struct Avx512;
 
 impl Isa for Avx512 {
-    const TILE_TOKENS: Option<usize> = Some(4);
+    const TILE_TOKENS: Option<usize> = Some(16);
+    const STRIPS_TILE_TOKENS: Option<usize> = Some(24);
+    const STRIP_TOKENS: usize = 8;
 
     #[inline(always)]
     fn outline<J: Job>(job: J) {
@@ -284,6 +302,17 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn look_up(table: &[u8; 16], i: &[u8; 32]) -> [u8; 32] {
         Avx2::look_up(table, i)
+    }
+
+    #[inline(always)]
+    fn multiply_strip<F: Interleaved, const N: usize>(
+        tile: &[u8],
+        scales: &Scales,
+        xs: [Rows<'_>; N],
+        next: Option<*const u8>,
+        sums: &mut [[f32; interleaved::ROWS]; N],
+    ) {
+        strips::multiply_avx512::<F, N>(tile, scales, xs, next, sums);
     }
 
     /// Two sub-blocks at a time. Signed weights are raised by 128, which their minima make up for.

@@ -151,14 +151,22 @@ fn parts_differ_in_rows_and_format() {
 #[test]
 fn a_tokens_result_does_not_depend_on_the_others() {
     // What many tokens share is summed in another order than rows are, so they agree but to rounding.
-    for (x, format) in [(DType::F32, DType::Q4_K), (DType::Q8Act, DType::Q6_K), (DType::Q8Act, DType::Q8_0)] {
-        let kernel = stored(x, 512, 32, &[(format, 40)], false);
+    let kinds = [
+        (DType::F32, DType::Q4_K, &[][..]),
+        (DType::Q8Act, DType::Q6_K, &[]),
+        (DType::Q8Act, DType::Q8_0, &[]),
+        (DType::Q8Act, DType::Q4_K, &[1]),
+        (DType::Q8Act, DType::Q6_K, &[1]),
+    ];
+    for (x, format, weights) in kinds {
+        let rows = 48;
+        let kernel = with_interleaved_weights(stored(x, 512, 32, &[(format, rows)], false), weights);
         for features in Features::available() {
             let all = inputs(&kernel, &syms(21, 0), 3);
             let want = launch(&kernel, &features, &syms(21, 0), &all, None).swap_remove(2);
             let row = blocks::bytes_of(x, 512);
             let xs = all[0].as_ref().unwrap();
-            for (t, want) in want.chunks(160).enumerate() {
+            for (t, want) in want.chunks(4 * rows as usize).enumerate() {
                 let alone = [Some(xs[t * row..(t + 1) * row].to_vec()), all[1].clone(), None];
                 let have = launch(&kernel, &features, &syms(1, 0), &alone, None).swap_remove(2);
                 let want: Vec<f64> = to_f32s(want).into_iter().map(f64::from).collect();
@@ -166,6 +174,102 @@ fn a_tokens_result_does_not_depend_on_the_others() {
             }
         }
     }
+}
+
+/// Weights in any layout, few tokens and many, all rows and the last sixteen alone.
+#[test]
+fn interleaved_rows_give_what_rows_give() {
+    for format in [DType::Q4_K, DType::Q6_K] {
+        for (k, rows) in [(256, 16), (768, 48), (2304, 32)] {
+            for t in (1..=9).chain([23, 24, 33, 50]) {
+                let kernel = stored(DType::Q8Act, k, 32, &[(format, rows)], t == 7);
+                let (at, m) = (syms(t, 0), template(&kernel));
+                let inputs = inputs(&kernel, &at, t);
+                let out = m.parts[0].out.unwrap();
+                let kernel = with_interleaved_weights(kernel, &[1]);
+                let have = to_f32s(&launch_all(&kernel, &at, &inputs, out));
+                assert_close(&have, &reference(&kernel, &m, &m.parts[0], &inputs), 1e-6);
+            }
+        }
+    }
+}
+
+/// The largest sums of products that there can be, of either sign.
+#[test]
+fn no_product_of_interleaved_rows_overflows() {
+    for format in [DType::Q4_K, DType::Q6_K] {
+        let kernel = with_interleaved_weights(stored(DType::Q8Act, 256, 32, &[(format, 16)], false), &[1]);
+        let (at, m) = (syms(2, 0), template(&kernel));
+        let mut inputs = inputs(&kernel, &at, 1);
+        let x = inputs[0].as_mut().unwrap();
+        for (i, block) in x.as_chunks_mut::<40>().0.iter_mut().enumerate() {
+            let q = if i < 8 { 127i8 } else { -127 };
+            block[..4].copy_from_slice(&1f32.to_le_bytes());
+            block[4..8].copy_from_slice(&(32.0 * f32::from(q)).to_le_bytes());
+            block[8..].fill(q as u8);
+        }
+        // Nibbles, scales and pairs of ones; what is not f16 scales.
+        let w = inputs[1].as_mut().unwrap();
+        let d = half::f16::from_f32(0.5).to_le_bytes();
+        for block in w.chunks_mut(format.block_bytes()) {
+            block.fill(0xff);
+            match format {
+                DType::Q4_K => block[..4].copy_from_slice(&[d[0], d[1], 0, 0]),
+                _ => {
+                    block[192..208].fill(0x80);
+                    block[208..].copy_from_slice(&d);
+                }
+            }
+        }
+        let have = to_f32s(&launch_all(&kernel, &at, &inputs, 2));
+        assert_close(&have, &reference(&kernel, &m, &m.parts[0], &inputs), 1e-6);
+    }
+}
+
+#[test]
+fn parts_may_differ_in_layout() {
+    let weights = [(DType::Q6_K, 48), (DType::Q4_K, 64), (DType::Q4_K, 16), (DType::Q8_0, 7)];
+    for t in [1, 5, 25] {
+        let kernel = stored(DType::Q8Act, 512, 32, &weights, true);
+        let (at, m) = (syms(t, 0), template(&kernel));
+        let inputs = inputs(&kernel, &at, 1);
+        let kernel = with_interleaved_weights(kernel, &[m.parts[0].weight, m.parts[2].weight]);
+        for part in &m.parts {
+            let have = to_f32s(&launch_all(&kernel, &at, &inputs, part.out.unwrap()));
+            assert_close(&have, &reference(&kernel, &m, part, &inputs), 1e-6);
+        }
+    }
+}
+
+/// Results that are consumed: of gate and up, and of the rows of which the best is wanted.
+#[test]
+fn epilogues_take_interleaved_rows() {
+    for (out, tolerance) in [(DType::F32, 2e-6), (DType::Q8Act, 6e-3)] {
+        let kernel = swiglu(DType::Q8Act, out, 96, 32);
+        let (at, m) = (syms(3, 0), template(&kernel));
+        let inputs = inputs(&kernel, &at, 4);
+        let (gate, up) =
+            (reference(&kernel, &m, &m.parts[0], &inputs), reference(&kernel, &m, &m.parts[1], &inputs));
+        let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+        for weights in [&[1, 2][..], &[1], &[2]] {
+            let kernel = with_interleaved_weights(kernel.clone(), weights);
+            let have = launch_all(&kernel, &at, &inputs, 3);
+            let have: Vec<f32> = values(out, &have).into_iter().map(|x| x as f32).collect();
+            assert_close(&have, &want, tolerance);
+        }
+    }
+    let mut kernel = argmax(96, 32);
+    let Computation::Matmul(m) = &mut kernel.spec.computes else { unreachable!() };
+    (m.k, m.parts[0].format) = (256, DType::Q6_K);
+    kernel.spec.args[0] = arg(Access::Read, DType::Q8Act, [T, n(256)]);
+    kernel.spec.args[1] = arg(Access::Read, DType::Q6_K, [96, 256]);
+    let kernel = with_interleaved_weights(kernel, &[1]);
+    let (at, m) = (syms(18, 0), template(&kernel));
+    let inputs = inputs(&kernel, &at, 5);
+    let y = reference(&kernel, &m, &m.parts[0], &inputs);
+    let best = |y: &[f64]| y.iter().enumerate().fold(0, |b, (i, v)| if *v > y[b] { i } else { b }) as i32;
+    let want: Vec<i32> = y.chunks(96).map(best).collect();
+    assert_eq!(to_i32s(&launch_all(&kernel, &at, &inputs, 2)), want);
 }
 
 #[test]
@@ -321,6 +425,39 @@ fn refuses_what_does_not_fit() {
     refuse("unused", &|s, _| s.spec.args.push(arg(Access::Read, DType::F32, [1])));
     refuse("alias of x", &|s, _| s.may_alias.push(Alias { write: 4, read: 0 }));
     refuse("alias of another part", &|s, _| s.may_alias.push(Alias { write: 4, read: 7 }));
+    let layout = |name: &str, ids: &[ArgId], change: &dyn Fn(&mut Implementation, &mut MatmulSpec)| {
+        let mut kernel = stored(DType::Q8Act, 256, 32, &[(DType::Q4_K, 64)], true);
+        kernel.layouts = ids.iter().map(|id| (*id, Layout::Interleaved16)).collect();
+        let mut m = template(&kernel);
+        change(&mut kernel, &mut m);
+        kernel.spec.computes = Computation::Matmul(m);
+        let bound = bind(&kernel, &Features::baseline());
+        match bound {
+            Ok(_) => assert_eq!(name, ""),
+            Err(e) => assert!(matches!(e, BindError::Layout { .. }), "{name}: {e}"),
+        }
+    };
+    layout("", &[1], &|_, _| ());
+    layout("activations", &[0], &|_, _| ());
+    layout("a bias", &[2], &|_, _| ());
+    layout("a result", &[4], &|_, _| ());
+    layout("twice", &[1, 1], &|_, _| ());
+    layout("nothing", &[9], &|_, _| ());
+    layout("exact activations", &[1], &|s, _| s.spec.args[0].ty.dtype = DType::F32);
+    layout("other formats", &[1], &|s, m| {
+        (m.parts[0].format, s.spec.args[1].ty.dtype) = (DType::Q5_K, DType::Q5_K);
+    });
+    layout("rows beside", &[1], &|s, m| {
+        m.parts[0].rows = 63;
+        s.spec.args[1].ty.shape[0] = n(63);
+        s.spec.args[2].ty.shape[0] = n(63);
+        s.spec.args[3].ty.shape[1] = n(63);
+        s.spec.args[4].ty.shape[1] = n(63);
+    });
+    layout("a tile of 24", &[1], &|s, _| {
+        s.launches[0].code = Code::Cpu(CpuCode::Matmul { tile: 24 });
+        s.launches[0].grid = vec![Extent::each(3)];
+    });
     let epilogues =
         |name: &str, mut kernel: Implementation, change: &dyn Fn(&mut Implementation, &mut MatmulSpec)| {
             assert!(bind(&kernel, &Features::baseline()).is_ok(), "{name}");

@@ -2,6 +2,7 @@
 
 use super::super::args::{F32, Q8Block};
 use super::super::blocks::{self, Format, GROUP, Group};
+use super::super::interleaved::{Interleaved, Scales, quad};
 use super::super::isa::{Isa, Job};
 use super::{ROWS, Results, TOKENS};
 use crate::ir::DType;
@@ -126,6 +127,40 @@ impl<F: Format> Job for Fill<'_, F> {
                         let scale = group.scale[s][b];
                         block.scale[s][h][l] = scale;
                         block.min[s][h][l] = if F::SIGNED { 128.0 * scale } else { group.min[s][b] };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Decodes one or two strips of interleaved rows into a tile; rows that are missing become zero.
+pub struct FillStrips<'a, F> {
+    pub tile: &'a mut Tile,
+    pub strips: &'a [u8],
+    pub k: usize,
+    pub format: PhantomData<F>,
+}
+
+impl<F: Interleaved> Job for FillStrips<'_, F> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let FillStrips { tile, strips, k, .. } = self;
+        let strip_bytes = k / GROUP * F::TILE;
+        tile.blocks.resize(k / 32, TileBlock::ZERO);
+        if strips.len() <= strip_bytes {
+            tile.blocks.fill(TileBlock::ZERO);
+        }
+        let mut scales = Scales::ZERO;
+        for (h, strip) in strips.chunks_exact(strip_bytes).enumerate().take(2) {
+            for (from, blocks) in strip.chunks_exact(F::TILE).zip(tile.blocks.as_chunks_mut::<8>().0) {
+                F::scales::<I>(from, &mut scales);
+                for (b, block) in blocks.iter_mut().enumerate() {
+                    for (j, q) in block.q.iter_mut().enumerate() {
+                        q[h] = quad::<F>(from, b, j);
+                    }
+                    for s in 0..if F::SPLIT { 2 } else { 1 } {
+                        (block.scale[s][h], block.min[s][h]) = scales.of::<F>(b, s);
                     }
                 }
             }

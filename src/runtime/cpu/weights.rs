@@ -1,0 +1,99 @@
+//! The weights of a plan as the kernels read them: where the model file is mapped, or repacked into memory of their own.
+
+use super::blocks::bytes_of;
+use super::formats::{Q4K, Q6K};
+use super::interleaved::{ROWS, Repack, with_interleaved};
+use super::isa::Level;
+use super::{Features, Pool, outline};
+use crate::codegen::spec::Layout;
+use crate::gguf::GgufFile;
+use crate::ir::DType;
+use crate::plan::Plan;
+use crate::runtime::device::DeviceError;
+use crate::runtime::weights::find_weights;
+use memmap2::{Mmap, MmapMut};
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes that are repacked before their pages of the file are given back: so much of a model is in memory twice.
+const AT_ONCE: usize = 8 << 20;
+/// Where repacked weights begin, so that no vector of a tile of whole cache lines crosses one.
+const ALIGN: usize = 64;
+
+/// The weights of a plan, where they lie in memory.
+pub struct Weights {
+    at: Vec<*const u8>,
+    /// What `at` points into.
+    _repacked: Mmap,
+    _model: Arc<GgufFile>,
+}
+
+// SAFETY: the addresses are of memory that is only read, and lives as long as this does.
+unsafe impl Send for Weights {}
+
+impl Weights {
+    /// Finds the weights in the model file, and repacks on all threads those that are to lie otherwise than there.
+    ///
+    /// # Errors
+    /// If the model's tensors are not those of the plan, or memory is short.
+    pub fn load(
+        plan: &Plan,
+        model: Arc<GgufFile>,
+        threads: &Pool,
+        features: &Features,
+    ) -> Result<Weights, DeviceError> {
+        let found = find_weights(plan, &model)?;
+        let mut room = 0usize;
+        let mut places = vec![];
+        for (weight, bytes) in plan.weights.iter().zip(&found) {
+            let repacked = weight.layout != Layout::RowMajor;
+            places.push(repacked.then_some(room));
+            if repacked {
+                // The file holds as many bytes, so they can be counted.
+                room = (room + bytes.len()).next_multiple_of(ALIGN);
+            }
+        }
+        let short = |_| DeviceError::Weights { bytes: room as u64 };
+        let mut memory = MmapMut::map_anon(room.max(1)).map_err(short)?;
+        // Large pages are found faster. Only a hint, so it may fail.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        for ((weight, bytes), place) in plan.weights.iter().zip(&found).zip(&places) {
+            let (Some(place), Some(columns)) = (*place, weight.ty.last().as_const()) else { continue };
+            let strip = ROWS * bytes_of(weight.ty.dtype, columns as usize);
+            let some = (AT_ONCE / strip).max(1) * strip;
+            let to = &mut memory[place..place + bytes.len()];
+            for (from, to) in bytes.chunks(some).zip(to.chunks_mut(some)) {
+                repack(weight.ty.dtype, from, to, strip, threads, features.level());
+                model.give_back(from);
+            }
+        }
+        let repacked = memory.make_read_only().map_err(short)?;
+        let at = found.iter().zip(places).map(|(bytes, place)| match place {
+            Some(place) => repacked[place..].as_ptr(),
+            None => bytes.as_ptr(),
+        });
+        Ok(Weights { at: at.collect(), _repacked: repacked, _model: model })
+    }
+
+    /// Where the weight of this index of the plan lies.
+    pub fn at(&self, index: u32) -> *const u8 {
+        self.at[index as usize]
+    }
+}
+
+/// Repacks whole strips of `strip` bytes.
+fn repack(dtype: DType, from: &[u8], to: &mut [u8], strip: usize, threads: &Pool, level: Level) {
+    let strips = Mutex::new(from.chunks_exact(strip).zip(to.chunks_exact_mut(strip)));
+    let next = || strips.lock().unwrap_or_else(PoisonError::into_inner).next();
+    threads.run(&|_| {
+        while let Some((rows, strip)) = next() {
+            macro_rules! go {
+                ($format:ty) => {
+                    outline(level, Repack::<$format> { rows, strip, format: PhantomData })
+                };
+            }
+            with_interleaved!(dtype, go, ());
+        }
+    });
+}
