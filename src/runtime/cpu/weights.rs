@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that are repacked before their pages of the file are given back: so much of a model is in memory twice.
-const AT_ONCE: usize = 8 << 20;
+const AT_ONCE: usize = 1 << 20;
 /// Where repacked weights begin, so that no vector of a tile of whole cache lines crosses one.
 const ALIGN: usize = 64;
 

@@ -275,6 +275,20 @@ fn a_context_beyond_all_memory_is_refused() {
     assert!(says.ends_with("; use a smaller context (-c)"), "{says}");
 }
 
+/// Weights that are repacked take memory; others stay in the file.
+#[test]
+fn weights_that_are_repacked_must_fit_beside_the_caches() {
+    let mut plan = Plan::build(parts(model().identity())).unwrap();
+    plan.weights[0].ty = TensorType::new(DType::Q4_K, [1 << 24, 1 << 26]);
+    assert!(reserve(&plan).is_ok());
+    plan.weights[0].layout = Layout::Interleaved16;
+    // Nothing but Linux says how much memory is free.
+    if cfg!(target_os = "linux") {
+        let says = reserve(&plan).unwrap_err().to_string();
+        assert!(says.contains(" for activations beside 633318.7 GB of weights, but "), "{says}");
+    }
+}
+
 #[test]
 fn threads_and_overlaps_do_not_change_results() {
     for threads in [1, 3] {
