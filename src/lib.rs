@@ -22,8 +22,8 @@
 //! - [`passes`] rewrite the graph. A rule proposes a patch or a reason why not; both are recorded. Fusing is decided by
 //!   the cost model ([`passes::cost`]), on bytes that are those [`mod@bench`] counts. A fused node keeps the primitives it stands
 //!   for as its body.
-//! - [`codegen`] has what each node computes read off it ([`ir::fused`]), asks the target's [`codegen::Backend`] how that is launched, and
-//!   yields a [`codegen::spec::Program`].
+//! - [`codegen`] has what each node computes read off it ([`ir::fused`]), asks the target's [`codegen::Backend`] how that is launched and
+//!   how weights are to lie in memory ([`codegen::Layouts`]), and yields a [`codegen::spec::Program`].
 //! - [`mod@plan`] puts calls in order ([`plan::schedule`]) and places their memory ([`plan::memory`]); a plan is data, and has
 //!   a byte form.
 //! - [`runtime`] executes plans that went through that form, on sequences whose rows it batches ([`runtime::Sequences`]). The

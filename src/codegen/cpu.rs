@@ -32,9 +32,8 @@ impl Backend for Cpu {
             m.parts.iter().any(|part| part.weight == *arg) && x.is_some_and(|x| x.ty.dtype == DType::Q8Act)
         };
         let is_lookup = |(spec, arg): &(KernelSpec, ArgId)| {
-            let Computation::Norm(NormSpec { source, weight, .. }) = &spec.computes else { return false };
-            let is_table = matches!(source, NormSource::Embedding { table, .. } if table == arg);
-            is_table && arg != weight
+            let Computation::Norm(NormSpec { source, .. }) = &spec.computes else { return false };
+            matches!(source, NormSource::Embedding { table, .. } if table == arg)
         };
         let pays = uses.iter().any(is_product) && uses.iter().all(|u| is_product(u) || is_lookup(u));
         if pays && Layout::Interleaved16.fits(weight) { Layout::Interleaved16 } else { Layout::RowMajor }

@@ -1,6 +1,6 @@
 use super::super::testing::*;
 use super::super::{Features, bind};
-use crate::codegen::spec::{Access, Alias, Arg, ArgId, Computation, Extent, Implementation};
+use crate::codegen::spec::{Access, Alias, Arg, ArgId, Computation, Extent, Implementation, Layout};
 use crate::ir::{DType, Dim, Op, Rope, RopeStyle, Syms, TensorType};
 
 const T: Dim = Dim::T;
@@ -429,6 +429,11 @@ fn refuses_what_does_not_fit() {
     };
     let row = || f32s([T, n(64)]);
     let add = || primitive(Op::Add, vec![row(), row()], row());
+    // Only matmuls and norms take rows as strips.
+    let strips = |s: &mut Implementation| s.layouts.push((0, Layout::Interleaved16));
+    refuse("layout of a table", get_rows(ty(DType::Q4_K, [32u64, 256]), T), &strips);
+    let weight = [n(32), n(256)];
+    refuse("layout", primitive(Op::Dequant, vec![ty(DType::Q6_K, weight)], f32s(weight)), &strips);
     refuse("operands", add(), &|s| s.spec.args[1].ty.shape[1] = n(32));
     refuse("result", add(), &|s| s.spec.args[2].ty.shape[0] = n(1));
     refuse("type of the result", add(), &|s| s.spec.args[2].ty.dtype = DType::F16);
