@@ -431,7 +431,9 @@ mod tests {
     use super::*;
     use crate::codegen::spec::{Computation, NormSource};
     use crate::compile::fuse;
-    use crate::target::Target;
+    use crate::ir::StateRole;
+    use crate::runtime::device::{Ticket, Timing};
+    use crate::target::{Target, TargetKind};
 
     #[test]
     fn infinities_are_as_far_as_they_differ() {
@@ -459,6 +461,81 @@ mod tests {
         let (syms, before) = (rows.syms(), Caches::new());
         let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, &rows, op, ty);
         check_kernels(&graph, device.calls_of(&nodes), syms, &leaf).unwrap().nodes
+    }
+
+    /// A device that does nothing that it is given to do.
+    struct Idle(Box<dyn Device>);
+
+    impl Device for Idle {
+        fn kind(&self) -> TargetKind {
+            self.0.kind()
+        }
+
+        fn isa(&self) -> &'static str {
+            self.0.isa()
+        }
+
+        fn submit(&mut self, _: &Submission) -> Result<Ticket, DeviceError> {
+            Ok(Ticket(0))
+        }
+
+        fn wait(&mut self, _: Ticket) -> Result<(), DeviceError> {
+            Ok(())
+        }
+
+        fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
+            self.0.write(program, to, bytes)
+        }
+
+        fn read(
+            &mut self,
+            program: usize,
+            from: BufRef,
+            first: u64,
+            to: &mut [u8],
+        ) -> Result<(), DeviceError> {
+            self.0.read(program, from, first, to)
+        }
+
+        fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
+            self.0.copy_rows(role, from, to, rows)
+        }
+
+        fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
+            self.0.fill_rows(role, first, rows, byte)
+        }
+
+        fn launch_counts(&self) -> Vec<u64> {
+            self.0.launch_counts()
+        }
+
+        fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
+            self.0.timings()
+        }
+    }
+
+    /// What a kernel leaves unwritten is not taken for its result, though the right one is there from before.
+    #[test]
+    fn results_that_are_not_written_are_seen() {
+        let file = Arc::new(model::embedded().unwrap());
+        let options = default_path();
+        let step = Step { tokens: 2, wanted: 2, greedy: false, kv: options.kv, context: 8, sequences: 1 };
+        let rows = step_rows(&step, &[0, 33], 0);
+        let (graph, _) = fuse(file.gguf(), &options, &step).unwrap();
+        let graph = verify(graph).unwrap();
+        let (program, nodes) =
+            codegen::generate_traced(&graph, &options.target, &Layouts::default()).unwrap();
+        let mut device = on_device(&file, &options, program, &DeviceOptions::default()).unwrap();
+        let before = Caches::new();
+        let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, &rows, op, ty);
+        let last = |device: &mut OnDevice| {
+            let nodes = check_kernels(&graph, device.calls_of(&nodes), rows.syms(), &leaf).unwrap().nodes;
+            nodes.last().unwrap().passes()
+        };
+        assert!(last(&mut device));
+        // The last result lies where it lay.
+        let mut idle = OnDevice { plan: device.plan, device: Box::new(Idle(device.device)) };
+        assert!(!last(&mut idle));
     }
 
     fn default_path() -> Options {

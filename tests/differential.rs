@@ -7,7 +7,7 @@ mod common;
 
 use common::graphs::{inputs, named, weight, weights, whole};
 use sinter::check::{CheckError, Checked, OnDevice, check_kernels};
-use sinter::codegen::spec::{Access, Computation, Epilogue, Implementation, NormSource, Program};
+use sinter::codegen::spec::{Access, Computation, Epilogue, Implementation, Layout, NormSource, Program};
 use sinter::codegen::{self, Layouts};
 use sinter::gguf::GgufFile;
 use sinter::ir::arbitrary::{
@@ -254,6 +254,9 @@ fn kinds(kernel: &Implementation, step: &RandomStep) -> Vec<String> {
             let x = dtype(m.x);
             for part in &m.parts {
                 kinds.push(format!("{} weights meet {x}", part.format));
+                if kernel.layout(part.weight) != Layout::RowMajor {
+                    kinds.push(format!("{} weights lie {}", part.format, kernel.layout(part.weight).name()));
+                }
                 let bias = if part.bias.is_some() { " bias" } else { "" };
                 let residual = if part.residual.is_some() { " residual" } else { "" };
                 let epilogue = match &m.epilogue {
@@ -341,6 +344,9 @@ fn wanted() -> BTreeSet<String> {
     .into();
     for page in PAGES {
         all.insert(format!("attention over pages of {page}"));
+    }
+    for format in [DType::Q4_K, DType::Q6_K] {
+        all.insert(format!("{format} weights lie interleaved16"));
     }
     for format in DType::WEIGHTS {
         all.insert(format!("{format} rows"));

@@ -222,6 +222,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_sum_lies_on_summands_that_have_no_other_part() {
+        let sum = |weight| NormSpec {
+            source: NormSource::Sum { a: 0, b: 1 },
+            n: 32,
+            weight,
+            eps: 1e-5,
+            rows_out: Some(3),
+            norm_out: None,
+            quant_out: None,
+        };
+        let pairs = |m| summands(&m).into_iter().map(|a| (a.write, a.read)).collect::<Vec<_>>();
+        assert_eq!(pairs(sum(2)), [(3, 0), (3, 1)]);
+        assert_eq!(pairs(sum(1)), [(3, 0)]);
+        assert_eq!(pairs(NormSpec { source: NormSource::Sum { a: 0, b: 0 }, ..sum(2) }), [(3, 0)]);
+        assert_eq!(pairs(NormSpec { rows_out: None, ..sum(2) }), []);
+    }
+
+    #[test]
     fn items_of_attention_hold_some_queries_and_no_more_than_fit() {
         for (heads, kv_heads) in [(1, 1), (8, 4), (28, 4), (32, 8), (160, 1), (192, 1), (256, 4), (37, 37)] {
             for t in [1, 2, 512] {

@@ -102,8 +102,14 @@ impl GgufFile {
         &self.storage[info.offset as usize..][..info.bytes as usize]
     }
 
+    /// Says that these bytes of the file will be read but once, so that they can be [given back](GgufFile::give_back) apart from
+    /// what lies beside them. Bytes that are not mapped, or not of this file, are left alone; so in what follows.
+    pub fn expect_one_reading(&self, bytes: &[u8]) {
+        self.storage.expect_one_reading(bytes);
+    }
+
     /// Tells the system that these bytes of the file need not stay in memory: they are read from the file again if they are wanted.
-    /// Bytes that are not mapped, or not of this file, are left alone.
+    /// Pages that hold something else too stay.
     pub fn give_back(&self, bytes: &[u8]) {
         self.storage.give_back(bytes);
     }
@@ -154,25 +160,40 @@ impl Storage {
 #[cfg(unix)]
 const PAGE: usize = 64 << 10;
 
+impl Map {
+    /// The whole pages of the map among some bytes: where they begin, and how many bytes they are.
+    #[cfg(unix)]
+    fn pages(&self, bytes: &[u8]) -> Option<(usize, usize)> {
+        let start = (bytes.as_ptr() as usize).checked_sub(self.bytes.as_ptr() as usize)?;
+        let end = start.checked_add(bytes.len()).filter(|end| *end <= self.bytes.len())?;
+        let (first, end) = (start.checked_next_multiple_of(PAGE)?, end / PAGE * PAGE);
+        Some((first, end.checked_sub(first)?)).filter(|(_, len)| *len > 0)
+    }
+}
+
 impl Storage {
+    /// See [`GgufFile::expect_one_reading`]. Only a hint, so it may fail.
+    fn expect_one_reading(&self, bytes: &[u8]) {
+        // Else whoever reads what lies beside them could bring them back, with a page of megabytes.
+        #[cfg(target_os = "linux")]
+        if let Storage::Mapped(map) = self
+            && let Some((first, len)) = map.pages(bytes)
+        {
+            let _ = map.bytes.advise_range(memmap2::Advice::NoHugePage, first, len);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = bytes;
+    }
+
     /// See [`GgufFile::give_back`]. Only a hint, so it may fail.
     fn give_back(&self, bytes: &[u8]) {
         #[cfg(unix)]
-        if let Storage::Mapped(map) = self {
-            let all = map.bytes.as_ptr_range();
-            let start = (bytes.as_ptr() as usize).wrapping_sub(all.start as usize);
-            // A page that holds something else too stays.
-            let (first, end) =
-                (start.next_multiple_of(PAGE), start.saturating_add(bytes.len()) / PAGE * PAGE);
-            if first < end && end <= map.bytes.len() {
-                // Else whoever reads what lies beside them could bring them back, with a page of megabytes.
-                #[cfg(target_os = "linux")]
-                let _ = map.bytes.advise_range(memmap2::Advice::NoHugePage, first, end - first);
-                // SAFETY: the map is read-only and of a file, so what is dropped is read from there again: the bytes stay what they are.
-                let _ = unsafe {
-                    map.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first)
-                };
-            }
+        if let Storage::Mapped(map) = self
+            && let Some((first, len)) = map.pages(bytes)
+        {
+            // SAFETY: the map is read-only and of a file, so what is dropped is read from there again: the bytes stay what they are.
+            let _ =
+                unsafe { map.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, len) };
         }
         #[cfg(not(unix))]
         let _ = bytes;

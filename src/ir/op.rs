@@ -199,6 +199,14 @@ impl Fused {
     }
 }
 
+/// What an op is to those who count or place what it makes.
+#[derive(PartialEq)]
+enum Sort {
+    Leaf,
+    View,
+    Other,
+}
+
 /// The widest heads there are: kernels keep a few on the stack.
 pub const MAX_HEAD_DIM: u64 = 1024;
 
@@ -309,12 +317,39 @@ impl Op {
 
     /// Inputs, weights, states and constants: no operands, and a type of their own.
     pub fn is_leaf(&self) -> bool {
-        matches!(self, Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Const { .. })
+        self.sort() == Sort::Leaf
     }
 
     /// Ops that only rename bytes: their result lies where their operand lies.
     pub fn is_view(&self) -> bool {
-        matches!(self, Op::Reshape)
+        self.sort() == Sort::View
+    }
+
+    fn sort(&self) -> Sort {
+        match self {
+            Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Const { .. } => Sort::Leaf,
+            Op::Reshape => Sort::View,
+            Op::GetRows
+            | Op::Dequant
+            | Op::QuantAct
+            | Op::MatMul
+            | Op::MatMulId
+            | Op::Add
+            | Op::Mul
+            | Op::Silu
+            | Op::RmsNorm { .. }
+            | Op::Rope(_)
+            | Op::KvAppend
+            | Op::KvRead { .. }
+            | Op::Scores { .. }
+            | Op::CausalMask { .. }
+            | Op::Softmax
+            | Op::WeightedSum
+            | Op::GatedScan
+            | Op::ArgMax
+            | Op::Fused(_)
+            | Op::Return => Sort::Other,
+        }
     }
 
     /// The fused kernel, if this is one.

@@ -336,7 +336,27 @@ impl Checker<'_> {
             Op::Rope(rope) => ("base", rope.base, rope.base.is_finite() && rope.base > 0.0),
             Op::Scores { scale } => ("scale", scale, scale.is_finite()),
             Op::Const { value } => ("the constant", value, value.is_finite()),
-            _ => return,
+            Op::Input { .. }
+            | Op::Weight { .. }
+            | Op::State { .. }
+            | Op::Reshape
+            | Op::GetRows
+            | Op::Dequant
+            | Op::QuantAct
+            | Op::MatMul
+            | Op::MatMulId
+            | Op::Add
+            | Op::Mul
+            | Op::Silu
+            | Op::KvAppend
+            | Op::KvRead { .. }
+            | Op::CausalMask { .. }
+            | Op::Softmax
+            | Op::WeightedSum
+            | Op::GatedScan
+            | Op::ArgMax
+            | Op::Fused(_)
+            | Op::Return => return,
         };
         if !fits {
             self.report(id, Violation::Attribute { attribute, value: value.to_string() });

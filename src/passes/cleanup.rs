@@ -81,7 +81,8 @@ fn fold(g: &Graph, id: NodeId) -> Option<Patch> {
 /// A node equal to an older user of the same operand is that node. Weights and states are equal by name.
 fn common(g: &Graph, id: NodeId) -> Option<Patch> {
     let node = g.node(id);
-    if node.op.is_leaf() || matches!(node.op, Op::Return | Op::KvAppend | Op::GatedScan | Op::Fused(_)) {
+    let alone = node.op.is_leaf() || !node.op.writes().is_empty();
+    if alone || matches!(node.op, Op::Return | Op::Fused(_)) {
         return None;
     }
     let operands = g.operands(id);

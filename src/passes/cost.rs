@@ -131,14 +131,12 @@ fn body_bytes(body: &Graph, bounds: &Syms) -> u64 {
     for &input in body.inputs() {
         let v = Value::from(input);
         let ty = body.ty(v);
-        let partly =
-            |op: &Op, slot| matches!((op, slot), (Op::GetRows | Op::KvRead { .. } | Op::KvAppend, 0));
         let uses = body.uses(v);
         let mut whole = false;
         for &(user, slot) in &uses {
             match body.op(user) {
                 Op::KvAppend if slot == 0 => {}
-                op if partly(op, slot) => {
+                op if reads_rows(op, slot) => {
                     bytes = bytes.saturating_add(body.ty(user.into()).bytes(bounds));
                 }
                 _ => whole = true,
@@ -159,6 +157,37 @@ fn body_bytes(body: &Graph, bounds: &Syms) -> u64 {
         bytes = bytes.saturating_add(rows.unwrap_or_else(|| body.ty(v).bytes(bounds)));
     }
     bytes
+}
+
+/// Whether an op reads as many bytes of operand `slot` as its result has, not all of it.
+fn reads_rows(op: &Op, slot: u32) -> bool {
+    match op {
+        Op::GetRows | Op::KvRead { .. } => slot == 0,
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Const { .. }
+        | Op::Dequant
+        | Op::QuantAct
+        | Op::MatMul
+        // No body has one yet.
+        | Op::MatMulId
+        | Op::Add
+        | Op::Mul
+        | Op::Silu
+        | Op::RmsNorm { .. }
+        | Op::Rope(_)
+        | Op::Reshape
+        | Op::KvAppend
+        | Op::Scores { .. }
+        | Op::CausalMask { .. }
+        | Op::Softmax
+        | Op::WeightedSum
+        | Op::GatedScan
+        | Op::ArgMax
+        | Op::Fused(_)
+        | Op::Return => false,
+    }
 }
 
 /// Float and integer operations of a body. A matmul of quantised activations counts as integer.

@@ -10,7 +10,8 @@
 //! 4. Bounds are sane: `1 <= T`, `R <= T`.
 //! 5. Values that a kernel follows as those of an input come from an input of the same type that nothing writes, and that is
 //!    held to no less than the kernel asks for.
-//! 6. Rows of a weight lie within its tensor, and can lie as the plan says; every kernel that reads it takes it so.
+//! 6. Rows of a weight lie within its tensor, and can lie as the plan says; every kernel that reads it takes it so. Rows
+//!    that are repacked are in no other weight.
 //! 7. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
 
 mod build;

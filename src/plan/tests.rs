@@ -389,6 +389,34 @@ fn every_rule_is_checked() {
     }
 }
 
+/// Whatever the plan says, rows that are repacked are in memory once.
+#[test]
+fn rows_that_are_repacked_are_in_no_other_weight() {
+    let says = |weights: &[(&str, u64, u64, Layout)]| {
+        let mut plan = plan();
+        let weight = |&(name, first, rows, layout): &(&str, u64, u64, Layout)| Tensor {
+            name: name.into(),
+            ty: TensorType::new(DType::Q4_K, [rows, 256]),
+            rows: Some(Slice { first, of: 96 }),
+            layout,
+        };
+        plan.weights.extend(weights.iter().map(weight));
+        plan.validate().map_err(|e| e.to_string())
+    };
+    use Layout::{Interleaved16 as I, RowMajor as R};
+    assert_eq!(says(&[("w", 0, 16, I), ("w", 16, 32, I), ("w", 48, 16, R), ("w", 50, 16, R)]), Ok(()));
+    assert_eq!(says(&[("w", 0, 32, I), ("v", 16, 32, I)]), Ok(()));
+    for (weights, row) in [
+        (&[("w", 0, 32, I), ("w", 16, 32, I)][..], 16),
+        (&[("w", 16, 32, I), ("w", 0, 32, R)], 16),
+        (&[("w", 0, 64, R), ("w", 1, 2, R), ("w", 48, 16, I)], 48),
+        (&[("w", 0, 96, I), ("w", 8, 2, R)], 8),
+    ] {
+        let want = format!("weight \"w\": row {row} is repacked, and in another weight too");
+        assert_eq!(says(weights), Err(want), "{weights:?}");
+    }
+}
+
 #[test]
 fn looked_up_values_must_come_from_an_input_that_nothing_writes() {
     // A launch that changes the tokens before they are looked up, whatever it says of them.

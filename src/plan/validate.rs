@@ -3,7 +3,7 @@
 use super::flow::{Tables, View, flow};
 use super::memory::{MemoryError, check_placement, check_region};
 use super::schedule::{Flow, Slot};
-use super::{BufRef, Input, Plan, PlanError, PlannedProgram, state_bytes};
+use super::{BufRef, Input, Plan, PlanError, PlannedProgram, Tensor, state_bytes};
 use crate::codegen::spec::{Access, Index, IndexSource, Layout};
 use crate::ir::{DType, MAX_SEQUENCES};
 use std::collections::BTreeSet;
@@ -53,11 +53,40 @@ impl Plan {
                 return Err(PlanError::Rows { name: weight.name.clone(), why });
             }
         }
+        self.validate_repacked()?;
         self.validate_pool()?;
         for program in &self.programs {
             self.validate_program(&program.name, program)?;
         }
         self.paging()?;
+        Ok(())
+    }
+
+    /// Rows that are repacked are there but once.
+    fn validate_repacked(&self) -> Result<(), PlanError> {
+        let rows = |weight: &Tensor| {
+            let first = weight.rows.map_or(0, |rows| rows.first);
+            (first, first.saturating_add(weight.ty.first().c))
+        };
+        let mut sorted: Vec<&Tensor> = self.weights.iter().collect();
+        sorted.sort_by_key(|weight| (&weight.name, rows(weight)));
+        // Of the weights of a tensor so far, how far the rows go of all, and of those that are repacked.
+        let mut ends = ("", 0, 0);
+        for weight in sorted {
+            let (first, end) = rows(weight);
+            if ends.0 != weight.name {
+                ends = (&weight.name, 0, 0);
+            }
+            let repacked = weight.layout != Layout::RowMajor;
+            if first < ends.2 || repacked && first < ends.1 {
+                let why = format!("row {first} is repacked, and in another weight too");
+                return Err(PlanError::Rows { name: weight.name.clone(), why });
+            }
+            ends.1 = end.max(ends.1);
+            if repacked {
+                ends.2 = end.max(ends.2);
+            }
+        }
         Ok(())
     }
 
@@ -89,10 +118,10 @@ impl Plan {
         self.validate_indices(program)?;
         unique("inputs", program.inputs.iter().map(|i| &i.name))?;
         self.validate_lookups(name, program)?;
-        self.validate_layouts(name, program)?;
 
         let of = |source: MemoryError| PlanError::Program { program: name.to_owned(), source };
         let flow = self.flow(program).map_err(of)?;
+        self.validate_layouts(name, program)?;
         let slots: Vec<Slot> = program.calls.iter().map(|call| call.slot.clone()).collect();
         let offsets: Vec<Option<u64>> = program.buffers.iter().map(|b| Some(b.offset)).collect();
         check_placement(&flow, &slots, self.target.streams, &offsets, program.arena_bytes).map_err(of)?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// A device that holds one plan with its weights, states and arena.
 ///
-/// Submission is submitted, and waited for where something depends on it; the host is free meanwhile. Whatever touches memory
+/// Work is submitted, and waited for where something depends on it; the host is free meanwhile. Whatever touches memory
 /// (writing, reading, copying and filling) comes after all work that was submitted before, and waits for it.
 ///
 /// Callers check programs, calls, sizes and symbols first: what a plan does not have, a device may panic at.
@@ -28,7 +28,7 @@ pub trait Device: Send {
     /// If the device fails.
     fn submit(&mut self, work: &Submission) -> Result<Ticket, DeviceError>;
 
-    /// Waits until work is done. Submission that is done already takes no time.
+    /// Waits until work is done. What is done already takes no time.
     ///
     /// # Errors
     /// If the device fails, or failed at the work.
@@ -82,7 +82,7 @@ pub struct Submission {
     pub timed: bool,
 }
 
-/// Submission that was submitted, in the order of submission.
+/// Work that was submitted, in the order of submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
@@ -128,11 +128,12 @@ pub enum DeviceError {
     #[error("the {device} device has no kernel {kernel} as the plan needs it: {why}")]
     Kernel { device: &'static str, kernel: &'static str, why: String },
     #[error(
-        "a context of {context} needs {} for the KV cache and {} for activations{}{}; use a smaller context (-c)",
+        "a context of {context} needs {} for the KV cache and {} for activations{}{}; use a smaller {}",
         Size(*.states),
         Size(*.arena),
         if *.weights > 0 { format!(" beside {} of weights", Size(*.weights)) } else { String::new() },
-        available.map(|n| format!(", but {} are free", Size(n))).unwrap_or_default()
+        available.map(|n| format!(", but {} are free", Size(n))).unwrap_or_default(),
+        if available.is_some_and(|n| *.weights > n) { "model" } else { "context (-c)" }
     )]
     Memory { context: u64, weights: u64, states: u64, arena: u64, available: Option<u64> },
     #[error("there is no memory for {} of weights", Size(*.bytes))]
@@ -187,5 +188,8 @@ mod tests {
             "a context of 8 needs 0 bytes for the KV cache and 1 bytes for activations beside 800.0 MB of weights; use a \
              smaller context (-c)"
         );
+        let error =
+            DeviceError::Memory { context: 8, weights: 800_000_000, states: 0, arena: 1, available: Some(9) };
+        assert!(error.to_string().ends_with(", but 9 bytes are free; use a smaller model"), "{error}");
     }
 }

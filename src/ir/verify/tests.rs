@@ -599,3 +599,26 @@ proptest! {
         }
     }
 }
+
+/// What a body follows in several ways is held to all of them.
+#[test]
+fn indices_are_held_to_every_use_in_a_body() {
+    for (a, b) in [(5, 3), (3, 5)] {
+        let text = format!(
+            "graph @g(%t: f32[{a},8], %u: f32[{b},8], %c: f32[4,8], %n: i32[T]) sym T<=4, R<=2 {{
+               %0, %1 = fused merge(%t = %t, %u = %u, %n = %n) : f32[T,8], f32[T,8] {{
+                 %a = get_rows %t, %n : f32[T,8]
+                 %b = get_rows %u, %n : f32[T,8]
+                 return %a, %b
+               }}
+               return %0, %1
+             }}"
+        );
+        let g = Graph::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let node = g.results()[0].node;
+        let operands = g.operands(node);
+        let types: Vec<&TensorType> = operands.iter().map(|v| g.ty(*v)).collect();
+        let held = |slot| g.op(node).follows(slot, &types);
+        assert_eq!([held(0), held(1), held(2)], [None, None, Some((crate::ir::Dim::n(3), false))]);
+    }
+}

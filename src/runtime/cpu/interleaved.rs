@@ -15,7 +15,7 @@
 
 use super::blocks::{Format, Group, dequantise_group};
 use super::formats::{Q4K, Q6K};
-use super::isa::{Isa, Job, prefetch};
+use super::isa::{Isa, Job, prefetch, prefetch_distance};
 use super::matmul::{Rows, TOKENS};
 use crate::ir::DType;
 use std::marker::PhantomData;
@@ -26,8 +26,6 @@ pub(super) const ROWS: usize = 16;
 pub(super) const COLUMNS: usize = 256;
 /// Bytes of low nibbles, with which a tile begins.
 pub(super) const LOW: usize = ROWS * COLUMNS / 2;
-/// How far ahead weights are asked for: see [`super::matmul`].
-const AHEAD: usize = 4096;
 
 /// Scales and minima of a tile as integers.
 #[repr(C, align(64))]
@@ -256,7 +254,7 @@ fn decode<I: Isa, F: Interleaved>(tile: &[u8], r: usize, out: &mut [f32; COLUMNS
     dequantise_group::<F>(&group, out);
 }
 
-/// Asks for the part `b` of eight of a tile that is wanted soon. A few lines at a time: a processor waits for but some at once.
+/// Prefetches the part `b` of eight of a tile that is wanted soon. A few lines at a time: a processor waits for but some at once.
 #[inline(always)]
 pub(super) fn prefetch_eighth<F: Interleaved>(tile: Option<*const u8>, b: usize) {
     if let Some(tile) = tile {
@@ -266,8 +264,8 @@ pub(super) fn prefetch_eighth<F: Interleaved>(tile: Option<*const u8>, b: usize)
     }
 }
 
-/// Adds the products of a tile with `N` tokens, each of eight blocks, to the sums of its rows, and asks for the tile `next`. Plain Rust, and the meaning of
-/// [`Isa::multiply_strip`].
+/// Adds the products of a tile with `N` tokens, each of eight blocks, to the sums of its rows, and prefetches the tile `next`. Plain
+/// Rust, and the meaning of [`Isa::multiply_strip`].
 #[inline(always)]
 pub(super) fn multiply<F: Interleaved, const N: usize>(
     tile: &[u8],
@@ -318,8 +316,7 @@ impl<F: Interleaved> Job for MultiplyStrip<'_, F> {
         let MultiplyStrip { strip, xs, sums, .. } = self;
         let sums = &mut sums[..xs.len()];
         sums.fill([0.0; ROWS]);
-        // Where there is much to read, it comes from memory, one strip after another.
-        let ahead = if strip.len() >= 4 * AHEAD { AHEAD } else { 0 };
+        let ahead = prefetch_distance(strip.len());
         let mut scales = Scales::ZERO;
         for (t, tile) in strip.chunks_exact(F::TILE).enumerate() {
             let mut next = (ahead > 0).then(|| tile.as_ptr().wrapping_add(ahead));
@@ -351,15 +348,16 @@ mod tests {
     use super::super::outline;
     use super::super::testing::{random, repacked, rng};
     use super::*;
+    use crate::codegen::spec::Layout;
     use crate::ir::TensorType;
 
     /// A strip that is repacked by one instruction set, and what a row of it is.
-    struct Check<F> {
+    struct HoldsRows<F> {
         rows: Vec<u8>,
         format: PhantomData<F>,
     }
 
-    impl<F: Interleaved> Job for Check<F> {
+    impl<F: Interleaved> Job for HoldsRows<F> {
         #[inline(always)]
         fn run<I: Isa>(self) {
             let mut strip = vec![0xa5; self.rows.len()];
@@ -385,9 +383,29 @@ mod tests {
         for features in Features::available() {
             for tiles in [1, 3] {
                 let random = |dtype| random(&mut rng(tiles as u64), dtype, ROWS * tiles * COLUMNS);
-                outline(features.level(), Check::<Q4K> { rows: random(DType::Q4_K), format: PhantomData });
-                outline(features.level(), Check::<Q6K> { rows: random(DType::Q6_K), format: PhantomData });
+                outline(
+                    features.level(),
+                    HoldsRows::<Q4K> { rows: random(DType::Q4_K), format: PhantomData },
+                );
+                outline(
+                    features.level(),
+                    HoldsRows::<Q6K> { rows: random(DType::Q6_K), format: PhantomData },
+                );
             }
+        }
+    }
+
+    /// What can lie so, by the layout's own account, has a format here, and nothing else has.
+    #[test]
+    fn every_format_that_fits_is_there() {
+        for dtype in DType::ALL {
+            let ty = TensorType::new(dtype, [ROWS as u64, COLUMNS as u64]);
+            macro_rules! is_there {
+                ($format:ty) => {
+                    <$format>::DTYPE == dtype
+                };
+            }
+            assert_eq!(Layout::Interleaved16.fits(&ty), with_interleaved!(dtype, is_there, false), "{dtype}");
         }
     }
 

@@ -90,7 +90,16 @@ impl Features {
     }
 }
 
-/// Asks for the cache line at an address, which may lie anywhere.
+/// How far ahead weights are prefetched. Of 1 to 8 KiB, 4 were fastest on a server with two cores.
+const AHEAD: usize = 4096;
+
+/// How many bytes ahead to prefetch in weights of so many, which lie one after another: none of few, which come from a cache.
+#[inline(always)]
+pub(super) fn prefetch_distance(bytes: usize) -> usize {
+    if bytes >= 4 * AHEAD { AHEAD } else { 0 }
+}
+
+/// Prefetches the cache line at an address, which may lie anywhere.
 #[inline(always)]
 pub fn prefetch(at: *const u8) {
     // SAFETY: a prefetch is a hint, and no address makes it fault; every x86-64 has it.
@@ -159,7 +168,7 @@ pub(super) trait Isa: Sized + 'static {
         tile.multiply(&xs, SPLIT, out);
     }
 
-    /// Adds the products of a tile of interleaved rows with `N` tokens to their sums, and asks for the tile
+    /// Adds the products of a tile of interleaved rows with `N` tokens to their sums, and prefetches the tile
     /// `next`, as [`interleaved::multiply`] does.
     fn multiply_strip<F: Interleaved, const N: usize>(
         tile: &[u8],

@@ -65,6 +65,8 @@ struct Part {
 /// Tokens from which a tile of weights pays, if it ever does.
 #[inline(always)]
 fn tile_tokens<I: Isa>(layout: Layout) -> Option<usize> {
+    // What multiplies tiles is compiled where rows make them.
+    const { assert!(I::STRIPS_TILE_TOKENS.is_none() || I::TILE_TOKENS.is_some()) };
     match layout {
         Layout::RowMajor => I::TILE_TOKENS,
         Layout::Interleaved16 => I::STRIPS_TILE_TOKENS,

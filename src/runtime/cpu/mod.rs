@@ -9,7 +9,7 @@
 //!
 //! | kernel | items |
 //! |---|---|
-//! | matmul | `Σ ⌈rows/tile⌉` over the parts, part after part; with SwiGLU `⌈rows/tile⌉`, tile a multiple of 32; with argmax, a launch of `T` follows |
+//! | matmul | `Σ ⌈rows/tile⌉` over the parts, part after part; with SwiGLU `⌈rows/tile⌉`, tile a multiple of 32; of 16 where weights are interleaved; with argmax, a launch of `T` follows |
 //! | norm | the rows: every dimension but the last |
 //! | rope_kv, kv_append | `T` |
 //! | swiglu | the rows, then `⌈n/1024⌉` |

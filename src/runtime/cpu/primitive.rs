@@ -30,7 +30,7 @@ pub(super) struct PrimitiveKernel {
 impl PrimitiveKernel {
     pub fn bind(kernel: &Implementation, op: &Op) -> Result<PrimitiveKernel, BindError> {
         let mut check = Binding::new(kernel)?;
-        let writes_state = matches!(op, Op::KvAppend);
+        let writes_state = !op.writes().is_empty();
         let args = kernel.args().count();
         let Some(last) = args.checked_sub(1) else {
             return binding::parameter("a primitive has at least its result");

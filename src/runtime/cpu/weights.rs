@@ -8,7 +8,7 @@ use super::{Features, Pool, outline};
 use crate::codegen::spec::Layout;
 use crate::gguf::GgufFile;
 use crate::ir::DType;
-use crate::plan::Plan;
+use crate::plan::LoadedPlan;
 use crate::runtime::device::DeviceError;
 use crate::runtime::weights::find_weights;
 use memmap2::{Mmap, MmapMut};
@@ -37,23 +37,23 @@ impl Weights {
     /// # Errors
     /// If the model's tensors are not those of the plan, or memory is short.
     pub fn load(
-        plan: &Plan,
+        plan: &LoadedPlan,
         model: Arc<GgufFile>,
         threads: &Pool,
         features: &Features,
     ) -> Result<Weights, DeviceError> {
         let found = find_weights(plan, &model)?;
-        let mut room = 0usize;
+        let mut room = Some(0usize);
         let mut places = vec![];
         for (weight, bytes) in plan.weights.iter().zip(&found) {
             let repacked = weight.layout != Layout::RowMajor;
-            places.push(repacked.then_some(room));
+            places.push(room.filter(|_| repacked));
             if repacked {
-                // The file holds as many bytes, so they can be counted.
-                room = (room + bytes.len()).next_multiple_of(ALIGN);
+                room = room.and_then(|room| room.checked_add(bytes.len())?.checked_next_multiple_of(ALIGN));
             }
         }
-        let short = |_| DeviceError::Weights { bytes: room as u64 };
+        let short = |_| DeviceError::Weights { bytes: plan.repacked_bytes() };
+        let room = room.ok_or(()).map_err(|()| DeviceError::Weights { bytes: plan.repacked_bytes() })?;
         let mut memory = MmapMut::map_anon(room.max(1)).map_err(short)?;
         // Large pages are found faster. Only a hint, so it may fail.
         #[cfg(target_os = "linux")]
@@ -63,10 +63,13 @@ impl Weights {
             let strip = ROWS * bytes_of(weight.ty.dtype, columns as usize);
             let some = (AT_ONCE / strip).max(1) * strip;
             let to = &mut memory[place..place + bytes.len()];
+            model.expect_one_reading(bytes);
             for (from, to) in bytes.chunks(some).zip(to.chunks_mut(some)) {
                 repack(weight.ty.dtype, from, to, strip, threads, features.level());
                 model.give_back(from);
             }
+            // And the pages that two of those shared.
+            model.give_back(bytes);
         }
         let repacked = memory.make_read_only().map_err(short)?;
         let at = found.iter().zip(places).map(|(bytes, place)| match place {

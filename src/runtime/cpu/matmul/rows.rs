@@ -2,7 +2,7 @@
 
 use super::super::args::{Args, F32, Q8Block};
 use super::super::blocks::{self, Format, GROUP, Group, Order, XGroup};
-use super::super::isa::{Isa, Job, prefetch};
+use super::super::isa::{Isa, Job, prefetch, prefetch_distance};
 use super::super::math::{LANES, dot_lanes};
 use super::tile::half_sums;
 use super::{ROWS, Results, TOKENS};
@@ -10,9 +10,6 @@ use crate::codegen::spec::ArgId;
 use crate::ir::DType;
 use std::marker::PhantomData;
 use std::ops::Range;
-
-/// How far ahead weights are asked for. Of 1 to 8 KiB, 4 were fastest on a server with two cores.
-const AHEAD: usize = 4096;
 
 /// The products of rows of weights with up to `M` tokens, `xs`.
 pub struct RowByRow<'a, E: Engine, const M: usize> {
@@ -29,8 +26,7 @@ impl<E: Engine, const M: usize> Job for RowByRow<'_, E, M> {
     fn run<I: Isa>(self) {
         let RowByRow { format, k, weights, xs, out } = self;
         let mut engine = E::new(format);
-        // Where there is much to read, it comes from memory, one row after another.
-        let ahead = if weights.len() >= 4 * AHEAD { AHEAD } else { 0 };
+        let ahead = prefetch_distance(weights.len());
         let rows = weights.chunks_exact(blocks::bytes_of(format, k)).take(ROWS);
         if let ([x], 1) = (xs, M) {
             // Lanes are summed when all rows are done: by then, none has to be waited for.
@@ -53,7 +49,7 @@ impl<E: Engine, const M: usize> Job for RowByRow<'_, E, M> {
     }
 }
 
-/// Adds the products of a row with each of up to `M` tokens to lanes, and asks for what lies `ahead` bytes on.
+/// Adds the products of a row with each of up to `M` tokens to lanes, and prefetches what lies `ahead` bytes on.
 #[inline(always)]
 fn products<I: Isa, E: Engine, const M: usize>(
     engine: &mut E,

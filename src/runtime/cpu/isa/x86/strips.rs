@@ -15,7 +15,7 @@ macro_rules! broadcast {
 
 /// What a tile and the activations that it meets must have, so that the functions below stay within them.
 #[inline(always)]
-fn check<F: Interleaved, const N: usize>(tile: &[u8], xs: &[Rows<'_>; N]) {
+fn assert_within<F: Interleaved, const N: usize>(tile: &[u8], xs: &[Rows<'_>; N]) {
     const { assert!(F::TILE >= LOW && (!F::SPLIT || F::TILE >= Q6K_HIGH + 1024)) };
     assert!(tile.len() >= F::TILE);
     assert!(xs.iter().all(|x| x.blocks.len() >= 8 && (!F::SPLIT || x.halves.len() >= 8)));
@@ -24,7 +24,7 @@ fn check<F: Interleaved, const N: usize>(tile: &[u8], xs: &[Rows<'_>; N]) {
 /// What minima are multiplied with.
 ///
 /// # Safety
-/// As [`check`] says of `x`; `b < 8` and `h < 2`.
+/// As [`assert_within`] says of `x`; `b < 8` and `h < 2`.
 #[inline(always)]
 unsafe fn sum_of<F: Interleaved>(x: &Rows<'_>, block: &Q8Block, b: usize, h: usize) -> f32 {
     // SAFETY: there are eight halves, as the caller promised.
@@ -68,7 +68,7 @@ pub fn multiply_avx512<F: Interleaved, const N: usize>(
         }
     }
 
-    check::<F, N>(tile, &xs);
+    assert_within::<F, N>(tile, &xs);
     // SAFETY: the processor has AVX-512 and VNNI. Loads need no alignment; those of weights and activations are within what was
     // checked, the others within arrays.
     unsafe {
@@ -151,7 +151,7 @@ pub fn multiply_avx2<F: Interleaved, const N: usize>(
         }
     }
 
-    check::<F, N>(tile, &xs);
+    assert_within::<F, N>(tile, &xs);
     // SAFETY: the processor has AVX2 and FMA. Loads need no alignment; those of weights and activations are within what was checked,
     // the others within arrays.
     unsafe {
