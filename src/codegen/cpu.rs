@@ -146,29 +146,8 @@ fn primitive_grid(op: &Op, spec: &KernelSpec) -> Vec<Extent> {
             return shape(spec.args.get(1)).first().copied().map(Extent::each).into_iter().collect();
         }
         Op::ArgMax => shape(spec.args.first()),
-        Op::Input { .. }
-        | Op::Weight { .. }
-        | Op::State { .. }
-        | Op::Const { .. }
-        | Op::Return
-        | Op::Reshape
-        | Op::Dequant
-        | Op::QuantAct
-        | Op::MatMul
-        | Op::MatMulId
-        | Op::GetRows
-        | Op::Add
-        | Op::Mul
-        | Op::Silu
-        | Op::RmsNorm { .. }
-        | Op::Rope(_)
-        | Op::KvRead { .. }
-        | Op::Scores { .. }
-        | Op::CausalMask { .. }
-        | Op::Softmax
-        | Op::WeightedSum
-        | Op::GatedScan
-        | Op::Fused(_) => shape(spec.args.last()),
+        // A kernel that goes over anything else is not bound to this.
+        _ => shape(spec.args.last()),
     };
     match rows_of.split_last() {
         Some((_, outer)) if !outer.is_empty() => outer.iter().copied().map(Extent::each).collect(),
@@ -182,27 +161,8 @@ fn in_place(op: &Op, spec: &KernelSpec) -> Vec<Alias> {
     let operands = match op {
         Op::Add | Op::Mul if ty(0) == ty(1) => 2,
         Op::Add | Op::Mul | Op::Silu | Op::CausalMask { .. } => 1,
-        Op::Input { .. }
-        | Op::Weight { .. }
-        | Op::State { .. }
-        | Op::Const { .. }
-        | Op::Return
-        | Op::Reshape
-        | Op::Dequant
-        | Op::QuantAct
-        | Op::MatMul
-        | Op::MatMulId
-        | Op::GetRows
-        | Op::RmsNorm { .. }
-        | Op::Rope(_)
-        | Op::KvAppend
-        | Op::KvRead { .. }
-        | Op::Scores { .. }
-        | Op::Softmax
-        | Op::WeightedSum
-        | Op::ArgMax
-        | Op::GatedScan
-        | Op::Fused(_) => 0,
+        // Apart from all of them is always right.
+        _ => 0,
     };
     let write = spec.args.len().saturating_sub(1) as ArgId;
     (0..operands).map(|read| Alias { write, read }).collect()
