@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 /// The kernels, and all that they import: what a spec says, how blocks lie in memory, how indices are bounded.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 9] = [
     "kernels",
     "src/codegen/spec.rs",
     "src/gguf/blocks.rs",
+    "src/ir/attributes.rs",
     "src/ir/fused.rs",
+    "src/ir/kernel.rs",
     "src/ir/op.rs",
     "src/ir/types.rs",
     "src/runtime/cpu",

@@ -1,7 +1,9 @@
 //! Random graphs that pass the verifier, and random steps and tensors for them: for property tests.
 
+use super::attributes::{Rope, RopeStyle, Slice, StateRole};
 use super::graph::{Graph, NodeId, Value};
-use super::op::{Fused, Kernel, Op, Rope, RopeStyle, Slice, StateRole};
+use super::kernel::{Fused, Kernel};
+use super::op::Op;
 use super::step::{PAGE, StepInput};
 use super::types::{DType, Dim, Syms, TensorType};
 use half::f16;

@@ -1,6 +1,6 @@
 //! What the passes decided, as data: it is printed, tested, and stored in plans.
 
-use super::op::Kernel;
+use super::kernel::Kernel;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

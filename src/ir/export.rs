@@ -1,7 +1,8 @@
 //! A graph for other tools: Graphviz and JSON.
 
+use super::attributes::Slice;
 use super::graph::{Graph, Value};
-use super::op::{Op, Slice};
+use super::op::Op;
 use super::text::{attributes, names};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;

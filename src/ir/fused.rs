@@ -7,7 +7,8 @@
 
 mod read;
 
-use super::op::{Op, Rope};
+use super::attributes::Rope;
+use super::op::Op;
 use super::types::{DType, TensorType};
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,7 @@
 //! The graph: nodes, values, and the few ways to change them.
 
-use super::op::{Op, StateRole};
+use super::attributes::StateRole;
+use super::op::Op;
 use super::types::{Syms, TensorType};
 use petgraph::Direction::{Incoming, Outgoing};
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};

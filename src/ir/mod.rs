@@ -4,19 +4,23 @@
 
 #[doc(hidden)]
 pub mod arbitrary;
+mod attributes;
 mod decision;
 mod export;
 pub mod fused;
 mod graph;
+mod kernel;
 mod op;
 pub mod step;
 pub mod text;
 mod types;
 pub mod verify;
 
+pub use attributes::{Rope, RopeStyle, Slice, StateRole};
 pub use decision::{Decision, Gain, Outcome, Why};
 pub use graph::{Graph, Node, NodeId, Value};
-pub use op::{Fused, Kernel, MAX_HEAD_DIM, Op, Rope, RopeStyle, Slice, StateRole};
+pub use kernel::{Fused, Kernel};
+pub use op::{MAX_HEAD_DIM, Op};
 pub use step::{KvTypes, MAX_SEQUENCES, PAGE, StepInput};
 pub use text::{At, ParseError};
 pub use types::{DType, Dim, Syms, TensorType};

@@ -1,6 +1,7 @@
 //! The operations of the IR, closed and exhaustively matched, and the types they produce.
 
-use super::graph::{Graph, Value};
+use super::attributes::{Rope, Slice, StateRole};
+use super::kernel::{Fused, Kernel};
 use super::types::{DType, Dim, TensorType};
 use serde::{Deserialize, Serialize};
 
@@ -73,131 +74,8 @@ pub enum Op {
     Fused(Box<Fused>),
 }
 
-/// Rows of a tensor: from row `first` on, of `of` in all, as many as the type of what has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Slice {
-    pub first: u64,
-    pub of: u64,
-}
-
-impl Slice {
-    /// Checks that rows of type `ty` lie within the tensor and are whole blocks.
-    ///
-    /// # Errors
-    /// What they are instead.
-    pub fn fits(&self, ty: &TensorType) -> Result<(), String> {
-        let rows = ty.shape.first().and_then(|rows| rows.as_const());
-        let within = rows.and_then(|rows| self.first.checked_add(rows)).is_some_and(|end| end <= self.of);
-        if !within {
-            return Err(format!("{ty} from row {} on is more than {} rows", self.first, self.of));
-        }
-        if ty.shape.len() == 1 && ty.dtype.block_len() > 1 {
-            return Err(format!(
-                "single elements of {} are no whole blocks, so no rows to be a weight",
-                ty.dtype
-            ));
-        }
-        Ok(())
-    }
-
-    /// The type of the whole tensor, of which rows of type `ty` are a part.
-    pub fn whole(&self, ty: &TensorType) -> TensorType {
-        let mut whole = ty.clone();
-        if let Some(rows) = whole.shape.first_mut() {
-            *rows = Dim::n(self.of);
-        }
-        whole
-    }
-}
-
-/// Rotary position embedding over the first `dims` of each head: pair `i` turns by
-/// `pos · base^(-2i/dims) / factors[i]` (Su et al., 2021, arXiv:2104.09864).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rope {
-    pub base: f32,
-    pub dims: u32,
-    pub style: RopeStyle,
-}
-
-/// Which elements form a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RopeStyle {
-    /// `(2i, 2i+1)`, as `llama` files have it.
-    Interleaved,
-    /// `(i, i + dims/2)`, the style of GPT-NeoX, as `qwen2` files have it.
-    NeoX,
-}
-
-/// How a state changes from step to step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StateRole {
-    /// `[S,..]`: a step adds rows, in pages that block tables find, and leaves the others.
-    Appended,
-    /// `[B,..]`: a step replaces the row of each of its sequences.
-    Replaced,
-}
-
-impl StateRole {
-    /// The name used in the text form.
-    pub const fn name(self) -> &'static str {
-        match self {
-            StateRole::Appended => "appended",
-            StateRole::Replaced => "replaced",
-        }
-    }
-
-    /// The inverse of [`StateRole::name`].
-    pub fn from_name(name: &str) -> Option<StateRole> {
-        [StateRole::Appended, StateRole::Replaced].into_iter().find(|role| role.name() == name)
-    }
-}
-
-/// A kernel and the primitives it stands for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Fused {
-    pub kernel: Kernel,
-    /// Primitives only. Its inputs are the operands of the fused node, its results the node's.
-    pub body: Graph,
-}
-
-impl Fused {
-    /// See [`Op::follows`]: what all uses in the body hold input `slot` to.
-    fn follows(&self, slot: u32) -> Option<(Dim, bool)> {
-        let body = &self.body;
-        let input = Value::from(*body.inputs().get(slot as usize)?);
-        let held = body.uses(input).into_iter().filter_map(|(user, slot)| {
-            let operands = body.operands(user);
-            let types: Vec<&TensorType> = operands.iter().map(|v| body.ty(*v)).collect();
-            body.op(user).follows(slot, &types)
-        });
-        held.reduce(|(a, first), (b, second)| {
-            // Of sizes that differ from step to step the first counts: a kernel that asks for another is refused.
-            let below = match (a.as_const(), b.as_const()) {
-                (Some(a), Some(b)) => Dim::n(a.min(b)),
-                _ => a,
-            };
-            (below, first | second)
-        })
-    }
-
-    /// See [`Op::writes`]: results that come from an input by writes alone.
-    pub(super) fn writes(&self) -> Vec<(u32, u32)> {
-        let body = &self.body;
-        let mut writes = vec![];
-        for (result, last) in body.results().into_iter().enumerate() {
-            let (mut v, mut left) = (last, body.len());
-            while let (Some(previous), 1..) = (body.previous_version(v), left) {
-                (v, left) = (previous, left - 1);
-            }
-            let param = body.inputs().iter().position(|&i| v == Value::from(i));
-            if let (Some(param), true) = (param, v != last) {
-                writes.push((param as u32, result as u32));
-            }
-        }
-        writes
-    }
-}
+/// The widest heads there are: kernels keep a few on the stack.
+pub const MAX_HEAD_DIM: u64 = 1024;
 
 /// What an op is to those who count or place what it makes.
 #[derive(PartialEq)]
@@ -205,72 +83,6 @@ enum Sort {
     Leaf,
     View,
     Other,
-}
-
-/// The widest heads there are: kernels keep a few on the stack.
-pub const MAX_HEAD_DIM: u64 = 1024;
-
-/// The fused kernels. Each is made by the pass in `src/passes/` that carries its name, but for
-/// [`Kernel::MatmulSwiglu`], which the `swiglu` pass makes where the cost model prefers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kernel {
-    /// dequant → matmul (+ bias, + residual).
-    DequantMatmul,
-    /// Several matmuls of one input.
-    Merge,
-    /// Gate and up matmuls → SiLU·mul (→ quant_act).
-    MatmulSwiglu,
-    /// Embedding rows → dequant → RMSNorm (→ quant_act), or RMSNorm with a quantised norm weight.
-    DequantRmsnorm,
-    /// (Residual add →) RMSNorm (→ quant_act).
-    AddRmsnorm,
-    /// (QK-norm →) RoPE → KV append, and V append.
-    RopeKv,
-    /// SiLU·mul (→ quant_act).
-    Swiglu,
-    /// Scores → mask → softmax → weighted sum (→ quant_act).
-    Attention,
-    /// Head matmul → argmax.
-    SampleHead,
-    /// SiLU·mul → gated linear recurrence.
-    GatedScan,
-}
-
-impl Kernel {
-    pub const ALL: [Kernel; 10] = [
-        Kernel::DequantMatmul,
-        Kernel::Merge,
-        Kernel::MatmulSwiglu,
-        Kernel::DequantRmsnorm,
-        Kernel::AddRmsnorm,
-        Kernel::RopeKv,
-        Kernel::Swiglu,
-        Kernel::Attention,
-        Kernel::SampleHead,
-        Kernel::GatedScan,
-    ];
-
-    /// The name used in the text form, in plans and in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Kernel::DequantMatmul => "dequant_matmul",
-            Kernel::Merge => "merge",
-            Kernel::MatmulSwiglu => "matmul_swiglu",
-            Kernel::DequantRmsnorm => "dequant_rmsnorm",
-            Kernel::AddRmsnorm => "add_rmsnorm",
-            Kernel::RopeKv => "rope_kv",
-            Kernel::Swiglu => "swiglu",
-            Kernel::Attention => "attention",
-            Kernel::SampleHead => "sample_head",
-            Kernel::GatedScan => "gated_scan",
-        }
-    }
-
-    /// The inverse of [`Kernel::name`].
-    pub fn from_name(name: &str) -> Option<Kernel> {
-        Kernel::ALL.into_iter().find(|k| k.name() == name)
-    }
 }
 
 impl Op {

@@ -24,8 +24,10 @@
 //! A body is checked by the same rules, but that its inputs with a role stand for the states: those it
 //! writes must be returned, and no others.
 
+use super::attributes::StateRole;
 use super::graph::{Graph, NodeId, Value};
-use super::op::{Fused, Op, StateRole};
+use super::kernel::Fused;
+use super::op::Op;
 use super::text::{At, lines};
 use super::types::{DType, Syms, TensorType};
 use std::collections::{HashMap, HashSet};

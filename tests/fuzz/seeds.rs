@@ -1,6 +1,6 @@
 //! Small valid inputs, from which all others come. They are made anew each time, so they fit the formats of today.
 
-use crate::synthetic::{Model, Shape, shape, uniform};
+use crate::synthetic::{Model, Shape, is_vector, shape, uniform};
 use sinter::compile::{Options, Purpose};
 use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
 use sinter::ir::DType;
@@ -29,6 +29,18 @@ fn small(family: &str) -> Shape {
 
 fn file(family: &str, dtype: DType) -> Arc<GgufFile> {
     Model::new(&small(family), uniform(dtype)).file()
+}
+
+/// A layer whose weights may lie interleaved, but for two that have too few columns.
+fn wide() -> Arc<GgufFile> {
+    let shape = Shape { width: 256, vocab: 16, ..small("tiny-llama") };
+    let format = |name: &str| match name {
+        _ if is_vector(name) => DType::F32,
+        "token_embd.weight" | "blk.0.attn_v.weight" => DType::Q6_K,
+        _ if name.contains("output") || name.contains("down") => DType::Q4_0,
+        _ => DType::Q4_K,
+    };
+    Model::new(&shape, format).file()
 }
 
 /// Models of each family, and tensors of each type.
@@ -68,7 +80,8 @@ pub fn gguf() -> Seeds {
     writer.metadata("general.alignment", Value::U32(64));
     let mut types = vec![];
     writer.write_to(&mut types).unwrap();
-    models.into_iter().chain([("types".into(), types)]).collect()
+    let others = [("types".into(), types), ("wide".into(), wide().bytes().to_vec())];
+    models.into_iter().chain(others).collect()
 }
 
 /// The inputs of the passes' goldens.
@@ -110,6 +123,24 @@ pub fn ir_text() -> Seeds {
   return %17, %19, %6, %16
 }"#;
     seeds.push(("small".into(), small.into()));
+    // Weights that may lie interleaved, read by rows and multiplied.
+    let interleaved = r#"graph @interleaved(%ids: i32[T]) sym T<=2, R<=1 {
+  %we = weight "e" : q6_k[16,256]
+  %0 = get_rows %we, %ids : q6_k[T,256]
+  %1 = dequant %0 : f32[T,256]
+  %c = const 0.5 : f32[256]
+  %2 = rms_norm %1, %c {eps=0.00001} : f32[T,256]
+  %3 = quant_act %2 : q8_act[T,256]
+  %4 = dequant %3 : f32[T,256]
+  %w = weight "w" : q4_k[32,256]
+  %5 = dequant %w : f32[32,256]
+  %6 = matmul %4, %5 : f32[T,32]
+  %7 = dequant %we : f32[16,256]
+  %8 = matmul %4, %7 : f32[T,16]
+  %9 = argmax %8 : i32[T]
+  return %6, %9
+}"#;
+    seeds.push(("interleaved".into(), interleaved.into()));
     seeds
 }
 
@@ -118,14 +149,15 @@ pub fn plan() -> Seeds {
     let options = Options { context: Some(8), chunk: 4, ..Options::new(Target::cpu()) };
     let unfused = Options { pipeline: options.pipeline.clone().without_fusions(), ..options.clone() };
     let plans = [
-        ("fused", "tiny-llama3", DType::Q4_0, options.clone(), Purpose::Score),
-        ("exact", "tiny-qwen3", DType::F32, options.clone().exact(), Purpose::Score),
-        ("unfused", "tiny-qwen2", DType::Q8_0, unfused.clone(), Purpose::Score),
-        ("unfused-exact", "tiny-llama", DType::F16, unfused.exact(), Purpose::Score),
-        ("steps", "tiny-llama", DType::MXFP4, options, Purpose::Bench),
+        ("fused", file("tiny-llama3", DType::Q4_0), options.clone(), Purpose::Score),
+        ("exact", file("tiny-qwen3", DType::F32), options.clone().exact(), Purpose::Score),
+        ("unfused", file("tiny-qwen2", DType::Q8_0), unfused.clone(), Purpose::Score),
+        ("unfused-exact", file("tiny-llama", DType::F16), unfused.exact(), Purpose::Score),
+        ("steps", file("tiny-llama", DType::MXFP4), options.clone(), Purpose::Bench),
+        ("interleaved", wide(), options, Purpose::Generate),
     ];
-    let seed = |(name, family, dtype, options, purpose): (&str, _, _, Options, _)| {
-        let mut plan = model::plan(&file(family, dtype), None, &options, purpose).unwrap();
+    let seed = |(name, file, options, purpose): (&str, Arc<GgufFile>, Options, Purpose)| {
+        let mut plan = model::plan(&file, None, &options, purpose).unwrap();
         // Words about fusions, which nothing depends on, are most of a plan.
         plan.programs.iter_mut().for_each(|program| program.decisions.truncate(2));
         let bytes = plan.to_bytes().unwrap();

@@ -1,7 +1,9 @@
 //! Parsing: one pass, one token ahead, at most one body deep.
 
+use super::super::attributes::{Rope, RopeStyle, Slice, StateRole};
 use super::super::graph::{Graph, Value};
-use super::super::op::{Fused, Kernel, Op, Rope, RopeStyle, Slice, StateRole};
+use super::super::kernel::{Fused, Kernel};
+use super::super::op::Op;
 use super::super::types::{DType, Dim, Syms, TensorType};
 use super::is_name_byte;
 use std::collections::HashMap;

@@ -1,7 +1,8 @@
 //! Printing.
 
+use super::super::attributes::{RopeStyle, Slice};
 use super::super::graph::{Graph, NodeId, Value};
-use super::super::op::{Op, RopeStyle, Slice};
+use super::super::op::Op;
 use super::is_plain;
 use std::collections::{HashMap, HashSet};
 use std::fmt;

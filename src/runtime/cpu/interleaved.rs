@@ -1,7 +1,7 @@
 //! [`Layout::Interleaved16`](crate::codegen::spec::Layout): sixteen rows of weights lie together, so that a vector holds the same
 //! few columns of all of them, and a row of results grows in its lanes without ever being summed across.
 //!
-//! Sixteen rows are a strip: a tile for each 256 columns, one after another. A tile is a permutation of the bits of the sixteen
+//! Sixteen rows are a strip: a panel for each 256 columns, one after another. A panel is a permutation of the bits of the sixteen
 //! blocks that it is made of:
 //!
 //! | bytes | of |
@@ -21,35 +21,39 @@ use crate::ir::DType;
 use std::marker::PhantomData;
 
 /// Rows of a strip.
-pub(super) const ROWS: usize = 16;
-/// Columns of a tile: those of a block.
+pub(super) const STRIP_ROWS: usize = 16;
+/// Columns of a panel: those of a block.
 pub(super) const COLUMNS: usize = 256;
-/// Bytes of low nibbles, with which a tile begins.
-pub(super) const LOW: usize = ROWS * COLUMNS / 2;
+/// Bytes of low nibbles, with which a panel begins.
+pub(super) const LOW: usize = STRIP_ROWS * COLUMNS / 2;
 
-/// Scales and minima of a tile as integers.
+/// Scales and minima of a panel as integers.
 #[repr(C, align(64))]
 pub(super) struct Scales {
     /// `scale[s][r]` is that of row `r` and of the `s`th 16 columns, or 32 where the format does not split them.
-    pub scale: [[i8; ROWS]; 16],
+    pub scale: [[i8; STRIP_ROWS]; 16],
     /// Of [`Q4K`], for each 32 columns.
-    pub min: [[u8; ROWS]; 8],
+    pub min: [[u8; STRIP_ROWS]; 8],
     /// What scales are multiplied with, of each row.
-    pub d: [f32; ROWS],
+    pub d: [f32; STRIP_ROWS],
     /// What minima are multiplied with. A format that [splits](Format::SPLIT) has the scales for minima.
-    pub dmin: [f32; ROWS],
+    pub dmin: [f32; STRIP_ROWS],
 }
 
 impl Scales {
-    pub const ZERO: Scales =
-        Scales { scale: [[0; ROWS]; 16], min: [[0; ROWS]; 8], d: [0.0; ROWS], dmin: [0.0; ROWS] };
+    pub const ZERO: Scales = Scales {
+        scale: [[0; STRIP_ROWS]; 16],
+        min: [[0; STRIP_ROWS]; 8],
+        d: [0.0; STRIP_ROWS],
+        dmin: [0.0; STRIP_ROWS],
+    };
 
     /// Scale and minimum of each row in 32 columns from `32b` on, or where the format splits them in the `h`th half of those.
     #[inline(always)]
-    pub fn of<F: Format>(&self, b: usize, h: usize) -> ([f32; ROWS], [f32; ROWS]) {
-        let (mut scale, mut min) = ([0.0; ROWS], [0.0; ROWS]);
+    pub fn of<F: Format>(&self, b: usize, h: usize) -> ([f32; STRIP_ROWS], [f32; STRIP_ROWS]) {
+        let (mut scale, mut min) = ([0.0; STRIP_ROWS], [0.0; STRIP_ROWS]);
         let factors = &self.scale[if F::SPLIT { 2 * b + h } else { b }];
-        for r in 0..ROWS {
+        for r in 0..STRIP_ROWS {
             let factor = f32::from(factors[r]);
             scale[r] = self.d[r] * factor;
             min[r] = self.dmin[r] * if F::SPLIT { factor } else { f32::from(self.min[b][r]) };
@@ -60,14 +64,14 @@ impl Scales {
 
 /// A format whose rows can be interleaved.
 pub(super) trait Interleaved: Format {
-    /// Bytes of a tile.
-    const TILE: usize = ROWS * Self::DTYPE.block_bytes();
+    /// Bytes of a panel.
+    const PANEL: usize = STRIP_ROWS * Self::DTYPE.block_bytes();
 
-    /// Writes scales and minima of the block of row `r` to a tile.
-    fn store_scales(block: &[u8], r: usize, tile: &mut [u8]);
+    /// Writes scales and minima of the block of row `r` to a panel.
+    fn store_scales(block: &[u8], r: usize, panel: &mut [u8]);
 
-    /// Scales and minima of a tile.
-    fn scales<I: Isa>(tile: &[u8], scales: &mut Scales);
+    /// Scales and minima of a panel.
+    fn scales<I: Isa>(panel: &[u8], scales: &mut Scales);
 }
 
 /// Calls `$go!` with the [`Interleaved`] format of a dtype, or else evaluates `$rest`.
@@ -84,21 +88,21 @@ pub(super) use with_interleaved;
 
 /// Sixteen `f16` as floats.
 #[inline(always)]
-fn f16s<I: Isa>(bytes: &[u8]) -> [f32; ROWS] {
-    let mut floats = [0.0; ROWS];
+fn f16s<I: Isa>(bytes: &[u8]) -> [f32; STRIP_ROWS] {
+    let mut floats = [0.0; STRIP_ROWS];
     if let Some(bytes) = bytes.first_chunk() {
         I::from_f16(bytes, &mut floats);
     }
     floats
 }
 
-/// Byte offsets within a tile of [`Q4K`].
+/// Byte offsets within a panel of [`Q4K`].
 const Q4K_SCALES: usize = LOW;
 const Q4K_HIGH: usize = Q4K_SCALES + 128;
 const Q4K_D: usize = Q4K_HIGH + 64;
 
 impl Interleaved for Q4K {
-    fn store_scales(block: &[u8], r: usize, tile: &mut [u8]) {
+    fn store_scales(block: &[u8], r: usize, panel: &mut [u8]) {
         let packed = &block[4..16];
         for b in 0..8 {
             // The 6-bit scales and minima of sub-blocks 0..4 are the low bits of bytes 0..4 and 4..8; of those of 4..8, bytes 8..12
@@ -107,18 +111,18 @@ impl Interleaved for Q4K {
                 0..4 => (packed[b] & 63, packed[b + 4] & 63),
                 _ => (packed[b + 4] & 15 | packed[b - 4] >> 6 << 4, packed[b + 4] >> 4 | packed[b] >> 6 << 4),
             };
-            tile[Q4K_SCALES + ROWS * b + r] = scale & 15 | min << 4;
-            let high = &mut tile[Q4K_HIGH + ROWS * (b % 4) + r];
+            panel[Q4K_SCALES + STRIP_ROWS * b + r] = scale & 15 | min << 4;
+            let high = &mut panel[Q4K_HIGH + STRIP_ROWS * (b % 4) + r];
             let pairs = scale >> 4 | min >> 4 << 2;
             *high = if b < 4 { pairs } else { *high | pairs << 4 };
         }
-        tile[Q4K_D + 2 * r..][..2].copy_from_slice(&block[..2]);
-        tile[Q4K_D + 32 + 2 * r..][..2].copy_from_slice(&block[2..4]);
+        panel[Q4K_D + 2 * r..][..2].copy_from_slice(&block[..2]);
+        panel[Q4K_D + 32 + 2 * r..][..2].copy_from_slice(&block[2..4]);
     }
 
     #[inline(always)]
-    fn scales<I: Isa>(tile: &[u8], scales: &mut Scales) {
-        let (low, high) = (&tile[Q4K_SCALES..][..128], &tile[Q4K_HIGH..][..64]);
+    fn scales<I: Isa>(panel: &[u8], scales: &mut Scales) {
+        let (low, high) = (&panel[Q4K_SCALES..][..128], &panel[Q4K_HIGH..][..64]);
         let (scale, min) = (scales.scale.as_flattened_mut(), scales.min.as_flattened_mut());
         for (i, high) in high.iter().enumerate() {
             let (first, second) = (low[i], low[i + 64]);
@@ -127,31 +131,31 @@ impl Interleaved for Q4K {
             scale[i + 64] = (second & 15 | high & 0x30) as i8;
             min[i + 64] = second >> 4 | (high >> 2) & 0x30;
         }
-        scales.d = f16s::<I>(&tile[Q4K_D..]);
-        scales.dmin = f16s::<I>(&tile[Q4K_D + 32..]);
+        scales.d = f16s::<I>(&panel[Q4K_D..]);
+        scales.dmin = f16s::<I>(&panel[Q4K_D + 32..]);
     }
 }
 
-/// Byte offsets within a tile of [`Q6K`].
+/// Byte offsets within a panel of [`Q6K`].
 pub(super) const Q6K_HIGH: usize = LOW;
 const Q6K_SCALES: usize = Q6K_HIGH + 1024;
 const Q6K_D: usize = Q6K_SCALES + 256;
 
 impl Interleaved for Q6K {
-    fn store_scales(block: &[u8], r: usize, tile: &mut [u8]) {
+    fn store_scales(block: &[u8], r: usize, panel: &mut [u8]) {
         for (s, scale) in block[192..208].iter().enumerate() {
-            tile[Q6K_SCALES + ROWS * s + r] = *scale;
+            panel[Q6K_SCALES + STRIP_ROWS * s + r] = *scale;
         }
-        tile[Q6K_D + 2 * r..][..2].copy_from_slice(&block[208..]);
+        panel[Q6K_D + 2 * r..][..2].copy_from_slice(&block[208..]);
     }
 
     #[inline(always)]
-    fn scales<I: Isa>(tile: &[u8], scales: &mut Scales) {
-        let from = &tile[Q6K_SCALES..][..256];
+    fn scales<I: Isa>(panel: &[u8], scales: &mut Scales) {
+        let from = &panel[Q6K_SCALES..][..256];
         for (scale, from) in scales.scale.as_flattened_mut().iter_mut().zip(from) {
             *scale = *from as i8;
         }
-        scales.d = f16s::<I>(&tile[Q6K_D..]);
+        scales.d = f16s::<I>(&panel[Q6K_D..]);
         // Elements are `d · scale · (q − 32)`.
         scales.dmin = scales.d.map(|d| 32.0 * d);
     }
@@ -169,23 +173,23 @@ pub(super) struct Repack<'a, F> {
 impl<F: Interleaved> Job for Repack<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let (row_bytes, block_bytes) = (self.rows.len() / ROWS, F::DTYPE.block_bytes());
+        let (row_bytes, block_bytes) = (self.rows.len() / STRIP_ROWS, F::DTYPE.block_bytes());
         let mut group = Group::ZERO;
-        for (t, tile) in self.strip.chunks_exact_mut(F::TILE).enumerate() {
-            for r in 0..ROWS {
+        for (t, panel) in self.strip.chunks_exact_mut(F::PANEL).enumerate() {
+            for r in 0..STRIP_ROWS {
                 let block = &self.rows[r * row_bytes + t * block_bytes..][..block_bytes];
                 F::decode::<I>(block, &mut group);
-                F::store_scales(block, r, tile);
-                store_quants::<F>(&group, r, tile);
+                F::store_scales(block, r, panel);
+                store_quants::<F>(&group, r, panel);
             }
         }
     }
 }
 
-/// Writes the integers of a block to row `r` of a tile.
+/// Writes the integers of a block to row `r` of a panel.
 #[inline(always)]
-fn store_quants<F: Interleaved>(group: &Group, r: usize, tile: &mut [u8]) {
-    let (low, high) = tile.split_at_mut(LOW);
+fn store_quants<F: Interleaved>(group: &Group, r: usize, panel: &mut [u8]) {
+    let (low, high) = panel.split_at_mut(LOW);
     for (q, b) in group.q.as_flattened().as_chunks::<32>().0.iter().zip(F::ORDER) {
         let mut quads = [0u32; 8];
         for (quad, q) in quads.iter_mut().zip(q.as_chunks::<4>().0) {
@@ -209,14 +213,14 @@ fn store_quants<F: Interleaved>(group: &Group, r: usize, tile: &mut [u8]) {
 
 /// Four columns, `4j..`, of each row of 32 columns from `32b` on: byte `4r + c` is of row `r`. Plain Rust.
 #[inline(always)]
-pub(super) fn quad<F: Interleaved>(tile: &[u8], b: usize, j: usize) -> [u8; 64] {
+pub(super) fn quad<F: Interleaved>(panel: &[u8], b: usize, j: usize) -> [u8; 64] {
     let mut q = [0; 64];
-    let low = &tile[64 * (4 * b + j / 2)..][..64];
+    let low = &panel[64 * (4 * b + j / 2)..][..64];
     for (q, low) in q.iter_mut().zip(low) {
         *q = low >> (4 * (j % 2)) & 15;
     }
     if F::SPLIT {
-        let high = &tile[Q6K_HIGH + 64 * (2 * b + j / 4)..][..64];
+        let high = &panel[Q6K_HIGH + 64 * (2 * b + j / 4)..][..64];
         for (q, high) in q.iter_mut().zip(high) {
             *q |= (high >> (2 * (j % 4)) & 3) << 4;
         }
@@ -224,24 +228,24 @@ pub(super) fn quad<F: Interleaved>(tile: &[u8], b: usize, j: usize) -> [u8; 64] 
     q
 }
 
-/// The values of row `r` of a tile, as [`super::blocks::decode`] gives them of a block.
+/// The values of row `r` of a panel, as [`super::blocks::decode`] gives them of a block.
 #[inline(always)]
-pub(super) fn decode_row<I: Isa>(dtype: DType, tile: &[u8], r: usize, out: &mut [f32; COLUMNS]) {
+pub(super) fn decode_row<I: Isa>(dtype: DType, panel: &[u8], r: usize, out: &mut [f32; COLUMNS]) {
     macro_rules! go {
         ($format:ty) => {
-            decode::<I, $format>(tile, r, out)
+            decode::<I, $format>(panel, r, out)
         };
     }
     with_interleaved!(dtype, go, ());
 }
 
 #[inline(always)]
-fn decode<I: Isa, F: Interleaved>(tile: &[u8], r: usize, out: &mut [f32; COLUMNS]) {
+fn decode<I: Isa, F: Interleaved>(panel: &[u8], r: usize, out: &mut [f32; COLUMNS]) {
     let (mut scales, mut group) = (Scales::ZERO, Group::ZERO);
-    F::scales::<I>(tile, &mut scales);
+    F::scales::<I>(panel, &mut scales);
     for (q, b) in group.q.as_flattened_mut().as_chunks_mut::<32>().0.iter_mut().zip(F::ORDER) {
         for (j, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            q.copy_from_slice(&quad::<F>(tile, b, j)[4 * r..][..4]);
+            q.copy_from_slice(&quad::<F>(panel, b, j)[4 * r..][..4]);
         }
     }
     let steps = if F::SPLIT { 2 } else { 1 };
@@ -254,25 +258,25 @@ fn decode<I: Isa, F: Interleaved>(tile: &[u8], r: usize, out: &mut [f32; COLUMNS
     dequantise_group::<F>(&group, out);
 }
 
-/// Prefetches the part `b` of eight of a tile that is wanted soon. A few lines at a time: a processor waits for but some at once.
+/// Prefetches the part `b` of eight of a panel that is wanted soon. A few lines at a time: a processor waits for but some at once.
 #[inline(always)]
-pub(super) fn prefetch_eighth<F: Interleaved>(tile: Option<*const u8>, b: usize) {
-    if let Some(tile) = tile {
-        for line in (0..F::TILE / 8).step_by(64) {
-            prefetch(tile.wrapping_add(F::TILE / 8 * b + line));
+pub(super) fn prefetch_eighth<F: Interleaved>(panel: Option<*const u8>, b: usize) {
+    if let Some(panel) = panel {
+        for line in (0..F::PANEL / 8).step_by(64) {
+            prefetch(panel.wrapping_add(F::PANEL / 8 * b + line));
         }
     }
 }
 
-/// Adds the products of a tile with `N` tokens, each of eight blocks, to the sums of its rows, and prefetches the tile `next`. Plain
+/// Adds the products of a panel with `N` tokens, each of eight blocks, to the sums of its rows, and prefetches the panel `next`. Plain
 /// Rust, and the meaning of [`Isa::multiply_strip`].
 #[inline(always)]
 pub(super) fn multiply<F: Interleaved, const N: usize>(
-    tile: &[u8],
+    panel: &[u8],
     scales: &Scales,
     xs: [Rows<'_>; N],
     next: Option<*const u8>,
-    sums: &mut [[f32; ROWS]; N],
+    sums: &mut [[f32; STRIP_ROWS]; N],
 ) {
     let steps = if F::SPLIT { 2 } else { 1 };
     for b in 0..8 {
@@ -282,11 +286,15 @@ pub(super) fn multiply<F: Interleaved, const N: usize>(
             // Eight products of at most 15 · 127, or four of 63 · 127, fit 16 bits.
             let mut columns = [[0i16; 64]; N];
             for j in 8 / steps * h..8 / steps * (h + 1) {
-                let q = quad::<F>(tile, b, j);
+                let q = quad::<F>(panel, b, j);
                 for (x, columns) in xs.iter().zip(&mut columns) {
-                    let Some(x) = x.blocks[b].q[4 * j..].first_chunk::<4>() else { continue };
-                    for (i, (sum, q)) in columns.iter_mut().zip(q).enumerate() {
-                        *sum += i16::from(q) * i16::from(x[i % 4]);
+                    let Some(&[x0, x1, x2, x3]) = x.blocks[b].q[4 * j..].first_chunk::<4>() else { continue };
+                    // Eight lanes, which compilers make a vector of 16-bit products of.
+                    let x = [x0, x1, x2, x3, x0, x1, x2, x3].map(i16::from);
+                    for (sums, q) in columns.as_chunks_mut::<8>().0.iter_mut().zip(q.as_chunks::<8>().0) {
+                        for ((sum, q), x) in sums.iter_mut().zip(q).zip(x) {
+                            *sum += i16::from(*q) * x;
+                        }
                     }
                 }
             }
@@ -306,7 +314,7 @@ pub(super) struct MultiplyStrip<'a, F> {
     pub strip: &'a [u8],
     pub xs: &'a [Rows<'a>],
     /// Of each token, the results of the strip's rows.
-    pub sums: &'a mut [[f32; ROWS]; TOKENS],
+    pub sums: &'a mut [[f32; STRIP_ROWS]; TOKENS],
     pub format: PhantomData<F>,
 }
 
@@ -315,12 +323,12 @@ impl<F: Interleaved> Job for MultiplyStrip<'_, F> {
     fn run<I: Isa>(self) {
         let MultiplyStrip { strip, xs, sums, .. } = self;
         let sums = &mut sums[..xs.len()];
-        sums.fill([0.0; ROWS]);
+        sums.fill([0.0; STRIP_ROWS]);
         let ahead = prefetch_distance(strip.len());
         let mut scales = Scales::ZERO;
-        for (t, tile) in strip.chunks_exact(F::TILE).enumerate() {
-            let mut next = (ahead > 0).then(|| tile.as_ptr().wrapping_add(ahead));
-            F::scales::<I>(tile, &mut scales);
+        for (t, panel) in strip.chunks_exact(F::PANEL).enumerate() {
+            let mut next = (ahead > 0).then(|| panel.as_ptr().wrapping_add(ahead));
+            F::scales::<I>(panel, &mut scales);
             let (mut xs, mut sums) = (xs, &mut sums[..]);
             macro_rules! some {
                 ($($n:literal)*) => {
@@ -331,7 +339,7 @@ impl<F: Interleaved> Job for MultiplyStrip<'_, F> {
                             blocks: &x.blocks[at.clone()],
                             halves: if F::SPLIT { &x.halves[at.clone()] } else { &[] },
                         });
-                        I::multiply_strip::<F, $n>(tile, &scales, now, next.take(), now_sums);
+                        I::multiply_strip::<F, $n>(panel, &scales, now, next.take(), now_sums);
                         (xs, sums) = (later, later_sums);
                     })*
                 };
@@ -362,17 +370,17 @@ mod tests {
         fn run<I: Isa>(self) {
             let mut strip = vec![0xa5; self.rows.len()];
             I::outline(Repack::<F> { rows: &self.rows, strip: &mut strip, format: PhantomData });
-            let (row, block) = (self.rows.len() / ROWS, F::DTYPE.block_bytes());
-            for (t, tile) in strip.chunks_exact(F::TILE).enumerate() {
-                for r in 0..ROWS {
+            let (row, block) = (self.rows.len() / STRIP_ROWS, F::DTYPE.block_bytes());
+            for (t, panel) in strip.chunks_exact(F::PANEL).enumerate() {
+                for r in 0..STRIP_ROWS {
                     let (mut have, mut want) = ([0.0; COLUMNS], [0.0; COLUMNS]);
-                    decode_row::<I>(F::DTYPE, tile, r, &mut have);
+                    decode_row::<I>(F::DTYPE, panel, r, &mut have);
                     blocks::decode::<Baseline>(
                         F::DTYPE,
                         &self.rows[r * row + t * block..][..block],
                         &mut want,
                     );
-                    assert_eq!(have.map(f32::to_bits), want.map(f32::to_bits), "row {r} of tile {t}");
+                    assert_eq!(have.map(f32::to_bits), want.map(f32::to_bits), "row {r} of panel {t}");
                 }
             }
         }
@@ -381,8 +389,8 @@ mod tests {
     #[test]
     fn strips_hold_what_rows_hold() {
         for features in Features::available() {
-            for tiles in [1, 3] {
-                let random = |dtype| random(&mut rng(tiles as u64), dtype, ROWS * tiles * COLUMNS);
+            for panels in [1, 3] {
+                let random = |dtype| random(&mut rng(panels as u64), dtype, STRIP_ROWS * panels * COLUMNS);
                 outline(
                     features.level(),
                     HoldsRows::<Q4K> { rows: random(DType::Q4_K), format: PhantomData },
@@ -399,7 +407,7 @@ mod tests {
     #[test]
     fn every_format_that_fits_is_there() {
         for dtype in DType::ALL {
-            let ty = TensorType::new(dtype, [ROWS as u64, COLUMNS as u64]);
+            let ty = TensorType::new(dtype, [STRIP_ROWS as u64, COLUMNS as u64]);
             macro_rules! is_there {
                 ($format:ty) => {
                     <$format>::DTYPE == dtype
@@ -413,9 +421,9 @@ mod tests {
     #[test]
     fn every_bit_has_its_place() {
         for dtype in [DType::Q4_K, DType::Q6_K] {
-            let ty = TensorType::new(dtype, [ROWS as u64, COLUMNS as u64]);
-            let mut seen = vec![0u8; ROWS * dtype.block_bytes()];
-            for row in [0, 1, ROWS - 1] {
+            let ty = TensorType::new(dtype, [STRIP_ROWS as u64, COLUMNS as u64]);
+            let mut seen = vec![0u8; STRIP_ROWS * dtype.block_bytes()];
+            for row in [0, 1, STRIP_ROWS - 1] {
                 for bit in 0..8 * dtype.block_bytes() {
                     let mut rows = vec![0; seen.len()];
                     rows[row * dtype.block_bytes() + bit / 8] = 1 << (bit % 8);

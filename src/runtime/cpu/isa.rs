@@ -168,14 +168,14 @@ pub(super) trait Isa: Sized + 'static {
         tile.multiply(&xs, SPLIT, out);
     }
 
-    /// Adds the products of a tile of interleaved rows with `N` tokens to their sums, and prefetches the tile
+    /// Adds the products of a panel of interleaved rows with `N` tokens to their sums, and prefetches the panel
     /// `next`, as [`interleaved::multiply`] does.
     fn multiply_strip<F: Interleaved, const N: usize>(
-        tile: &[u8],
+        panel: &[u8],
         scales: &Scales,
         xs: [Rows<'_>; N],
         next: Option<*const u8>,
-        sums: &mut [[f32; interleaved::ROWS]; N],
+        sums: &mut [[f32; interleaved::STRIP_ROWS]; N],
     );
 
     /// Adds the products of a group of weights with one of activations to 16 partial sums, and takes those of the minima
@@ -269,13 +269,13 @@ impl Isa for Baseline {
 
     #[inline(always)]
     fn multiply_strip<F: Interleaved, const N: usize>(
-        tile: &[u8],
+        panel: &[u8],
         scales: &Scales,
         xs: [Rows<'_>; N],
         next: Option<*const u8>,
-        sums: &mut [[f32; interleaved::ROWS]; N],
+        sums: &mut [[f32; interleaved::STRIP_ROWS]; N],
     ) {
-        interleaved::multiply::<F, N>(tile, scales, xs, next, sums);
+        interleaved::multiply::<F, N>(panel, scales, xs, next, sums);
     }
 
     #[inline(always)]

@@ -36,7 +36,7 @@ const ROWS: usize = 32;
 /// Results of up to [`ROWS`] rows for up to [`TOKENS`] tokens.
 type Results = [[f32; ROWS]; TOKENS];
 /// Results of a strip for as many.
-type Sums = [[f32; interleaved::ROWS]; TOKENS];
+type Sums = [[f32; interleaved::STRIP_ROWS]; TOKENS];
 
 pub(super) struct Matmul {
     x: ArgId,
@@ -99,7 +99,7 @@ pub(super) fn bind(
         let shape = [Dim::n(p.rows), Dim::n(m.k)];
         check.exact("a weight", p.weight, Access::Read, &[p.format], &shape)?;
         let layout = check.layout(p.weight);
-        if layout != Layout::RowMajor && (x_type != DType::Q8Act || tile % interleaved::ROWS != 0) {
+        if layout != Layout::RowMajor && (x_type != DType::Q8Act || tile % interleaved::STRIP_ROWS != 0) {
             return Err(BindError::Layout { arg: p.weight, layout });
         }
         if let Some(bias) = p.bias {
@@ -267,7 +267,8 @@ impl Matmul {
         if part.layout == Layout::Interleaved16 && !work.shared[slot] {
             let xs = self.blocks(args, tokens, &work.halves);
             let weights = self.weights(args, part, rows);
-            let strips = weights.chunks_exact(interleaved::ROWS * blocks::bytes_of(part.format, self.k));
+            let strips =
+                weights.chunks_exact(interleaved::STRIP_ROWS * blocks::bytes_of(part.format, self.k));
             for (h, strip) in strips.enumerate() {
                 let (xs, sums) = (&xs[..n], &mut work.sums);
                 macro_rules! multiply {
@@ -277,7 +278,7 @@ impl Matmul {
                 }
                 with_interleaved!(part.format, multiply, ());
                 for (out, sums) in out.iter_mut().zip(&work.sums).take(n) {
-                    out[interleaved::ROWS * h..][..interleaved::ROWS].copy_from_slice(sums);
+                    out[interleaved::STRIP_ROWS * h..][..interleaved::STRIP_ROWS].copy_from_slice(sums);
                 }
             }
         } else if self.is_integer(part) {

@@ -4,7 +4,7 @@
 use super::args::Args;
 use super::binding::{self, BindError, Binding, WEIGHTS, rows_grid};
 use super::blocks::{self, GROUP};
-use super::interleaved::{self, ROWS as STRIP_ROWS};
+use super::interleaved::{self, STRIP_ROWS};
 use super::isa::Isa;
 use super::math::{quantise, rms_factor, sum_of_squares};
 use super::{Kernel, Syms};

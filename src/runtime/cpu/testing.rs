@@ -139,7 +139,7 @@ pub fn with_interleaved_weights(mut kernel: Implementation, weights: &[ArgId]) -
 /// Rows of weights as strips.
 pub fn repacked(ty: &TensorType, bytes: &[u8]) -> Vec<u8> {
     let mut strips = vec![MARK; bytes.len()];
-    let strip = interleaved::ROWS * bytes.len() / ty.first().c as usize;
+    let strip = interleaved::STRIP_ROWS * bytes.len() / ty.first().c as usize;
     for (rows, strip) in bytes.chunks(strip).zip(strips.chunks_mut(strip)) {
         macro_rules! go {
             ($format:ty) => {

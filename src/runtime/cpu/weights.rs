@@ -2,7 +2,7 @@
 
 use super::blocks::bytes_of;
 use super::formats::{Q4K, Q6K};
-use super::interleaved::{ROWS, Repack, with_interleaved};
+use super::interleaved::{Repack, STRIP_ROWS, with_interleaved};
 use super::isa::Level;
 use super::{Features, Pool, outline};
 use crate::codegen::spec::Layout;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that are repacked before their pages of the file are given back: so much of a model is in memory twice.
 const AT_ONCE: usize = 1 << 20;
-/// Where repacked weights begin, so that no vector of a tile of whole cache lines crosses one.
+/// Where repacked weights begin, so that no vector of a panel of whole cache lines crosses one.
 const ALIGN: usize = 64;
 
 /// The weights of a plan, where they lie in memory.
@@ -60,7 +60,7 @@ impl Weights {
         let _ = memory.advise(memmap2::Advice::HugePage);
         for ((weight, bytes), place) in plan.weights.iter().zip(&found).zip(&places) {
             let (Some(place), Some(columns)) = (*place, weight.ty.last().as_const()) else { continue };
-            let strip = ROWS * bytes_of(weight.ty.dtype, columns as usize);
+            let strip = STRIP_ROWS * bytes_of(weight.ty.dtype, columns as usize);
             let some = (AT_ONCE / strip).max(1) * strip;
             let to = &mut memory[place..place + bytes.len()];
             model.expect_one_reading(bytes);

@@ -168,13 +168,13 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn multiply_strip<F: Interleaved, const N: usize>(
-        tile: &[u8],
+        panel: &[u8],
         scales: &Scales,
         xs: [Rows<'_>; N],
         next: Option<*const u8>,
-        sums: &mut [[f32; interleaved::ROWS]; N],
+        sums: &mut [[f32; interleaved::STRIP_ROWS]; N],
     ) {
-        strips::multiply_avx2::<F, N>(tile, scales, xs, next, sums);
+        strips::multiply_avx2::<F, N>(panel, scales, xs, next, sums);
     }
 
     /// Pairs sum to at most `2 · 63 · 127` (or `2 · 128 · 127`), which fits `i16`. Signed weights give their signs to the
@@ -306,13 +306,13 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn multiply_strip<F: Interleaved, const N: usize>(
-        tile: &[u8],
+        panel: &[u8],
         scales: &Scales,
         xs: [Rows<'_>; N],
         next: Option<*const u8>,
-        sums: &mut [[f32; interleaved::ROWS]; N],
+        sums: &mut [[f32; interleaved::STRIP_ROWS]; N],
     ) {
-        strips::multiply_avx512::<F, N>(tile, scales, xs, next, sums);
+        strips::multiply_avx512::<F, N>(panel, scales, xs, next, sums);
     }
 
     /// Two sub-blocks at a time. Signed weights are raised by 128, which their minima make up for.

@@ -146,14 +146,14 @@ impl<F: Interleaved> Job for FillStrips<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let FillStrips { tile, strips, k, .. } = self;
-        let strip_bytes = k / GROUP * F::TILE;
+        let strip_bytes = k / GROUP * F::PANEL;
         tile.blocks.resize(k / 32, TileBlock::ZERO);
         if strips.len() <= strip_bytes {
             tile.blocks.fill(TileBlock::ZERO);
         }
         let mut scales = Scales::ZERO;
         for (h, strip) in strips.chunks_exact(strip_bytes).enumerate().take(2) {
-            for (from, blocks) in strip.chunks_exact(F::TILE).zip(tile.blocks.as_chunks_mut::<8>().0) {
+            for (from, blocks) in strip.chunks_exact(F::PANEL).zip(tile.blocks.as_chunks_mut::<8>().0) {
                 F::scales::<I>(from, &mut scales);
                 for (b, block) in blocks.iter_mut().enumerate() {
                     for (j, q) in block.q.iter_mut().enumerate() {

@@ -2,7 +2,7 @@
 //! broadcast, four at a time.
 
 use super::super::super::args::Q8Block;
-use super::super::super::interleaved::{Interleaved, LOW, Q6K_HIGH, ROWS, Scales, prefetch_eighth};
+use super::super::super::interleaved::{Interleaved, LOW, Q6K_HIGH, STRIP_ROWS, Scales, prefetch_eighth};
 use super::super::super::matmul::Rows;
 use std::arch::x86_64::*;
 
@@ -13,11 +13,11 @@ macro_rules! broadcast {
     };
 }
 
-/// What a tile and the activations that it meets must have, so that the functions below stay within them.
+/// What a panel and the activations that it meets must have, so that the functions below stay within them.
 #[inline(always)]
-fn assert_within<F: Interleaved, const N: usize>(tile: &[u8], xs: &[Rows<'_>; N]) {
-    const { assert!(F::TILE >= LOW && (!F::SPLIT || F::TILE >= Q6K_HIGH + 1024)) };
-    assert!(tile.len() >= F::TILE);
+fn assert_within<F: Interleaved, const N: usize>(panel: &[u8], xs: &[Rows<'_>; N]) {
+    const { assert!(F::PANEL >= LOW && (!F::SPLIT || F::PANEL >= Q6K_HIGH + 1024)) };
+    assert!(panel.len() >= F::PANEL);
     assert!(xs.iter().all(|x| x.blocks.len() >= 8 && (!F::SPLIT || x.halves.len() >= 8)));
 }
 
@@ -34,27 +34,27 @@ unsafe fn sum_of<F: Interleaved>(x: &Rows<'_>, block: &Q8Block, b: usize, h: usi
 /// Vectors of 16 rows. Of up to 8 tokens, sums take 16 registers of 32.
 #[inline(always)]
 pub fn multiply_avx512<F: Interleaved, const N: usize>(
-    tile: &[u8],
+    panel: &[u8],
     scales: &Scales,
     xs: [Rows<'_>; N],
     next: Option<*const u8>,
-    sums: &mut [[f32; ROWS]; N],
+    sums: &mut [[f32; STRIP_ROWS]; N],
 ) {
     /// Columns `8v..8v + 4` and `8v + 4..8v + 8` of 32.
     ///
     /// # Safety
-    /// `tile` is a tile, `b < 8` and `v < 4`.
+    /// `panel` is a panel, `b < 8` and `v < 4`.
     #[inline(always)]
-    unsafe fn quads<F: Interleaved>(tile: *const u8, b: usize, v: usize) -> [__m512i; 2] {
-        // SAFETY: the processor has AVX-512; both loads are unaligned and within the tile.
+    unsafe fn quads<F: Interleaved>(panel: *const u8, b: usize, v: usize) -> [__m512i; 2] {
+        // SAFETY: the processor has AVX-512; both loads are unaligned and within the panel.
         unsafe {
             let nibble = _mm512_set1_epi8(15);
-            let low = _mm512_loadu_si512(tile.add(64 * (4 * b + v)).cast());
+            let low = _mm512_loadu_si512(panel.add(64 * (4 * b + v)).cast());
             let mut q =
                 [_mm512_and_si512(low, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(low), nibble)];
             if F::SPLIT {
                 let pair = _mm512_set1_epi8(0x30);
-                let high = _mm512_loadu_si512(tile.add(Q6K_HIGH + 64 * (2 * b + v / 2)).cast());
+                let high = _mm512_loadu_si512(panel.add(Q6K_HIGH + 64 * (2 * b + v / 2)).cast());
                 let high = if v.is_multiple_of(2) {
                     [_mm512_slli_epi16::<4>(high), _mm512_slli_epi16::<2>(high)]
                 } else {
@@ -68,7 +68,7 @@ pub fn multiply_avx512<F: Interleaved, const N: usize>(
         }
     }
 
-    assert_within::<F, N>(tile, &xs);
+    assert_within::<F, N>(panel, &xs);
     // SAFETY: the processor has AVX-512 and VNNI. Loads need no alignment; those of weights and activations are within what was
     // checked, the others within arrays.
     unsafe {
@@ -84,7 +84,7 @@ pub fn multiply_avx512<F: Interleaved, const N: usize>(
             for h in 0..steps {
                 let mut dots = [_mm512_setzero_si512(); N];
                 for v in 4 / steps * h..4 / steps * (h + 1) {
-                    let q = quads::<F>(tile.as_ptr(), b, v);
+                    let q = quads::<F>(panel.as_ptr(), b, v);
                     for (dot, x) in dots.iter_mut().zip(&xs) {
                         let x = x.blocks.get_unchecked(b);
                         *dot = _mm512_dpbusd_epi32(*dot, q[0], broadcast!(_mm512_set1_epi32, x, 2 * v));
@@ -117,27 +117,27 @@ pub fn multiply_avx512<F: Interleaved, const N: usize>(
 /// Vectors of 8 rows, two of them side by side for what they share.
 #[inline(always)]
 pub fn multiply_avx2<F: Interleaved, const N: usize>(
-    tile: &[u8],
+    panel: &[u8],
     scales: &Scales,
     xs: [Rows<'_>; N],
     next: Option<*const u8>,
-    sums: &mut [[f32; ROWS]; N],
+    sums: &mut [[f32; STRIP_ROWS]; N],
 ) {
     /// Columns `8v..8v + 4` and `8v + 4..8v + 8` of 32, of rows `8w..8w + 8`.
     ///
     /// # Safety
-    /// `tile` is a tile, `b < 8`, `v < 4` and `w < 2`.
+    /// `panel` is a panel, `b < 8`, `v < 4` and `w < 2`.
     #[inline(always)]
-    unsafe fn quads<F: Interleaved>(tile: *const u8, b: usize, v: usize, w: usize) -> [__m256i; 2] {
-        // SAFETY: the processor has AVX2; both loads are unaligned and within the tile.
+    unsafe fn quads<F: Interleaved>(panel: *const u8, b: usize, v: usize, w: usize) -> [__m256i; 2] {
+        // SAFETY: the processor has AVX2; both loads are unaligned and within the panel.
         unsafe {
             let nibble = _mm256_set1_epi8(15);
-            let low = _mm256_loadu_si256(tile.add(64 * (4 * b + v) + 32 * w).cast());
+            let low = _mm256_loadu_si256(panel.add(64 * (4 * b + v) + 32 * w).cast());
             let mut q =
                 [_mm256_and_si256(low, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(low), nibble)];
             if F::SPLIT {
                 let pair = _mm256_set1_epi8(0x30);
-                let high = _mm256_loadu_si256(tile.add(Q6K_HIGH + 64 * (2 * b + v / 2) + 32 * w).cast());
+                let high = _mm256_loadu_si256(panel.add(Q6K_HIGH + 64 * (2 * b + v / 2) + 32 * w).cast());
                 let high = if v.is_multiple_of(2) {
                     [_mm256_slli_epi16::<4>(high), _mm256_slli_epi16::<2>(high)]
                 } else {
@@ -151,7 +151,7 @@ pub fn multiply_avx2<F: Interleaved, const N: usize>(
         }
     }
 
-    assert_within::<F, N>(tile, &xs);
+    assert_within::<F, N>(panel, &xs);
     // SAFETY: the processor has AVX2 and FMA. Loads need no alignment; those of weights and activations are within what was checked,
     // the others within arrays.
     unsafe {
@@ -177,7 +177,7 @@ pub fn multiply_avx2<F: Interleaved, const N: usize>(
                 let mut pairs = [[_mm256_setzero_si256(); 2]; N];
                 let mut dots = [[_mm256_setzero_si256(); 2]; N];
                 for v in 4 / steps * h..4 / steps * (h + 1) {
-                    let q = [quads::<F>(tile.as_ptr(), b, v, 0), quads::<F>(tile.as_ptr(), b, v, 1)];
+                    let q = [quads::<F>(panel.as_ptr(), b, v, 0), quads::<F>(panel.as_ptr(), b, v, 1)];
                     for (n, x) in xs.iter().enumerate() {
                         let x = x.blocks.get_unchecked(b);
                         let x = [
