@@ -90,9 +90,9 @@ pub fn load_plan(
         model: place.clone().unwrap_or_default(),
         source: Box::new(source),
     })?;
-    plan.check_model(&file.identity()).map_err(in_plan)?;
+    plan.require_model(&file.identity()).map_err(in_plan)?;
     if verify {
-        plan.check_full_hash(file.full_hash()).map_err(in_plan)?;
+        plan.require_full_hash(file.full_hash()).map_err(in_plan)?;
     }
     let file = Arc::new(file);
     let options = DeviceOptions { threads, features: None };

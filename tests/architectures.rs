@@ -275,7 +275,7 @@ fn every_part_of_an_architecture_is_seen() {
     // The same tensors as another architecture: RoPE turns other pairs.
     let model = Model::new(&shape("tiny-llama"), uniform(DType::F16));
     let other = Shape { architecture: "qwen2", ..shape("tiny-llama") };
-    assert_differs("rotation of halves", &model, &Model::new(&other, uniform(DType::F16)));
+    assert_differs("the NeoX style of rotation", &model, &Model::new(&other, uniform(DType::F16)));
 }
 
 /// The launches of a decode step, by kernel.

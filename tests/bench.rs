@@ -119,7 +119,7 @@ fn lists_make_a_test_each_and_zero_makes_none() {
 
 #[test]
 fn a_model_is_called_by_the_format_of_most_bytes() {
-    // More tensors are in halves, and more bytes in Q8_0.
+    // More tensors are in f16, and more bytes in Q8_0.
     let shape = Shape { vocab: 256, layers: 3, ..synthetic::shape("tiny-llama") };
     let format = |name: &str| match name.contains("attn") {
         true => synthetic::uniform(DType::F16)(name),
@@ -127,7 +127,7 @@ fn a_model_is_called_by_the_format_of_most_bytes() {
     };
     let model = Model::new(&shape, format);
     let count = |dtype| model.tensors.values().filter(|(of, _)| *of == dtype).count();
-    assert!(count(DType::F16) > count(DType::Q8_0), "{} in halves", count(DType::F16));
+    assert!(count(DType::F16) > count(DType::Q8_0), "{} in f16", count(DType::F16));
     let file = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
     std::fs::write(file.path(), model.file().bytes()).unwrap();
     let path = file.path().to_str().unwrap();

@@ -16,7 +16,7 @@ use sinter::ir::arbitrary::{
 use sinter::ir::{DType, Graph, KvTypes, NodeId, Op, Syms, TensorType, Value, Verified, verify};
 use sinter::passes::Pipeline;
 use sinter::plan::{self, BufRef, LoadedPlan, Parts, Plan};
-use sinter::runtime::cpu::{Features, Pool, RawArg, Weights, bind};
+use sinter::runtime::cpu::{Features, RawArg, Threads, Weights, bind};
 use sinter::runtime::device::open;
 use sinter::runtime::interp::{Tensor, eval};
 use sinter::runtime::{DeviceOptions, Executor};
@@ -413,7 +413,7 @@ fn in_any_order(
         let offset = arena.start + program.buffers[input.buffer as usize].offset as usize;
         memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
     }
-    let threads = Pool::new(Some(1)).unwrap();
+    let threads = Threads::new(Some(1)).unwrap();
     let weights = Weights::load(&case.plan, Arc::clone(&case.file), &threads, features).unwrap();
     let base = memory.pool.as_mut_ptr();
     let (n, mut done) = (program.calls.len(), vec![false; program.calls.len()]);
@@ -492,7 +492,7 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                     let at = step.syms;
                     let what = format!("{what}, {at:?} of {} sequences", step.sequences);
                     let (wanted, after) = interpreted(&case.unfused, step, &states);
-                    // Where halves overflow, nothing can be said any more.
+                    // Where f16 overflows, nothing can be said any more.
                     if after.values().chain(&wanted).any(|x| !is_finite(x)) {
                         overflows += 1;
                         break;

@@ -19,8 +19,8 @@ type Counts = BTreeMap<String, u64>;
 
 /// The primitives that fused programs launch. Where few of many rows are wanted, they are fetched before the last projection
 /// of attention, and quantised, apart; under `--exact` residuals are added by matmuls, so norms stand by themselves.
-fn allowed(few_of_many: bool, exact: bool) -> &'static [&'static str] {
-    match (few_of_many, exact) {
+fn allowed(fewer_wanted: bool, exact: bool) -> &'static [&'static str] {
+    match (fewer_wanted, exact) {
         (true, false) => &["get_rows", "quant_act"],
         (true, true) => &["get_rows", "rms_norm"],
         (false, false) => &[],
@@ -286,7 +286,7 @@ fn other_kernels_and_devices_are_refused() {
     assert_eq!(message, "the kernels have changed since sinter 9.9.9 compiled the plan; compile it again");
     let message = refusal(plan.clone(), |plan| plan.target.kind = TargetKind::HipAmd, &file);
     assert_eq!(message, "there is no device of kind hip-amd here");
-    let error = plan.check_device(TargetKind::HipNvidia).unwrap_err().to_string();
+    let error = plan.require_device(TargetKind::HipNvidia).unwrap_err().to_string();
     assert_eq!(error, "the plan was compiled for test-cpu (cpu), which cannot run on the device hip-nvidia");
 }
 

@@ -1,6 +1,6 @@
 //! How fast this machine reads memory.
 
-use crate::runtime::cpu::{Pool, PoolError, prefetch};
+use crate::runtime::cpu::{Threads, ThreadsError, prefetch};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const AHEAD: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum BandwidthError {
     #[error(transparent)]
-    Threads(#[from] PoolError),
+    Threads(#[from] ThreadsError),
     #[error("there is no memory for {bytes} bytes to read; leave the bandwidth out (--no-bandwidth)")]
     Memory { bytes: usize },
 }
@@ -29,7 +29,7 @@ pub enum BandwidthError {
 /// # Errors
 /// If there are no such threads, or not as much memory.
 pub fn read_bandwidth(bytes: usize, threads: usize) -> Result<f64, BandwidthError> {
-    let pool = Pool::new(Some(threads))?;
+    let threads = Threads::new(Some(threads))?;
     let blocks = bytes.div_ceil(BLOCK * size_of::<u64>()).max(1);
     let memory = |_| BandwidthError::Memory { bytes };
     let words = blocks.checked_mul(BLOCK).ok_or(BandwidthError::Memory { bytes })?;
@@ -39,7 +39,7 @@ pub fn read_bandwidth(bytes: usize, threads: usize) -> Result<f64, BandwidthErro
     buffer.resize(words, 1);
     let timed = |_| {
         let start = Instant::now();
-        black_box(pass(&buffer, &pool));
+        black_box(pass(&buffer, &threads));
         start.elapsed()
     };
     Ok(speed(words * size_of::<u64>(), (0..PASSES).map(timed)))
@@ -51,10 +51,10 @@ fn speed(bytes: usize, times: impl Iterator<Item = Duration>) -> f64 {
     bytes as f64 / best.max(Duration::from_nanos(1)).as_secs_f64()
 }
 
-/// The sum of whole blocks, read by all threads of the pool.
-fn pass(buffer: &[u64], pool: &Pool) -> u64 {
+/// The sum of whole blocks, read by all threads of the threads.
+fn pass(buffer: &[u64], threads: &Threads) -> u64 {
     let total = AtomicU64::new(0);
-    pool.run(&|worker| {
+    threads.run(&|worker| {
         let read = |blocks: std::ops::Range<usize>| {
             total.fetch_add(sum(&buffer[blocks.start * BLOCK..blocks.end * BLOCK]), Ordering::Relaxed);
         };
@@ -96,7 +96,7 @@ mod tests {
         let buffer: Vec<u64> = (0..7 * BLOCK as u64).map(|i| i * i).collect();
         let all = buffer.iter().fold(0, |a: u64, b| a.wrapping_add(*b));
         for threads in [1, 2, 3] {
-            assert_eq!(pass(&buffer, &Pool::new(Some(threads)).unwrap()), all, "{threads} threads");
+            assert_eq!(pass(&buffer, &Threads::new(Some(threads)).unwrap()), all, "{threads} threads");
         }
     }
 

@@ -127,7 +127,7 @@ fn build(seed: u64, size: usize, bounds: Syms, fuses: bool) -> Graph {
         b.norm();
     }
     while b.g.len() < size {
-        match b.rng.below(9) {
+        match b.rng.below(10) {
             0 => b.norm(),
             1 => b.projection(),
             2 => b.residual(),
@@ -136,6 +136,9 @@ fn build(seed: u64, size: usize, bounds: Syms, fuses: bool) -> Graph {
             6 => b.recurrence(),
             7 if b.fuses => b.fused(),
             7 => b.gated(),
+            // One is enough, and takes its time.
+            8 if !b.g.ids().any(|id| matches!(b.g.op(id), Op::MatMulId)) => b.experts(),
+            8 => b.projection(),
             _ => b.dead(),
         }
     }
@@ -281,6 +284,17 @@ impl Builder {
 
     fn constant(&mut self, value: f32) -> Value {
         self.leaf(Op::Const { value }, DType::F32, [WIDTH])
+    }
+
+    /// A matrix for each sequence.
+    fn experts(&mut self) {
+        let x = self.row();
+        let x = self.activations(x);
+        let matrices = self.floats(&[SEQUENCES as u64, WIDTH, WIDTH]);
+        let y = self.op(Op::MatMulId, &[x, matrices, self.input(StepInput::Sequences)]);
+        let scale = self.constant(0.0625);
+        let y = self.op(Op::Mul, &[y, scale]);
+        self.rows.push(y);
     }
 
     fn residual(&mut self) {

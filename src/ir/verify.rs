@@ -259,10 +259,14 @@ impl Checker<'_> {
             self.attributes(id);
             self.sizes(id);
             match self.graph.op(id) {
-                Op::Fused(_) | Op::Weight { .. } | Op::State { .. } if self.outer.is_some() => {
-                    self.report(id, Violation::NotPrimitive { op: self.graph.op(id).name() });
+                Op::Fused(fused) if self.outer.is_none() => self.body(id, fused),
+                // A body has parameters and constants, and no other leaf.
+                op if self.outer.is_some()
+                    && (op.kernel().is_some()
+                        || op.is_leaf() && !matches!(op, Op::Input { .. } | Op::Const { .. })) =>
+                {
+                    self.report(id, Violation::NotPrimitive { op: op.name() });
                 }
-                Op::Fused(fused) => self.body(id, fused),
                 _ => {}
             }
             if let Some(role) = self.first_version(id) {

@@ -78,7 +78,18 @@ fn launches(op: &Op) -> u64 {
     match op.kernel() {
         // The best of some rows each, and the best of those.
         Some(Kernel::SampleHead) => 2,
-        _ => 1,
+        Some(
+            Kernel::DequantMatmul
+            | Kernel::Merge
+            | Kernel::MatmulSwiglu
+            | Kernel::DequantRmsnorm
+            | Kernel::AddRmsnorm
+            | Kernel::RopeKv
+            | Kernel::Swiglu
+            | Kernel::Attention
+            | Kernel::GatedScan,
+        )
+        | None => 1,
     }
 }
 
@@ -202,7 +213,7 @@ fn body_operations(fused: &Fused, bounds: &Syms) -> (u64, u64) {
         let operands = body.operands(id);
         let types: Vec<&TensorType> = operands.iter().map(|v| body.ty(*v)).collect();
         let n = operations(&node.op, &types, &node.outs, bounds);
-        let of_quantised = matches!(node.op, Op::MatMul)
+        let of_quantised = matches!(node.op, Op::MatMul | Op::MatMulId)
             && matches!(body.op(operands[0].node), Op::Dequant)
             && body.operand(operands[0].node, 0).is_some_and(|v| body.ty(v).dtype == DType::Q8Act);
         // What dequantises on the way to a dot product is part of that product.

@@ -2,7 +2,7 @@
 //!
 //! A buffer lives from its first write (an input from the start) to its last use (a result to the end), a
 //! scratch buffer during its call. Two buffers may share bytes only if every use of one happens before
-//! every use of the other, on whatever streams. Beyond that, a written buffer takes the place of one that
+//! every use of the other, on whatever streams. Beyond that, a buffer may be donated: a written one takes the place of one that
 //! the same call reads for the last time, where the kernel allows it: such buffers form a chain that is
 //! placed as one. An input may be overwritten once it was read for the last time, as it is written anew
 //! before every step; a result never is.
@@ -95,13 +95,13 @@ pub fn place(flow: &Flow, slots: &[Slot], streams: u32) -> Result<Placement, Mem
 /// Joins buffers into chains. Returns the chain of each arena buffer that has a use.
 fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Vec<Option<usize>>) {
     let n = flow.buffers.len();
-    let mut heir: Vec<Option<usize>> = vec![None; n];
-    let mut taken_from: Vec<Option<usize>> = vec![None; n];
+    let mut donated_to: Vec<Option<usize>> = vec![None; n];
+    let mut donor: Vec<Option<usize>> = vec![None; n];
     for (l, call) in flow.calls.iter().enumerate() {
         for &(to, from) in &call.aliases {
-            let free = heir[from].is_none() && taken_from[to].is_none();
+            let free = donated_to[from].is_none() && donor[to].is_none();
             if free && donates(flow, clocks, users, l, from, to) {
-                (heir[from], taken_from[to]) = (Some(to), Some(from));
+                (donated_to[from], donor[to]) = (Some(to), Some(from));
             }
         }
     }
@@ -110,7 +110,7 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
     for first in 0..n {
         let buffer = &flow.buffers[first];
         let unused = users[first].is_empty() && !buffer.input && !buffer.result;
-        if buffer.home != Home::Arena || unused || taken_from[first].is_some() {
+        if buffer.home != Home::Arena || unused || donor[first].is_some() {
             continue;
         }
         let mut chain: Option<Chain> = None;
@@ -129,7 +129,7 @@ fn chains(flow: &Flow, clocks: &Clocks, users: &[Vec<usize>]) -> (Vec<Chain>, Ve
                 }
             }
             chain_of[b] = Some(chains.len());
-            next = heir[b];
+            next = donated_to[b];
         }
         chains.extend(chain);
     }

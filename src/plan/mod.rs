@@ -315,7 +315,7 @@ impl Plan {
 
     /// # Errors
     /// If the plan holds no hash of the whole file, or another than this.
-    pub fn check_full_hash(&self, has: Digest) -> Result<(), PlanError> {
+    pub fn require_full_hash(&self, has: Digest) -> Result<(), PlanError> {
         match self.model.full_hash {
             None => Err(PlanError::NoFullHash),
             Some(wants) if wants != has => Err(PlanError::FullHash { wants, has }),
@@ -325,7 +325,7 @@ impl Plan {
 
     /// # Errors
     /// If the plan was compiled from another file.
-    pub fn check_model(&self, has: &Identity) -> Result<(), PlanError> {
+    pub fn require_model(&self, has: &Identity) -> Result<(), PlanError> {
         let wants = self.model.identity;
         if wants == *has {
             return Ok(());
@@ -335,7 +335,7 @@ impl Plan {
 
     /// # Errors
     /// If the plan was compiled for another kind of device.
-    pub fn check_device(&self, has: TargetKind) -> Result<(), PlanError> {
+    pub fn require_device(&self, has: TargetKind) -> Result<(), PlanError> {
         if self.target.kind == has {
             return Ok(());
         }
@@ -345,7 +345,7 @@ impl Plan {
 
     /// # Errors
     /// If the plan was compiled for other kernels than this program has.
-    pub fn check_kernels(&self) -> Result<(), PlanError> {
+    pub fn require_kernels(&self) -> Result<(), PlanError> {
         if self.kernels_hash == KERNELS_HASH {
             return Ok(());
         }
@@ -361,7 +361,32 @@ fn lookups(kernel: &KernelSpec) -> Option<(ArgId, ArgId)> {
             NormSource::Embedding { table, ids } => Some((table, ids)),
             NormSource::Sum { .. } | NormSource::Rows { .. } => None,
         },
-        Computation::Op(_)
+        Computation::Op(
+            Op::Input { .. }
+            | Op::Weight { .. }
+            | Op::State { .. }
+            | Op::Const { .. }
+            | Op::Dequant
+            | Op::QuantAct
+            | Op::MatMul
+            | Op::MatMulId
+            | Op::Add
+            | Op::Mul
+            | Op::Silu
+            | Op::RmsNorm { .. }
+            | Op::Rope(_)
+            | Op::Reshape
+            | Op::KvAppend
+            | Op::Scores { .. }
+            | Op::Softmax
+            | Op::WeightedSum
+            | Op::GatedScan
+            | Op::ArgMax
+            | Op::Fused(_)
+            | Op::Return
+            | Op::KvRead { .. }
+            | Op::CausalMask { .. },
+        )
         | Computation::Matmul(_)
         | Computation::RopeKv(_)
         | Computation::Swiglu(_)

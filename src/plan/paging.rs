@@ -38,7 +38,31 @@ impl Plan {
                     windows.push(*window);
                     continue;
                 }
-                Computation::Op(_)
+                Computation::Op(
+                    Op::Input { .. }
+                    | Op::Weight { .. }
+                    | Op::State { .. }
+                    | Op::Const { .. }
+                    | Op::GetRows
+                    | Op::Dequant
+                    | Op::QuantAct
+                    | Op::MatMul
+                    | Op::MatMulId
+                    | Op::Add
+                    | Op::Mul
+                    | Op::Silu
+                    | Op::RmsNorm { .. }
+                    | Op::Rope(_)
+                    | Op::Reshape
+                    | Op::KvAppend
+                    | Op::Scores { .. }
+                    | Op::Softmax
+                    | Op::WeightedSum
+                    | Op::GatedScan
+                    | Op::ArgMax
+                    | Op::Fused(_)
+                    | Op::Return,
+                )
                 | Computation::Matmul(_)
                 | Computation::Norm(_)
                 | Computation::RopeKv(_)

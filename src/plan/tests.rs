@@ -513,20 +513,20 @@ fn programs_that_do_not_go_together_are_refused() {
 #[test]
 fn a_plan_refuses_what_it_was_not_compiled_for() {
     let mut plan = plan();
-    plan.check_model(&identity()).unwrap();
-    plan.check_device(TargetKind::Cpu).unwrap();
-    plan.check_kernels().unwrap();
+    plan.require_model(&identity()).unwrap();
+    plan.require_device(TargetKind::Cpu).unwrap();
+    plan.require_kernels().unwrap();
     let other = Identity { len: 1001, ..identity() };
-    let says = plan.check_model(&other).unwrap_err().to_string();
+    let says = plan.require_model(&other).unwrap_err().to_string();
     assert!(says.starts_with("the plan was compiled for another model file: it needs 1000 bytes"), "{says}");
     assert_eq!(
-        plan.check_device(TargetKind::HipAmd).unwrap_err().to_string(),
+        plan.require_device(TargetKind::HipAmd).unwrap_err().to_string(),
         "the plan was compiled for test-cpu (cpu), which cannot run on the device hip-amd"
     );
     plan.kernels_hash = "00".into();
     plan.engine = "0.0.9".into();
     assert_eq!(
-        plan.check_kernels().unwrap_err().to_string(),
+        plan.require_kernels().unwrap_err().to_string(),
         "the kernels have changed since sinter 0.0.9 compiled the plan; compile it again"
     );
 }

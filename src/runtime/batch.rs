@@ -257,6 +257,9 @@ impl Sequences {
     }
 
     /// From now on, pages are filled with NaN while nobody has them: a test's way to see that nothing reads them.
+    ///
+    /// # Errors
+    /// If the device fails.
     #[doc(hidden)]
     pub fn poison_free_pages(&mut self) -> Result<()> {
         self.poison = true;

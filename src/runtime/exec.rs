@@ -95,8 +95,8 @@ impl Executor {
         model: Arc<GgufFile>,
         options: &DeviceOptions,
     ) -> Result<Executor, ExecError> {
-        plan.check_kernels()?;
-        plan.check_model(&model.identity())?;
+        plan.require_kernels()?;
+        plan.require_model(&model.identity())?;
         let plan = Arc::new(plan);
         let device = open(&plan, model, options)?;
         Executor::on(device, plan)
@@ -104,7 +104,7 @@ impl Executor {
 
     /// The same, on a device that holds the plan already.
     fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
-        plan.check_device(device.kind())?;
+        plan.require_device(device.kind())?;
         Ok(Executor { plan, device, last: None })
     }
 

@@ -18,7 +18,7 @@ use std::ops::Range;
 /// The most queries of a work item.
 const QUERIES: usize = WIDE;
 /// The most queries that are taken one by one, not as lanes.
-const FEW: usize = 8;
+const SHARED_QUERIES: usize = 8;
 /// Keys between two updates of the running maximum. Pages are multiples of as many rows, so that they lie one after another.
 const KEYS: usize = 32;
 
@@ -241,13 +241,13 @@ impl Attention {
         }
     }
 
-    /// At most [`FEW`] queries of at most `C` times [`WIDE`] elements. Each row of the cache is decoded once for all of them.
+    /// At most [`SHARED_QUERIES`] queries of at most `C` times [`WIDE`] elements. Each row of the cache is decoded once for all of them.
     #[inline(always)]
-    fn few<I: Isa, const C: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
+    fn by_elements<I: Isa, const C: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
         let Item { n, k, v, .. } = *item;
         let chunks = d.div_ceil(WIDE);
-        let [queries, out, values] = work.split(FEW * C, FEW * C, KEYS * C);
+        let [queries, out, values] = work.split(SHARED_QUERIES * C, SHARED_QUERIES * C, KEYS * C);
         let queries = &mut queries.as_chunks_mut::<C>().0[..n];
         for (i, to) in queries.iter_mut().enumerate() {
             let (token, head) = item.query(i);
@@ -256,18 +256,18 @@ impl Attention {
             beyond.fill(0.0);
         }
         // Columns of results, [`WIDE`] at a time, by query; and of values.
-        let out = &mut out.as_chunks_mut::<FEW>().0[..chunks];
+        let out = &mut out.as_chunks_mut::<SHARED_QUERIES>().0[..chunks];
         out.iter_mut().for_each(|out| out[..n].fill([0.0; WIDE]));
         let values = &mut values.as_chunks_mut::<KEYS>().0[..chunks];
         let mut row = [[0.0; WIDE]; C];
-        let (mut max, mut total) = ([LOWEST; FEW], [0.0; FEW]);
+        let (mut max, mut total) = ([LOWEST; SHARED_QUERIES], [0.0; SHARED_QUERIES]);
         let mut at = self.row(args, item.sequence, item.any.start);
         for keys in blocks_of(&item.any) {
             let more = keys.end < item.any.end;
             let next = if more { self.row(args, item.sequence, keys.end) } else { at };
             let whole = item.all.start <= keys.start && keys.end <= item.all.end;
             // What is beyond the last row, or not seen, weighs nothing.
-            let mut weights = [[f32::NEG_INFINITY; KEYS]; FEW];
+            let mut weights = [[f32::NEG_INFINITY; KEYS]; SHARED_QUERIES];
             for (j, key) in keys.clone().enumerate() {
                 v.prefetch(at + j);
                 k.decode_wide::<I, C>(at + j, d, &mut row);
@@ -321,7 +321,7 @@ impl Attention {
 
     /// All queries of an item, of at most `D` elements: query `i` is lane `i`.
     #[inline(always)]
-    fn many<I: Isa, const D: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
+    fn by_queries<I: Isa, const D: usize>(&self, work: &mut Work, args: Args<'_>, item: &Item<'_>) {
         let d = self.head_dim;
         let Item { n, k, v, .. } = *item;
         let [queries, out, rows] = work.split(d, d, KEYS * D / WIDE);
@@ -527,7 +527,7 @@ impl Stored<'_> {
         }
     }
 
-    /// Asks for a row that is needed soon. Rows of one head lie so far apart that the processor does not
+    /// Prefetches a row that is needed soon. Rows of one head lie so far apart that the processor does not
     /// guess the next.
     #[inline(always)]
     fn prefetch(&self, row: usize) {
@@ -552,13 +552,13 @@ impl Kernel for Attention {
                 let item = self.item(args, head..head + self.tile.0, tokens.clone());
                 tokens.start = item.tokens.end;
                 // Small heads get loops of small constant length.
-                match (item.n <= FEW, self.head_dim) {
-                    (true, ..=64) => self.few::<I, 2>(work, args, &item),
-                    (true, ..=128) => self.few::<I, 4>(work, args, &item),
-                    (true, ..=256) => self.few::<I, 8>(work, args, &item),
-                    (true, _) => self.few::<I, { MAX_HEAD / WIDE }>(work, args, &item),
-                    (false, ..=128) => self.many::<I, 128>(work, args, &item),
-                    (false, _) => self.many::<I, MAX_HEAD>(work, args, &item),
+                match (item.n <= SHARED_QUERIES, self.head_dim) {
+                    (true, ..=64) => self.by_elements::<I, 2>(work, args, &item),
+                    (true, ..=128) => self.by_elements::<I, 4>(work, args, &item),
+                    (true, ..=256) => self.by_elements::<I, 8>(work, args, &item),
+                    (true, _) => self.by_elements::<I, { MAX_HEAD / WIDE }>(work, args, &item),
+                    (false, ..=128) => self.by_queries::<I, 128>(work, args, &item),
+                    (false, _) => self.by_queries::<I, MAX_HEAD>(work, args, &item),
                 }
             }
         }

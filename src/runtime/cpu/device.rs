@@ -1,7 +1,7 @@
 //! The CPU as a device.
 
 use super::weights::Weights;
-use super::{CpuKernel, Features, Pool, RawArg, bind};
+use super::{CpuKernel, Features, RawArg, Threads, bind};
 use crate::codegen::spec::{Access, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms, TensorType};
@@ -21,7 +21,7 @@ pub struct CpuDevice {
     kernels: Vec<Vec<Box<dyn CpuKernel>>>,
     programs: Vec<Vec<PlacedCall>>,
     memory: MmapRaw,
-    threads: Pool,
+    threads: Threads,
     features: Features,
     /// Counted by the thread that ends a launch.
     launches: Vec<AtomicU64>,
@@ -59,7 +59,7 @@ impl CpuDevice {
         let bound = |kernel| bind(kernel, &features).map_err(|e| missing(kernel, e.to_string()));
         let kernels = plan.kernels.iter().map(bound).collect::<Result<_, _>>()?;
         let memory = reserve(plan)?;
-        let threads = Pool::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
+        let threads = Threads::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
         let weights = Weights::load(plan, model, &threads, &features)?;
         let base = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool_at(&memory, plan.arena_offset + program.buffers[i as usize].offset),

@@ -143,7 +143,7 @@ pub(super) trait Isa: Sized + 'static {
     /// A little-endian half as a float.
     fn from_f16_one(h: [u8; 2]) -> f32;
 
-    /// Little-endian halves as floats.
+    /// Little-endian f16 as floats.
     fn from_f16(h: &[u8; 32], x: &mut [f32; 16]);
 
     /// Halves as floats.
@@ -152,7 +152,7 @@ pub(super) trait Isa: Sized + 'static {
     /// A byte of ones for each bit that is set, of zeros for each that is not.
     fn spread(bits: [u8; 4]) -> [u8; 32];
 
-    /// Eight floats as little-endian halves, rounded to nearest even.
+    /// Eight floats as little-endian f16, rounded to nearest even.
     fn to_f16(x: &[f32; 8]) -> [u8; 16];
 
     /// `table[i]` for each `i`, which are below 16.
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_are_exact() {
+    fn f16s_are_exact() {
         for h in 0..=u16::MAX {
             let want = half::f16::from_bits(h).to_f32();
             let have = half_to_f32(h);
@@ -345,9 +345,9 @@ mod tests {
 
     /// Halves as every set makes them: rounded to nearest even, of any size.
     #[test]
-    fn halves_are_rounded_alike() {
+    fn f16s_are_rounded_alike() {
         fn check<I: Isa>() {
-            // Every eighth float pattern of those around halves, a step beside each tie, and the ends of the range.
+            // Every eighth float pattern of those around f16, a step beside each tie, and the ends of the range.
             let bits = (0x3300_0000u32..0x4780_1000).step_by(4093).flat_map(|b| [b, b ^ 0x8000_0000]);
             let ties = (0..2000u32).flat_map(|i| [0x3f80_0000 + (i << 12), 0x3f80_0000 + (i << 12) + 1]);
             let ends = [0, 1, 0x3280_0000, 0x477f_efff, 0x477f_f000, 0x7f80_0000, 0xff80_0000];

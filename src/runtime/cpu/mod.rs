@@ -1,4 +1,4 @@
-//! The kernels of the CPU device: Rust functions for each [`Computation`], and the thread pool.
+//! The kernels of the CPU device: Rust functions for each [`Computation`], and the threads.
 //!
 //! [`bind`] turns an [`Implementation`] into a [`CpuKernel`] for each launch. It may come from a plan file, so everything it says
 //! is checked there; and whatever it says, a kernel touches memory only through `args::Args`, which checks
@@ -37,12 +37,12 @@ mod isa;
 mod math;
 mod matmul;
 mod norm;
-mod pool;
 mod primitive;
 mod rope_kv;
 mod swiglu;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod weights;
 
 pub use args::RawArg;
@@ -51,7 +51,7 @@ pub use device::CpuDevice;
 #[cfg(test)]
 pub(super) use device::reserve;
 pub use isa::{Features, prefetch};
-pub use pool::{Pool, PoolError, Worker};
+pub use threads::{Threads, ThreadsError, Worker};
 pub use weights::Weights;
 
 use crate::codegen::spec::{Computation, Extent, Implementation, LaunchSpec};

@@ -4,7 +4,7 @@ use super::blocks::bytes_of;
 use super::formats::{Q4K, Q6K};
 use super::interleaved::{Repack, STRIP_ROWS, with_interleaved};
 use super::isa::Level;
-use super::{Features, Pool, outline};
+use super::{Features, Threads, outline};
 use crate::codegen::spec::Layout;
 use crate::gguf::GgufFile;
 use crate::ir::DType;
@@ -39,7 +39,7 @@ impl Weights {
     pub fn load(
         plan: &LoadedPlan,
         model: Arc<GgufFile>,
-        threads: &Pool,
+        threads: &Threads,
         features: &Features,
     ) -> Result<Weights, DeviceError> {
         let found = find_weights(plan, &model)?;
@@ -86,7 +86,7 @@ impl Weights {
 }
 
 /// Repacks whole strips of `strip` bytes.
-fn repack(dtype: DType, from: &[u8], to: &mut [u8], strip: usize, threads: &Pool, level: Level) {
+fn repack(dtype: DType, from: &[u8], to: &mut [u8], strip: usize, threads: &Threads, level: Level) {
     let strips = Mutex::new(from.chunks_exact(strip).zip(to.chunks_exact_mut(strip)));
     let next = || strips.lock().unwrap_or_else(PoisonError::into_inner).next();
     threads.run(&|_| {

@@ -262,7 +262,7 @@ fn caches_are_appended_and_read_in_pages() {
     let read = [3.0, 4.0, 5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     assert_eq!(y[0].to_f32().unwrap(), read);
     let k1 = y.pop().unwrap();
-    // 2049 lies between the halves 2048 and 2050, and 2051 between 2050 and 2052: to the even mantissa.
+    // 2049 lies between the f16s 2048 and 2050, and 2051 between 2050 and 2052: to the even mantissa.
     let y = cached(&[(0, [2049.0, 2051.0])], tables, [3, 0], &k1).unwrap();
     let read = [3.0, 4.0, 5.0, 6.0, 2048.0, 2052.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     assert_eq!(y[0].to_f32().unwrap(), read);

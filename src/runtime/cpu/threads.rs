@@ -1,6 +1,6 @@
-//! A persistent thread pool with cheap barriers.
+//! A persistent set of threads with cheap barriers.
 //!
-//! A step of a model is one [`Pool::run`]: all threads enter the job together and walk over the launches, sharing each with
+//! A step of a model is one [`Threads::run`]: all threads enter the job together and walk over the launches, sharing each with
 //! [`Worker::share`], which ends in a barrier. So threads are woken once a step, and between launches they spin.
 
 use std::any::Any;
@@ -24,9 +24,9 @@ const LINGER: Duration = Duration::from_micros(50);
 /// Turns of a barrier's spin before each further one gives up the core: some 10 µs.
 const SPINS: u32 = 400;
 
-/// Why there is no pool.
+/// Why there are no threads.
 #[derive(Debug, Error)]
-pub enum PoolError {
+pub enum ThreadsError {
     #[error("the number of threads must lie in 1..={MAX_THREADS}, not {0}")]
     Threads(usize),
     #[error("cannot start a thread: {0}")]
@@ -34,7 +34,7 @@ pub enum PoolError {
 }
 
 /// Threads that run one job at a time, together.
-pub struct Pool {
+pub struct Threads {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
     /// Held while a job runs.
@@ -89,16 +89,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pool {
-    /// A pool of `threads`, counting the one that calls [`Pool::run`]; as many as there are cores unless told.
+impl Threads {
+    /// A set of `threads`, counting the one that calls [`Threads::run`]; as many as there are cores unless told.
     ///
     /// # Errors
     /// If `threads` is 0 or above 1024, or the system starts no more threads.
-    pub fn new(threads: Option<usize>) -> Result<Pool, PoolError> {
+    pub fn new(threads: Option<usize>) -> Result<Threads, ThreadsError> {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS);
         let threads = threads.unwrap_or_else(&cores);
         if !(1..=MAX_THREADS).contains(&threads) {
-            return Err(PoolError::Threads(threads));
+            return Err(ThreadsError::Threads(threads));
         }
         if threads > cores() {
             tracing::warn!(
@@ -120,13 +120,13 @@ impl Pool {
             failed: AtomicBool::new(false),
             payload: Mutex::new(None),
         });
-        let mut pool = Pool { shared, handles: vec![], turn: Mutex::new(()) };
+        let mut team = Threads { shared, handles: vec![], turn: Mutex::new(()) };
         for index in 1..threads {
-            let shared = pool.shared.clone();
+            let shared = team.shared.clone();
             let thread = std::thread::Builder::new().name(format!("sinter-{index}")).stack_size(STACK);
-            pool.handles.push(thread.spawn(move || shared.serve(index))?);
+            team.handles.push(thread.spawn(move || shared.serve(index))?);
         }
-        Ok(pool)
+        Ok(team)
     }
 
     /// How many threads a job runs on.
@@ -137,10 +137,10 @@ impl Pool {
     /// Runs `job` on every thread, the calling one being worker 0, and returns when all are done. Jobs of several callers take turns.
     ///
     /// All workers must make the same calls of [`Worker::share`] and [`Worker::barrier`] in the same order. A job must not run another
-    /// on the same pool: it would wait for itself.
+    /// on the same threads: it would wait for itself.
     ///
     /// # Panics
-    /// If `job` does on any thread; the others leave it at their next barrier. The pool remains usable.
+    /// If `job` does on any thread; the others leave it at their next barrier. They remain usable.
     pub fn run(&self, job: &(dyn Fn(&Worker<'_>) + Sync)) {
         let turn = lock(&self.turn);
         let shared = &*self.shared;
@@ -165,7 +165,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.start();
@@ -316,19 +316,19 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
 
-    fn pool(threads: usize) -> Pool {
-        Pool::new(Some(threads)).unwrap()
+    fn team(threads: usize) -> Threads {
+        Threads::new(Some(threads)).unwrap()
     }
 
     #[test]
     fn every_item_is_done_once_and_stages_are_apart() {
         for threads in [1, 2, 3, 8, 13] {
-            let pool = pool(threads);
-            assert_eq!(pool.threads(), threads);
+            let team = team(threads);
+            assert_eq!(team.threads(), threads);
             for items in [0, 1, 2, 7, 100, 1000] {
                 let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
                 let afters = AtomicUsize::new(0);
-                pool.run(&|worker| {
+                team.run(&|worker| {
                     for stage in 0..20 {
                         let each = |range: Range<usize>| {
                             for c in &counts[range] {
@@ -354,10 +354,10 @@ mod tests {
 
     #[test]
     fn workers_have_indices_and_jobs_borrow() {
-        let pool = pool(4);
+        let team = team(4);
         let seen: Vec<AtomicUsize> = (0..4).map(|_| AtomicUsize::new(0)).collect();
         for _ in 0..1000 {
-            pool.run(&|worker| {
+            team.run(&|worker| {
                 assert_eq!(worker.threads(), 4);
                 seen[worker.index()].fetch_add(1, Ordering::Relaxed);
             });
@@ -367,11 +367,11 @@ mod tests {
 
     #[test]
     fn sleepers_wake() {
-        let pool = pool(3);
+        let team = team(3);
         for _ in 0..20 {
             std::thread::sleep(LINGER * 4);
             let count = AtomicUsize::new(0);
-            pool.run(&|_| {
+            team.run(&|_| {
                 count.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(count.into_inner(), 3);
@@ -379,11 +379,11 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_and_spares_the_pool() {
-        let pool = pool(3);
+    fn a_panic_reaches_the_caller_and_spares_the_others() {
+        let team = team(3);
         for culprit in [0, 1, 2] {
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(&|worker| {
+                team.run(&|worker| {
                     worker.barrier();
                     if worker.index() == culprit {
                         std::panic::resume_unwind(Box::new("broken"));
@@ -394,7 +394,7 @@ mod tests {
             }));
             assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"broken"));
             let sum = AtomicU64::new(0);
-            pool.run(&|worker| {
+            team.run(&|worker| {
                 let add = |r: Range<usize>| {
                     sum.fetch_add(r.map(|i| i as u64).sum(), Ordering::Relaxed);
                 };
@@ -406,26 +406,26 @@ mod tests {
 
     #[test]
     fn unequal_barriers_fail_instead_of_hanging() {
-        let pool = pool(2);
+        let team = team(2);
         let job = |worker: &Worker<'_>| {
             if worker.index() == 0 {
                 worker.barrier();
             }
         };
-        let result = catch_unwind(AssertUnwindSafe(|| pool.run(&job)));
+        let result = catch_unwind(AssertUnwindSafe(|| team.run(&job)));
         let message = *result.unwrap_err().downcast::<&str>().unwrap();
         assert!(message.contains("left the job"), "{message}");
     }
 
     #[test]
     fn callers_take_turns() {
-        let pool = pool(2);
+        let team = team(2);
         let busy = AtomicBool::new(false);
         std::thread::scope(|s| {
             for _ in 0..3 {
                 s.spawn(|| {
                     for _ in 0..100 {
-                        pool.run(&|worker| {
+                        team.run(&|worker| {
                             if worker.index() == 0 {
                                 assert!(!busy.swap(true, Ordering::AcqRel));
                             }
@@ -443,8 +443,8 @@ mod tests {
 
     #[test]
     fn refuses_absurd_numbers_of_threads() {
-        assert!(matches!(Pool::new(Some(0)), Err(PoolError::Threads(0))));
-        assert!(matches!(Pool::new(Some(5000)), Err(PoolError::Threads(5000))));
-        assert!(Pool::new(None).unwrap().threads() >= 1);
+        assert!(matches!(Threads::new(Some(0)), Err(ThreadsError::Threads(0))));
+        assert!(matches!(Threads::new(Some(5000)), Err(ThreadsError::Threads(5000))));
+        assert!(Threads::new(None).unwrap().threads() >= 1);
     }
 }
