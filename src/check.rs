@@ -471,7 +471,7 @@ mod tests {
             self.0.kind()
         }
 
-        fn isa(&self) -> &'static str {
+        fn isa(&self) -> &str {
             self.0.isa()
         }
 

@@ -73,7 +73,7 @@ pub fn load_plan(
     path: &Path,
     model: Option<&Path>,
     verify: bool,
-    threads: Option<usize>,
+    device: &DeviceOptions,
 ) -> Result<(Arc<GgufFile>, Session), LoadError> {
     let bytes = std::fs::read(path).map_err(|source| LoadError::Io { path: path.into(), source })?;
     let in_plan = |source| LoadError::InPlan { path: path.into(), source };
@@ -95,7 +95,6 @@ pub fn load_plan(
         plan.require_full_hash(file.full_hash()).map_err(in_plan)?;
     }
     let file = Arc::new(file);
-    let options = DeviceOptions { threads, features: None };
-    let session = Session::new(Executor::new(plan, Arc::clone(&file), &options)?)?;
+    let session = Session::new(Executor::new(plan, Arc::clone(&file), device)?)?;
     Ok((file, session))
 }

@@ -82,11 +82,11 @@ pub fn executor(
     path: Option<&Path>,
     options: &Options,
     purpose: Purpose,
-    threads: Option<usize>,
+    device: &DeviceOptions,
 ) -> Result<Executor, ModelError> {
     let bytes = plan(file, path, options, purpose)?.to_bytes()?;
     let plan = LoadedPlan::from_bytes(&bytes)?;
-    Ok(Executor::new(plan, Arc::clone(file), &DeviceOptions { threads, features: None })?)
+    Ok(Executor::new(plan, Arc::clone(file), device)?)
 }
 
 /// A session on an [`executor`].
@@ -98,7 +98,7 @@ pub fn session(
     path: Option<&Path>,
     options: &Options,
     purpose: Purpose,
-    threads: Option<usize>,
+    device: &DeviceOptions,
 ) -> Result<Session, ModelError> {
-    Ok(Session::new(executor(file, path, options, purpose, threads)?)?)
+    Ok(Session::new(executor(file, path, options, purpose, device)?)?)
 }

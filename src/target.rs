@@ -23,6 +23,12 @@ pub struct Target {
     /// holds it.
     #[serde(default = "default_buckets")]
     pub buckets: Vec<u64>,
+    /// The architecture that kernels are compiled for, as its compiler names it; empty for the CPU.
+    #[serde(default)]
+    pub arch: String,
+    /// Lanes of a GPU that run in step; 1 where there is no such thing.
+    #[serde(default = "default_wave")]
+    pub wave: u32,
     /// Streams that calls may be spread over.
     pub streams: u32,
     /// Memory bandwidth in GB/s (1e9 bytes).
@@ -45,6 +51,15 @@ fn default_buckets() -> Vec<u64> {
     vec![1, 8]
 }
 
+/// A graph is captured for each, so they are close.
+fn gpu_buckets() -> Vec<u64> {
+    vec![1, 2, 4, 8]
+}
+
+fn default_wave() -> u32 {
+    32
+}
+
 /// The targets that `--target` knows by name.
 pub const NAMES: [&str; 3] = ["cpu", "test-cpu", "test-wave32"];
 
@@ -55,7 +70,58 @@ impl Target {
             "cpu" => Some(Target::cpu()),
             "test-cpu" => Some(Target::test_cpu()),
             "test-wave32" => Some(Target::test_wave32()),
-            _ => None,
+            arch => Target::gpu(arch),
+        }
+    }
+
+    /// A GPU, by its architecture. Of those that nobody measured, rates are those of a card of its generation, and what is chosen
+    /// by them is portable.
+    pub fn gpu(arch: &str) -> Option<Target> {
+        let amd = |wave, bandwidth_gbs, f32_gflops, dot4_gops| {
+            let target = Target {
+                name: arch.into(),
+                kind: TargetKind::HipAmd,
+                arch: arch.into(),
+                buckets: gpu_buckets(),
+                wave,
+                streams: 1,
+                bandwidth_gbs,
+                // Of a node of a graph that depends on the one before it (rocm-systems 10834).
+                launch_us: 3.9,
+                f32_gflops,
+                dot4_gops,
+                efficiency: BTreeMap::new(),
+                residual_epilogue: 1.0,
+            };
+            Some(target)
+        };
+        match arch {
+            "gfx900" => amd(64, 480.0, 12_000.0, None),
+            "gfx906" => amd(64, 1_000.0, 13_000.0, Some(53_000.0)),
+            "gfx90a" => amd(64, 1_600.0, 23_000.0, Some(90_000.0)),
+            "gfx942" => amd(64, 5_300.0, 80_000.0, Some(320_000.0)),
+            "gfx1030" => amd(32, 510.0, 23_000.0, Some(90_000.0)),
+            "gfx1100" => amd(32, 960.0, 61_000.0, Some(120_000.0)),
+            "gfx1151" => amd(32, 256.0, 29_000.0, Some(59_000.0)),
+            "gfx1201" => amd(32, 640.0, 48_000.0, Some(97_000.0)),
+            _ => {
+                let capability: u32 = arch.strip_prefix("sm_")?.parse().ok().filter(|n| *n >= 80)?;
+                Some(Target {
+                    name: format!("sm_{capability}"),
+                    kind: TargetKind::HipNvidia,
+                    arch: format!("sm_{capability}"),
+                    buckets: gpu_buckets(),
+                    wave: 32,
+                    streams: 1,
+                    // An H200's, measured.
+                    bandwidth_gbs: 4_280.0,
+                    launch_us: 1.2,
+                    f32_gflops: 60_000.0,
+                    dot4_gops: Some(240_000.0),
+                    efficiency: BTreeMap::new(),
+                    residual_epilogue: 1.0,
+                })
+            }
         }
     }
 
@@ -66,6 +132,8 @@ impl Target {
             name: "cpu".into(),
             kind: TargetKind::Cpu,
             buckets: default_buckets(),
+            arch: String::new(),
+            wave: 1,
             streams: 1,
             bandwidth_gbs: 27.0,
             launch_us: 1.0,
@@ -82,6 +150,8 @@ impl Target {
             name: "test-cpu".into(),
             kind: TargetKind::Cpu,
             buckets: default_buckets(),
+            arch: String::new(),
+            wave: 1,
             streams: 1,
             bandwidth_gbs: 27.0,
             launch_us: 1.0,
@@ -101,6 +171,8 @@ impl Target {
             name: "test-wave32".into(),
             kind: TargetKind::HipAmd,
             buckets: default_buckets(),
+            arch: "gfx1100".into(),
+            wave: 32,
             streams: 1,
             bandwidth_gbs: 800.0,
             launch_us: 4.0,

@@ -481,7 +481,7 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
             for features in Features::available() {
                 let what = format!("{}, {}", case.what, features.name());
                 let options =
-                    DeviceOptions { threads: Some(1 + seed as usize % 2), features: Some(features) };
+                    DeviceOptions { threads: Some(1 + seed as usize % 2), features: Some(features), gpu: 0 };
                 let mut device = Executor::new(case.plan.clone(), case.file.clone(), &options).unwrap();
                 let plan = Arc::new(case.plan.clone());
                 let mut alone = OnDevice { device: open(&plan, case.file.clone(), &options).unwrap(), plan };

@@ -43,7 +43,8 @@ fn generated(
 ) -> Vec<u32> {
     let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
     let prompt = tokenizer.encode(prompt, EncodeOptions::default());
-    let mut session = model::session(file, None, options, Purpose::Generate, None).unwrap();
+    let mut session =
+        model::session(file, None, options, Purpose::Generate, &DeviceOptions::default()).unwrap();
     let mut found = vec![];
     let keep = |id| {
         found.push(id);
@@ -328,7 +329,8 @@ fn windows_begin_with_the_start_token_if_texts_do() {
     for (model, file, start) in [(model_path("q4_k_m"), open("q4_k_m"), Some(0)), (path, bare, None)] {
         let tokens = Tokenizer::from_gguf(file.gguf()).unwrap().encode(&text, EncodeOptions::default());
         let options = Options { context: Some(40), ..Options::new(Target::cpu()) };
-        let mut session = model::session(&file, None, &options, Purpose::Score, None).unwrap();
+        let mut session =
+            model::session(&file, None, &options, Purpose::Score, &DeviceOptions::default()).unwrap();
         let mut perplexity = Perplexity::default();
         let mut each = vec![];
         for window in tokens.chunks_exact(40).take(3) {

@@ -26,7 +26,8 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 /// The tokens that a session generates greedily from the oracle's prompt.
 fn greedy(file: &Arc<GgufFile>, options: &Options, prompt: &str, count: usize) -> Vec<u32> {
     let prompt = Tokenizer::from_gguf(file.gguf()).unwrap().encode(prompt, EncodeOptions::default());
-    let mut session = model::session(file, None, options, Purpose::Generate, None).unwrap();
+    let mut session =
+        model::session(file, None, options, Purpose::Generate, &DeviceOptions::default()).unwrap();
     let mut sampler = Sampler::new(Sampling::greedy()).unwrap();
     let mut found = vec![];
     let keep = |id| {
@@ -183,7 +184,8 @@ fn perplexity_is_that_of_the_oracle() {
         let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
         let tokens = tokenizer.encode(&text, EncodeOptions::default());
         let options = Options { context: Some(WINDOW as u64), ..exact() };
-        let mut session = model::session(&file, None, &options, Purpose::Score, None).unwrap();
+        let mut session =
+            model::session(&file, None, &options, Purpose::Score, &DeviceOptions::default()).unwrap();
         let mut perplexity = Perplexity::default();
         for window in tokens.chunks_exact(WINDOW).take(windows) {
             perplexity.window(&mut session, window, tokenizer.bos()).unwrap();
@@ -216,7 +218,8 @@ fn threads_and_repetition_change_no_bit() {
 fn a_reset_session_starts_afresh() {
     let tokens = &oracle().tokens[..16];
     let file = open("q4_k_m");
-    let mut session = model::session(&file, None, &defaults(), Purpose::Score, None).unwrap();
+    let mut session =
+        model::session(&file, None, &defaults(), Purpose::Score, &DeviceOptions::default()).unwrap();
     let first = rows(&mut session, tokens);
     let next = rows(&mut session, tokens);
     assert_ne!(first, next, "the second time they follow the first");

@@ -140,7 +140,8 @@ fn a_turn_may_bring_nothing_new() {
     let file = open("q4_k_m");
     let (prompt, wanted) = greedy_text("q4_k_m");
     for options in [exact(), Options { greedy: true, ..exact() }] {
-        let mut session = model::session(&file, None, &options, Purpose::Generate, None).unwrap();
+        let mut session =
+            model::session(&file, None, &options, Purpose::Generate, &DeviceOptions::default()).unwrap();
         let mut found = generate(&mut session, &prompt, 5).0;
         for count in [1, 9] {
             found.extend(generate(&mut session, &[], count).0);
@@ -223,7 +224,8 @@ fn exactly_a_context_can_be_scored() {
     let tokens = oracle().tokens;
     let file = open("q4_k_m");
     let options = Options { context: Some(16), chunk: 5, ..exact() };
-    let mut session = model::session(&file, None, &options, Purpose::Score, None).unwrap();
+    let mut session =
+        model::session(&file, None, &options, Purpose::Score, &DeviceOptions::default()).unwrap();
     let refused = session.score(&tokens[..17], |_, _| panic!("no row"));
     assert!(matches!(refused, Err(SessionError::TooLong { tokens: 17, context: 16 })));
     assert_eq!(session.filled(), 0);
@@ -238,7 +240,8 @@ fn a_text_ends_where_the_model_ends_it() {
     let end = 6;
     assert!(!wanted[..end].contains(&wanted[end]));
     for options in [exact(), Options { greedy: true, ..exact() }] {
-        let mut session = model::session(&file, None, &options, Purpose::Generate, None).unwrap();
+        let mut session =
+            model::session(&file, None, &options, Purpose::Generate, &DeviceOptions::default()).unwrap();
         let mut found = vec![];
         let keep = |id| {
             found.push(id);

@@ -325,7 +325,7 @@ mod tests {
     fn bench(context: u64, chunk: u64, sequences: u64) -> Bench {
         let file = Arc::new(model::embedded().unwrap());
         let options = Options { context: Some(context), chunk, sequences, ..Options::new(Target::cpu()) };
-        Bench::new(model::executor(&file, None, &options, Purpose::Bench, Some(1)).unwrap()).unwrap()
+        Bench::new(model::executor(&file, None, &options, Purpose::Bench, &one_thread).unwrap()).unwrap()
     }
 
     #[test]

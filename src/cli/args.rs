@@ -7,7 +7,9 @@ use sinter::ir::{DType, KvTypes};
 use sinter::lower::{Config, Step};
 use sinter::model;
 use sinter::passes::Pipeline;
-use sinter::target::{self, Target};
+use sinter::runtime::DeviceOptions;
+use sinter::runtime::hip::{HipError, gpu};
+use sinter::target::{self, Target, TargetKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,6 +97,33 @@ impl CompileArgs {
             (self.chunk != DEFAULT_CHUNK, "--chunk"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+    }
+
+    /// The options they stand for where a device is to run what is compiled: its own target, unless one is given.
+    pub fn options_on(&self, device: &DeviceArgs, greedy: bool) -> Result<Options, Error> {
+        let mut options = self.options(greedy)?;
+        match device.device {
+            Device::Hip(number) if self.target == "cpu" => match gpu(number) {
+                Ok(gpu) => {
+                    let known = Target::gpu(&gpu.arch);
+                    let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
+                    options.target = known.ok_or_else(unknown)?;
+                }
+                Err(e @ (HipError::Library { .. } | HipError::NoDevice { .. })) => {
+                    super::say!("no GPU is used, but the CPU: {e}");
+                }
+                Err(e) => return Err(e.into()),
+            },
+            Device::Hip(_) => {}
+            Device::Cpu if options.target.kind != TargetKind::Cpu => {
+                let target = &options.target.name;
+                return Err(
+                    format!("kernels for {target} do not run on --device cpu; give --device hip").into()
+                );
+            }
+            Device::Cpu => {}
+        }
+        Ok(options)
     }
 
     /// The options they stand for.
@@ -199,16 +228,55 @@ impl StepName {
     }
 }
 
-/// Devices by name.
-pub const DEVICES: [&str; 1] = ["cpu"];
+/// A device by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// The GPU of this number.
+    Hip(usize),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Device, String> {
+        let gpu = |number: &str| number.parse().ok().map(Device::Hip);
+        let found = match name {
+            "cpu" => Some(Device::Cpu),
+            "hip" => Some(Device::Hip(0)),
+            name => name.strip_prefix("hip:").and_then(gpu),
+        };
+        found.ok_or_else(|| "devices are cpu, hip and hip:NUMBER".into())
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Hip(number) => write!(f, "hip:{number}"),
+        }
+    }
+}
 
 /// Where to run.
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// Device to run on.
-    #[arg(long, default_value = "cpu", value_parser = DEVICES)]
-    pub device: String,
+    /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER.
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
     /// Threads of the CPU device [default: all cores].
     #[arg(short = 't', long, value_name = "N")]
     pub threads: Option<usize>,
+}
+
+impl DeviceArgs {
+    /// What the device is told.
+    pub fn options(&self) -> DeviceOptions {
+        let gpu = match self.device {
+            Device::Cpu => 0,
+            Device::Hip(number) => number,
+        };
+        DeviceOptions { threads: self.threads, gpu, ..DeviceOptions::default() }
+    }
 }

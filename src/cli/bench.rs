@@ -1,6 +1,6 @@
 //! `sinter bench`: how fast a model runs, measured and reported as llama-bench does.
 
-use super::args::{CompileArgs, DEVICES, ModelArgs};
+use super::args::{CompileArgs, Device, DeviceArgs, ModelArgs};
 use clap::ValueEnum;
 use serde::Serialize;
 use sinter::bench::{self, Bench, Measurement, Test, Work};
@@ -48,9 +48,9 @@ pub struct Args {
     output: Output,
     #[command(flatten)]
     compile: CompileArgs,
-    /// Device to run on.
-    #[arg(long, default_value = "cpu", value_parser = DEVICES)]
-    device: String,
+    /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
     /// Threads of the CPU device, or several numbers of them [default: all cores].
     #[arg(short, long, value_delimiter = ',', value_name = "N,…")]
     threads: Vec<usize>,
@@ -72,7 +72,8 @@ pub fn run(args: Args) -> super::Outcome {
         return Err("there is nothing to measure: all lengths of -p and -n are 0".into());
     };
     let file = args.model.open()?;
-    let options = args.compile.options(false)?;
+    let device = |threads| DeviceArgs { device: args.device, threads };
+    let options = args.compile.options_on(&device(None), false)?;
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
     let sequences = args.n_sequences.iter().copied().max().unwrap_or(1);
@@ -88,8 +89,14 @@ pub fn run(args: Args) -> super::Outcome {
     }
     let mut out: Option<Printer> = None;
     for threads in all_threads {
-        let executor = model::executor(&file, args.model.path(), &options, Purpose::Bench, Some(threads))?;
-        let bandwidth = match args.no_bandwidth {
+        let executor = model::executor(
+            &file,
+            args.model.path(),
+            &options,
+            Purpose::Bench,
+            &device(Some(threads)).options(),
+        )?;
+        let bandwidth = match args.no_bandwidth || args.device != Device::Cpu {
             true => None,
             false => Some(bench::read_bandwidth(BANDWIDTH_BYTES, threads)?),
         };
@@ -97,8 +104,8 @@ pub fn run(args: Args) -> super::Outcome {
             filename: args.model.path().map_or("embedded".into(), |p| p.to_string_lossy().into_owned()),
             model: Description::of(file.gguf()),
             cpu: cpu_name(),
-            isa: executor.isa(),
-            backend: args.device.to_uppercase(),
+            isa: executor.isa().to_string(),
+            backend: args.device.to_string().to_uppercase(),
             threads,
             chunk: options.chunk,
             cache: options.kv,
@@ -125,7 +132,7 @@ struct Setting {
     model: Description,
     cpu: String,
     /// The instruction set that kernels use.
-    isa: &'static str,
+    isa: String,
     backend: String,
     threads: usize,
     chunk: u64,
@@ -187,7 +194,7 @@ impl Row {
         Record {
             version: env!("CARGO_PKG_VERSION"),
             cpu_info: &setting.cpu,
-            isa: setting.isa,
+            isa: &setting.isa,
             backends: &setting.backend,
             model_filename: &setting.filename,
             model_type: &setting.model.kind,
@@ -227,7 +234,7 @@ impl Row {
 struct Record<'a> {
     version: &'static str,
     cpu_info: &'a str,
-    isa: &'static str,
+    isa: &'a str,
     backends: &'a str,
     model_filename: &'a str,
     model_type: &'a str,

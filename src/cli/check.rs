@@ -1,11 +1,10 @@
 //! `sinter check`: kernels against their bodies, the fused graph against the unfused.
 
-use super::args::{CompileArgs, ModelArgs, StepName};
+use super::args::{CompileArgs, DeviceArgs, ModelArgs, StepName};
 use sinter::check::{Caches, WHOLE_TOLERANCE, check_step};
 use sinter::compile::Options;
 use sinter::generate::{EncodeOptions, Tokenizer};
 use sinter::lower::Config;
-use sinter::runtime::DeviceOptions;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -25,6 +24,8 @@ pub struct Args {
     all: bool,
     #[command(flatten)]
     compile: CompileArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: Args) -> super::Outcome {
@@ -39,7 +40,7 @@ pub fn run(args: Args) -> super::Outcome {
     if tokens.len() < 2 {
         return Err("check needs two tokens at least: one to read first, one to decode".into());
     }
-    let options = args.compile.options(false)?;
+    let options = args.compile.options_on(&args.device, false)?;
     let context = options.context.unwrap_or(tokens.len() as u64);
     let options = Options { context: Some(context), chunk: tokens.len() as u64, ..options };
     if (tokens.len() as u64) > context {
@@ -54,7 +55,7 @@ pub fn run(args: Args) -> super::Outcome {
     {
         let step = step.step(&config, &options)?;
         let outcome =
-            check_step(&file, &options, &DeviceOptions::default(), &step, tokens, cached, &mut caches)?;
+            check_step(&file, &options, &args.device.options(), &step, tokens, cached, &mut caches)?;
         writeln!(out, "{}: {} tokens after {cached}", outcome.step, tokens.len())?;
         let mut kernels: BTreeMap<&str, (u64, f64, f64)> = BTreeMap::new();
         for n in &outcome.nodes {

@@ -25,11 +25,11 @@ pub struct Args {
 
 pub fn run(args: Args) -> super::Outcome {
     let file = args.model.open()?;
-    let mut options = args.compile.options(false)?;
+    let mut options = args.compile.options_on(&args.device, false)?;
     let count = args.tokens.len() as u64;
     options = Options { context: Some(options.context.unwrap_or(count)), ..options };
     let mut session =
-        model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
+        model::session(&file, args.model.path(), &options, Purpose::Score, &args.device.options())?;
     let mut logits: Vec<f32> = vec![];
     session.score(&args.tokens, |_, row| logits.extend_from_slice(row))?;
 

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod check;
 mod compile;
+mod devices;
 mod dump;
 mod explain;
 mod files;
@@ -58,6 +59,8 @@ enum Command {
     Check(check::Args),
     /// Tell what is in a model file.
     Inspect(inspect::Args),
+    /// Tell what can run here.
+    Devices,
     /// Turn text into token ids.
     Tokenize(tokenize::Args),
     /// Write the logits of every token as a NumPy file.
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Check(args) => check::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Devices => devices::run(),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Perplexity(args) => perplexity::run(args),

@@ -32,14 +32,14 @@ pub fn run(args: Args) -> super::Outcome {
         return Err("--chunks must be at least 1".into());
     }
     let file = args.model.open()?;
-    let options = args.compile.options(false)?;
+    let options = args.compile.options_on(&args.device, false)?;
     let window = options.context.unwrap_or(WINDOW);
     let options = Options { context: Some(window), ..options };
     let text = files::read_text(&args.file)?;
     let tokenizer = Tokenizer::from_gguf(file.gguf())?;
     let tokens = tokenizer.encode(&text, EncodeOptions::default());
     let mut session =
-        model::session(&file, args.model.path(), &options, Purpose::Score, args.device.threads)?;
+        model::session(&file, args.model.path(), &options, Purpose::Score, &args.device.options())?;
     let mut perplexity = Perplexity::default();
     let mut out = std::io::stdout().lock();
     let window = usize::try_from(window)?;

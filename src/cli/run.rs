@@ -203,7 +203,7 @@ fn load(
             path,
             model_flag.map(PathBuf::as_path),
             args.verify,
-            args.device.threads,
+            &args.device.options(),
         )?);
     }
     let source = ModelArgs { model: source.cloned(), model_flag: model_flag.cloned() };
@@ -214,9 +214,9 @@ fn load(
         return Err("--verify compares a model file with a plan, and no plan is given".into());
     }
     let file = source.open()?;
-    let options = args.compile.options(greedy)?;
+    let options = args.compile.options_on(&args.device, greedy)?;
     let path: Option<&Path> = source.path();
-    let session = model::session(&file, path, &options, Purpose::Generate, args.device.threads)?;
+    let session = model::session(&file, path, &options, Purpose::Generate, &args.device.options())?;
     let trained = Config::from_gguf(file.gguf())?.trained_context;
     if let Some(context) = options.context.filter(|&n| n > trained) {
         tracing::warn!(

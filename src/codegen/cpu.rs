@@ -1,9 +1,10 @@
 //! The back end of the CPU: how much of a kernel one work item computes, and what may lie in place.
 
 use super::Backend;
+use super::in_place::{residuals, summands};
 use super::spec::{
     Access, Alias, Arg, ArgId, Code, Computation, CpuCode, Epilogue, Extent, Implementation, KernelSpec,
-    LaunchSpec, Layout, MatmulPart, MatmulSpec, NormSource, NormSpec,
+    LaunchSpec, Layout, MatmulSpec, NormSource, NormSpec,
 };
 use crate::ir::{DType, Dim, Op, Syms, TensorType};
 use crate::target::Target;
@@ -111,33 +112,6 @@ fn matmul(m: &MatmulSpec, tokens: Dim) -> Vec<LaunchSpec> {
     }
 }
 
-/// A result may lie on a residual that has no other part in the matmul.
-fn residuals(m: &MatmulSpec) -> Vec<Alias> {
-    let alone = |read: &ArgId| {
-        let of_part = |part: &MatmulPart| {
-            [Some(part.weight), part.bias, part.residual]
-                .into_iter()
-                .filter(|arg| *arg == Some(*read))
-                .count()
-        };
-        *read != m.x && m.parts.iter().map(of_part).sum::<usize>() == 1
-    };
-    let aliases = m
-        .parts
-        .iter()
-        .filter_map(|part| Some(Alias { write: part.out?, read: part.residual.filter(alone)? }));
-    aliases.collect()
-}
-
-/// The sum may lie on a summand that is not the weight too.
-fn summands(m: &NormSpec) -> Vec<Alias> {
-    let (NormSource::Sum { a, b }, Some(write)) = (&m.source, m.rows_out) else { return vec![] };
-    let mut aliases: Vec<Alias> =
-        [*a, *b].into_iter().filter(|read| *read != m.weight).map(|read| Alias { write, read }).collect();
-    aliases.dedup();
-    aliases
-}
-
 /// The grid of a primitive operation: the rows of its result, but for those that go over rows of something else.
 fn primitive_grid(op: &Op, spec: &KernelSpec) -> Vec<Extent> {
     let shape = |arg: Option<&Arg>| arg.map_or(vec![], |arg| arg.ty.shape.clone());
@@ -180,24 +154,6 @@ fn attention_tile(heads: u64, group: u64, bounds: &Syms) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sum_lies_on_summands_that_have_no_other_part() {
-        let sum = |weight| NormSpec {
-            source: NormSource::Sum { a: 0, b: 1 },
-            n: 32,
-            weight,
-            eps: 1e-5,
-            rows_out: Some(3),
-            norm_out: None,
-            quant_out: None,
-        };
-        let pairs = |m| summands(&m).into_iter().map(|a| (a.write, a.read)).collect::<Vec<_>>();
-        assert_eq!(pairs(sum(2)), [(3, 0), (3, 1)]);
-        assert_eq!(pairs(sum(1)), [(3, 0)]);
-        assert_eq!(pairs(NormSpec { source: NormSource::Sum { a: 0, b: 0 }, ..sum(2) }), [(3, 0)]);
-        assert_eq!(pairs(NormSpec { rows_out: None, ..sum(2) }), []);
-    }
 
     #[test]
     fn items_of_attention_hold_some_queries_and_no_more_than_fit() {

@@ -5,6 +5,8 @@
 //! the target. Equal kernels are shared.
 
 mod cpu;
+mod hip;
+mod in_place;
 mod layouts;
 pub mod spec;
 mod text;
@@ -55,7 +57,7 @@ pub trait Backend: Sync {
 pub fn backend(kind: TargetKind) -> Option<&'static dyn Backend> {
     match kind {
         TargetKind::Cpu => Some(&cpu::Cpu),
-        TargetKind::HipAmd | TargetKind::HipNvidia => None,
+        TargetKind::HipAmd | TargetKind::HipNvidia => Some(&hip::Hip),
     }
 }
 

@@ -122,6 +122,8 @@ pub enum Layout {
     RowMajor,
     /// Sixteen at a time, their columns side by side (`src/runtime/cpu/interleaved.rs`).
     Interleaved16,
+    /// Each field of all blocks in a plane of its own, so that it can be loaded in aligned vectors (`kernels/quant.h`).
+    Planes,
 }
 
 impl Layout {
@@ -130,6 +132,7 @@ impl Layout {
         match self {
             Layout::RowMajor => "row-major",
             Layout::Interleaved16 => "interleaved16",
+            Layout::Planes => "planes",
         }
     }
 
@@ -145,7 +148,15 @@ impl Layout {
                     && rows.c.is_multiple_of(16)
                     && ty.is_blocked()
             }
-            (Layout::Interleaved16, _) => false,
+            (Layout::Planes, [rows, columns]) => {
+                let is_there = |dim: &Dim| dim.as_const().is_some_and(|n| n > 0);
+                ty.dtype.is_quantised()
+                    && ty.dtype != DType::Q8Act
+                    && is_there(rows)
+                    && is_there(columns)
+                    && ty.is_blocked()
+            }
+            (Layout::Interleaved16 | Layout::Planes, _) => false,
         }
     }
 }
@@ -201,6 +212,18 @@ impl LaunchSpec {
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     Cpu(CpuCode),
+    Hip(HipCode),
+}
+
+/// A kernel of a GPU. The grid of its launch counts blocks: the last extent is the x axis, the one before the y axis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HipCode {
+    /// A file of HIP C++, which includes headers of `kernels/` alone.
+    pub source: String,
+    /// The name of the kernel in it.
+    pub entry: String,
+    /// Threads of a block.
+    pub threads: u32,
 }
 
 /// Which of the CPU's functions does a launch (`src/runtime/cpu`).

@@ -137,7 +137,7 @@ fn build(seed: u64, size: usize, bounds: Syms, fuses: bool) -> Graph {
             7 if b.fuses => b.fused(),
             7 => b.gated(),
             // One is enough, and takes its time.
-            8 if !b.g.ids().any(|id| matches!(b.g.op(id), Op::MatMulId)) => b.experts(),
+            8 if !b.g.ids().into_iter().any(|id| matches!(b.g.op(id), Op::MatMulId)) => b.experts(),
             8 => b.projection(),
             _ => b.dead(),
         }

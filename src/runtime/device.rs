@@ -1,6 +1,7 @@
 //! What the executor, and whoever looks at single kernels, asks of a device.
 
 use super::cpu::{CpuDevice, Features};
+use super::hip::{HipDevice, HipError};
 use super::weights::WeightError;
 use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms};
@@ -19,8 +20,8 @@ use std::time::Duration;
 pub trait Device: Send {
     fn kind(&self) -> TargetKind;
 
-    /// The instruction set that its kernels use, by name.
-    fn isa(&self) -> &'static str;
+    /// The instruction set or the architecture that its kernels use, by name.
+    fn isa(&self) -> &str;
 
     /// Begins some calls of a program, in order: each kernel's launches, but for those that would write nothing at these sizes.
     ///
@@ -107,7 +108,7 @@ pub fn open(
 ) -> Result<Box<dyn Device>, DeviceError> {
     match plan.target.kind {
         TargetKind::Cpu => Ok(Box::new(CpuDevice::new(plan, model, options)?)),
-        kind @ (TargetKind::HipAmd | TargetKind::HipNvidia) => Err(DeviceError::Absent(kind)),
+        TargetKind::HipAmd | TargetKind::HipNvidia => Ok(Box::new(HipDevice::new(plan, model, options)?)),
     }
 }
 
@@ -118,6 +119,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Instructions of the CPU; [`Features::detect`] unless told.
     pub features: Option<Features>,
+    /// The number of the GPU.
+    pub gpu: usize,
 }
 
 /// Why a device cannot take a plan, or failed.
@@ -142,6 +145,8 @@ pub enum DeviceError {
     Weight(#[from] WeightError),
     #[error("{0}")]
     Threads(String),
+    #[error(transparent)]
+    Hip(#[from] HipError),
 }
 
 /// A number of bytes for people, in powers of ten.

@@ -264,8 +264,8 @@ impl Executor {
         }
     }
 
-    /// The instruction set that the device's kernels use, by name.
-    pub fn isa(&self) -> &'static str {
+    /// The instruction set or architecture that the device's kernels use, by name.
+    pub fn isa(&self) -> &str {
         self.device.isa()
     }
 

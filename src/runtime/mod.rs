@@ -4,6 +4,7 @@ pub mod batch;
 pub mod cpu;
 pub mod device;
 pub mod exec;
+pub mod hip;
 pub mod interp;
 pub mod weights;
 

@@ -237,7 +237,8 @@ impl<'a> Binding<'a> {
             let parts = self.any_layout.iter().filter(|any| *any == arg).count();
             let taken = parts > 0 && Some(&parts) == self.roles.get(usize::from(*arg));
             let once = self.kernel.layouts[..i].iter().all(|(other, _)| other != arg);
-            if !taken || !once || !ty.is_some_and(|ty| layout.fits(ty)) {
+            let fits = *layout == Layout::Interleaved16 && ty.is_some_and(|ty| layout.fits(ty));
+            if !taken || !once || !fits {
                 return Err(BindError::Layout { arg: *arg, layout: *layout });
             }
         }

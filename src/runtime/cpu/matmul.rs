@@ -70,6 +70,8 @@ fn tile_tokens<I: Isa>(layout: Layout) -> Option<usize> {
     match layout {
         Layout::RowMajor => I::TILE_TOKENS,
         Layout::Interleaved16 => I::STRIPS_TILE_TOKENS,
+        // Refused by the binding.
+        Layout::Planes => None,
     }
 }
 
@@ -82,7 +84,7 @@ pub(super) fn bind(
     let k = binding::size("the columns of a weight", m.k)?;
     let tile_of = |launch: &LaunchSpec| match launch.code {
         Code::Cpu(CpuCode::Matmul { tile }) => tile,
-        Code::Cpu(CpuCode::Whole | CpuCode::BestOfItems) => 0,
+        Code::Cpu(CpuCode::Whole | CpuCode::BestOfItems) | Code::Hip(_) => 0,
     };
     let rows_of_item = kernel.launches.first().map_or(0, tile_of);
     let tile = binding::size("the tile", rows_of_item.into())?;
@@ -219,6 +221,7 @@ impl Matmul {
                 match part.layout {
                     Layout::RowMajor => with_format!(part.format, fill, ()),
                     Layout::Interleaved16 => with_interleaved!(part.format, fill_strips, ()),
+                    Layout::Planes => {}
                 }
             }
         } else {

@@ -101,6 +101,7 @@ impl Norm {
                         let tile = args.slice::<u8>(table, tile * bytes, bytes);
                         interleaved::decode_row::<I>(format, tile, row % STRIP_ROWS, to);
                     }
+                    Layout::Planes => {}
                 }
             }
             Source::Sum { a, b } => {

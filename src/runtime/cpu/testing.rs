@@ -180,6 +180,7 @@ pub fn launch(
             let repacked = match kernel.layout(i as ArgId) {
                 Layout::RowMajor => input,
                 Layout::Interleaved16 => &repacked(&kernel.arg(i as ArgId).unwrap().ty, input),
+                Layout::Planes => unreachable!("the CPU has no kernel for it"),
             };
             memory[place.clone()].copy_from_slice(repacked);
         }

@@ -38,7 +38,7 @@ fn model() -> Arc<GgufFile> {
 }
 
 fn options() -> DeviceOptions {
-    DeviceOptions { threads: Some(2), features: None }
+    DeviceOptions { threads: Some(2), ..DeviceOptions::default() }
 }
 
 /// An executor of the toy programs, by way of bytes, after `change`.
@@ -331,7 +331,7 @@ impl Device for Late {
         self.device.kind()
     }
 
-    fn isa(&self) -> &'static str {
+    fn isa(&self) -> &str {
         self.device.isa()
     }
 

@@ -1,0 +1,191 @@
+// Causal attention of a few queries over caches in pages, split over the positions of a sequence.
+//
+// A block takes one token, some heads of a group, which share what they read, and one part of the positions. Eight lanes share a
+// position: each has some columns of its key and value. Every eight lanes run a softmax of their own; those are joined at the end, the
+// parts by `join_parts`. No size of a launch depends on how much a cache holds: parts that have no position write nothing.
+#pragma once
+#include "quant.h"
+#include "reduce.h"
+
+// Which positions a query sees, and how many of them each part takes.
+struct Seen {
+    int begin, end, each;
+    DEVICE int parts() const { return (end - begin + each - 1) / each; }
+};
+template <int PARTS, int WINDOW, int LONGEST>
+DEVICE Seen seen_by(int position, int length) {
+    Seen seen;
+    seen.end = least(least(position + 1, length), LONGEST);
+    if (seen.end < 0) seen.end = 0;
+    seen.begin = WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0;
+    if (seen.begin > seen.end) seen.begin = seen.end;
+    const int least_each = 32, each = (seen.end - seen.begin + PARTS - 1) / PARTS;
+    seen.each = each < least_each ? least_each : each;
+    return seen;
+}
+
+// What is needed of the shapes: `HEADS` query heads over `KV` cache heads of `D` columns; caches of `ROWS` rows in pages of `PAGE`,
+// of which each of `SEQUENCES` sequences has up to `PAGES`.
+template <int HEADS_, int KV_, int D_, int ROWS_, int PAGE_, int SEQUENCES_, int PAGES_, int WINDOW_, int PARTS_>
+struct Shape {
+    static constexpr int HEADS = HEADS_, KV = KV_, D = D_, ROWS = ROWS_, PAGE = PAGE_, SEQUENCES = SEQUENCES_, PAGES = PAGES_,
+                         WINDOW = WINDOW_, PARTS = PARTS_;
+    // Floats of a part of a head: its maximum, the sum of its weights, and weighted values.
+    static constexpr int PART = D + 2;
+};
+
+struct HalfCache {
+    typedef u16 Element;
+    static constexpr int VECTOR = 8;
+    static DEVICE void unpack(const Words& w, float* to) {
+        for (int i = 0; i < 4; i++) to[2 * i] = half_to_float((u16)w.x[i]), to[2 * i + 1] = half_to_float((u16)(w.x[i] >> 16));
+    }
+    static DEVICE float one(u16 x) { return half_to_float(x); }
+};
+struct FloatCache {
+    typedef float Element;
+    static constexpr int VECTOR = 4;
+    static DEVICE void unpack(const Words& w, float* to) {
+        for (int i = 0; i < 4; i++) to[i] = float_of(w.x[i]);
+    }
+    static DEVICE float one(float x) { return x; }
+};
+
+// The columns of a lane of eight: vectors of 16 bytes, if rows of eight lanes are whole ones, or single elements.
+template <class C, int D>
+struct Columns {
+    static constexpr bool WHOLE = D % (8 * C::VECTOR) == 0;
+    static constexpr int VECTOR = WHOLE ? C::VECTOR : 1, COUNT = (D + 8 * VECTOR - 1) / (8 * VECTOR), EACH = COUNT * VECTOR;
+    static DEVICE int column(int i) { return (i / VECTOR * 8 + lane() % 8) * VECTOR + i % VECTOR; }
+    static DEVICE bool is_there(int i) { return WHOLE || column(i) < D; }
+    static DEVICE void load(const typename C::Element* row, float (&to)[EACH]) {
+        if constexpr (WHOLE) {
+            for (int c = 0; c < COUNT; c++) C::unpack(*(const Words*)(row + column(c * VECTOR)), to + c * VECTOR);
+        } else {
+            for (int i = 0; i < EACH; i++) to[i] = is_there(i) ? C::one(row[column(i)]) : 0.0f;
+        }
+    }
+};
+
+constexpr float LOWEST = -1e30f;
+
+// A softmax on its way: maximum, sum of weights, weighted values.
+template <int EACH>
+struct Running {
+    float most, sum, values[EACH];
+    DEVICE void scale_to(float to) {
+        const float by = exponential(most - to);
+        sum *= by;
+        for (int i = 0; i < EACH; i++) values[i] *= by;
+        most = to;
+    }
+};
+
+// The part `block_x()` of the positions, for `GROUP` heads from `block_y() * GROUP` on and token `block_z()`.
+template <int THREADS, int GROUP, class S, class KC, class VC>
+DEVICE void attend_part(const float* q, const typename KC::Element* k, const typename VC::Element* v, const i32* tables,
+                        const i32* lengths, const i32* sequences, const i32* positions, float scale, float* parts) {
+    typedef Columns<KC, S::D> QK;
+    typedef Columns<VC, S::D> PV;
+    constexpr int AT_ONCE = THREADS / 8, KEYS = 2;
+    const int part = block_x(), head = block_y() * GROUP, token = block_z();
+    const int sequence = load_index(sequences + token, S::SEQUENCES);
+    const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
+    const int from = seen.begin + part * seen.each, to = least(from + seen.each, seen.end);
+    if (from >= to) return;
+    const int kv = head / (S::HEADS / S::KV);
+
+    float query[GROUP][QK::EACH];
+    Running<PV::EACH> run[GROUP];
+    for (int h = 0; h < GROUP; h++) {
+        const float* row = q + ((u64)token * S::HEADS + head + h) * S::D;
+        for (int i = 0; i < QK::EACH; i++) query[h][i] = QK::is_there(i) ? row[QK::column(i)] * scale : 0.0f;
+        run[h].most = LOWEST, run[h].sum = 0;
+        for (int i = 0; i < PV::EACH; i++) run[h].values[i] = 0;
+    }
+    for (int first = from; first < to; first += AT_ONCE * KEYS) {
+        float key[KEYS][QK::EACH], value[KEYS][PV::EACH];
+        bool is_there[KEYS];
+#pragma unroll
+        for (int n = 0; n < KEYS; n++) {
+            const int position = first + n * AT_ONCE + thread() / 8;
+            is_there[n] = position < to;
+            const int near = is_there[n] ? position : from;
+            const int page = load_index(tables + sequence * S::PAGES + near / S::PAGE, S::ROWS / S::PAGE);
+            const u64 row = ((u64)page * S::PAGE + near % S::PAGE) * S::KV + kv;
+            QK::load(k + row * S::D, key[n]);
+            PV::load(v + row * S::D, value[n]);
+        }
+#pragma unroll
+        for (int h = 0; h < GROUP; h++) {
+            float score[KEYS], most = run[h].most;
+#pragma unroll
+            for (int n = 0; n < KEYS; n++) {
+                float dot = 0;
+                for (int i = 0; i < QK::EACH; i++) dot = fused(query[h][i], key[n][i], dot);
+                dot = sum_of_lanes<8>(dot);
+                score[n] = is_there[n] ? dot : -INFINITE;
+                most = largest(most, score[n]);
+            }
+            run[h].scale_to(most);
+#pragma unroll
+            for (int n = 0; n < KEYS; n++) {
+                const float weight = exponential(score[n] - most);
+                run[h].sum += weight;
+                for (int i = 0; i < PV::EACH; i++) run[h].values[i] = fused(weight, value[n][i], run[h].values[i]);
+            }
+        }
+    }
+    // The eights of a warp, then the warps.
+    constexpr int WARPS = THREADS / WARP;
+    __shared__ float room[WARPS][GROUP][S::PART];
+    for (int h = 0; h < GROUP; h++) {
+        for (int mask = 8; mask < WARP; mask *= 2) {
+            const float most = largest(run[h].most, exchange(run[h].most, mask));
+            run[h].scale_to(most);
+            run[h].sum += exchange(run[h].sum, mask);
+            for (int i = 0; i < PV::EACH; i++) run[h].values[i] += exchange(run[h].values[i], mask);
+        }
+        if (lane() < 8) {
+            float* mine = room[warp()][h];
+            if (lane() == 0) mine[0] = run[h].most, mine[1] = run[h].sum;
+            for (int i = 0; i < PV::EACH; i++) {
+                if (PV::is_there(i)) mine[2 + PV::column(i)] = run[h].values[i];
+            }
+        }
+    }
+    barrier();
+    for (int i = thread(); i < GROUP * S::D; i += THREADS) {
+        const int h = i / S::D, column = i % S::D;
+        float most = LOWEST, sum = 0, value = 0;
+        for (int w = 0; w < WARPS; w++) most = largest(most, room[w][h][0]);
+        for (int w = 0; w < WARPS; w++) {
+            const float by = exponential(room[w][h][0] - most);
+            sum = fused(by, room[w][h][1], sum);
+            value = fused(by, room[w][h][2 + column], value);
+        }
+        float* out = parts + (((u64)token * S::HEADS + head + h) * S::PARTS + part) * S::PART;
+        out[2 + column] = value;
+        if (column == 0) out[0] = most, out[1] = sum;
+    }
+}
+
+// Joins the parts of column `column` of `HEADS * D` of a token, and stores it.
+template <class S, class Out>
+DEVICE void join_parts(const float* parts, const i32* lengths, const i32* sequences, const i32* positions, int token, int column,
+                       Out out) {
+    if (column >= S::HEADS * S::D) return;
+    const int sequence = load_index(sequences + token, S::SEQUENCES);
+    const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
+    const float* of_head = parts + ((u64)token * S::HEADS + column / S::D) * S::PARTS * S::PART;
+    const int count = seen.parts();
+    float most = LOWEST, sum = 0, value = 0;
+    for (int p = 0; p < count; p++) most = largest(most, of_head[p * S::PART]);
+    for (int p = 0; p < count; p++) {
+        const float by = exponential(of_head[p * S::PART] - most);
+        sum = fused(by, of_head[p * S::PART + 1], sum);
+        value = fused(by, of_head[p * S::PART + 2 + column % S::D], value);
+    }
+    // A query that sees nothing gets nothing.
+    out.store(token, column, sum > 0 ? value / sum : 0.0f, true);
+}

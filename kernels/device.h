@@ -1,0 +1,202 @@
+// What kernels need of a device. The only file that asks whose device it is.
+//
+// Compilers: nvrtc or nvcc for NVIDIA; hiprtc, hipcc, or clang without ROCm (-nogpuinc -nogpulib) for AMD. Nothing of the system is
+// included, as run-time compilers have no headers.
+#pragma once
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#if defined(__CUDACC__)
+#define SINTER_NVIDIA 1
+#elif defined(__AMDGCN__) || defined(__HIP__)
+#define SINTER_AMD 1
+#else
+#error "no device that these kernels know"
+#endif
+
+#if SINTER_AMD && !defined(__global__)
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
+#endif
+
+// Functions are inlined: arguments and shapes are constants of each kernel.
+#define DEVICE __device__ __attribute__((always_inline)) inline
+
+// A kernel of blocks of `threads` threads, called `name`.
+#if SINTER_NVIDIA
+#define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
+#else
+#define KERNEL(name, threads) \
+    extern "C" __global__ __attribute__((amdgpu_flat_work_group_size(threads, threads))) void name
+#endif
+
+// Lanes that run in step.
+#if SINTER_AMD && defined(__GFX9__)
+constexpr int WARP = 64;
+#else
+constexpr int WARP = 32;
+#endif
+
+#if SINTER_NVIDIA
+DEVICE int thread() { return threadIdx.x; }
+DEVICE int block_x() { return blockIdx.x; }
+DEVICE int block_y() { return blockIdx.y; }
+DEVICE int block_z() { return blockIdx.z; }
+#else
+DEVICE int thread() { return __builtin_amdgcn_workitem_id_x(); }
+DEVICE int block_x() { return __builtin_amdgcn_workgroup_id_x(); }
+DEVICE int block_y() { return __builtin_amdgcn_workgroup_id_y(); }
+DEVICE int block_z() { return __builtin_amdgcn_workgroup_id_z(); }
+#endif
+
+DEVICE int lane() { return thread() % WARP; }
+DEVICE int warp() { return thread() / WARP; }
+
+// All threads of the block are here, and what they wrote is seen.
+DEVICE void barrier() {
+#if SINTER_NVIDIA
+    __syncthreads();
+#else
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+#endif
+}
+
+// The value that lane `lane() ^ mask` has.
+DEVICE u32 exchange(u32 value, int mask) {
+#if SINTER_NVIDIA
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+#else
+    return __builtin_amdgcn_ds_bpermute((lane() ^ mask) << 2, value);
+#endif
+}
+
+DEVICE u32 bits_of(float x) {
+#if SINTER_NVIDIA
+    return __float_as_uint(x);
+#else
+    return __builtin_bit_cast(u32, x);
+#endif
+}
+
+DEVICE float float_of(u32 bits) {
+#if SINTER_NVIDIA
+    return __uint_as_float(bits);
+#else
+    return __builtin_bit_cast(float, bits);
+#endif
+}
+
+DEVICE float exchange(float value, int mask) { return float_of(exchange(bits_of(value), mask)); }
+DEVICE int exchange(int value, int mask) { return (int)exchange((u32)value, mask); }
+
+// `sum` plus four products of signed bytes.
+DEVICE int dot4(u32 a, u32 b, int sum) {
+#if SINTER_NVIDIA
+    return __dp4a((int)a, (int)b, sum);
+#elif defined(__gfx906__) || defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) || \
+    defined(__gfx941__) || defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1011__) || \
+    defined(__gfx1012__) || defined(__gfx1030__) || defined(__gfx1031__) || defined(__gfx1032__) || \
+    defined(__gfx1034__) || defined(__gfx1035__) || defined(__gfx1036__)
+    return __builtin_amdgcn_sdot4((int)a, (int)b, sum, false);
+#elif defined(__GFX11__) || defined(__GFX12__)
+    return __builtin_amdgcn_sudot4(true, (int)a, true, (int)b, sum, false);
+#else
+    for (int i = 0; i < 32; i += 8) sum += (int)(i8)(a >> i) * (int)(i8)(b >> i);
+    return sum;
+#endif
+}
+
+// Byte `i` of the result is byte `index[i]`, of 0 to 7, of `high:low`.
+DEVICE u32 pick_bytes(u32 low, u32 high, u32 index) {
+#if SINTER_NVIDIA
+    const u32 pairs = (index | index >> 4) & 0x00ff00ff;
+    return __byte_perm(low, high, pairs | pairs >> 8);
+#else
+    return __builtin_amdgcn_perm(high, low, index);
+#endif
+}
+
+DEVICE float half_to_float(u16 bits) {
+#if SINTER_NVIDIA
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+#else
+    return (float)__builtin_bit_cast(_Float16, bits);
+#endif
+}
+
+DEVICE u16 float_to_half(float x) {
+#if SINTER_NVIDIA
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+#else
+    return __builtin_bit_cast(u16, (_Float16)x);
+#endif
+}
+
+#if SINTER_NVIDIA
+DEVICE float exponential(float x) { return expf(x); }
+DEVICE float square_root(float x) { return sqrtf(x); }
+DEVICE float rounded(float x) { return roundf(x); }
+DEVICE double rounded(double x) { return rint(x); }
+DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+#else
+DEVICE float exponential(float x) { return __builtin_expf(x); }
+DEVICE float square_root(float x) { return __builtin_sqrtf(x); }
+DEVICE float rounded(float x) { return __builtin_roundf(x); }
+DEVICE double rounded(double x) { return __builtin_rint(x); }
+DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#endif
+DEVICE float largest(float a, float b) { return a > b ? a : b; }
+DEVICE int least(int a, int b) { return a < b ? a : b; }
+// Without its sign, which zero may have too.
+DEVICE float magnitude(float x) { return float_of(bits_of(x) & 0x7fffffff); }
+
+#define INFINITE (float_of(0x7f800000u))
+
+// Sixteen bytes, at an address that is a multiple of as many.
+struct alignas(16) Words {
+    u32 x[4];
+};
+struct alignas(8) Pair {
+    u32 x[2];
+};
+
+// Sixteen bytes of a weight, which this step reads once.
+DEVICE Words load_once(const void* from) {
+#if SINTER_NVIDIA
+    Words w;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3])
+                 : "l"(from));
+    return w;
+#else
+    return *(const Words*)from;
+#endif
+}
+
+// A value that the host writes before each step. On AMD a plain load of it may become a scalar load, whose cache keeps what was
+// there in the step before when a graph is replayed; this one goes past it.
+DEVICE i32 load_step(const i32* from) {
+#if SINTER_NVIDIA
+    return *(const volatile i32*)from;
+#else
+    return __hip_atomic_load(from, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+#endif
+}
+
+// The same, held to `0..below`, as what is followed must be.
+DEVICE i32 load_index(const i32* from, i32 below) {
+    const i32 i = load_step(from);
+    return i < 0 ? 0 : i >= below ? below - 1 : i;
+}

@@ -1,0 +1,25 @@
+// Operations that take each element by itself, and quantising to 8 bits, which takes 32.
+#pragma once
+#include "embed.h"
+
+// Row `row` of floats to 8 bits. Whole runs of 32 columns are there.
+template <int THREADS, int K, class Out>
+DEVICE void quantise_row(const float* x, int row, Out out) {
+    for (int column = thread(); column < K; column += THREADS) out.store(row, column, x[(u64)row * K + column], true);
+}
+
+// Row `row` of activations in 8 bits to floats.
+template <int THREADS, int TOKENS, int K>
+DEVICE void dequantise_activations(Quantised<TOKENS, K> x, int row, float* to) {
+    for (int column = thread(); column < K; column += THREADS) {
+        to[column] = x.scales(row)[column / 32 * 2] * (float)*(const i8*)(x.bytes(row) + column);
+    }
+}
+
+// silu(gate) * up of column `column` and token `token`, wherever `out` stores it.
+template <int K, class Out>
+DEVICE void swiglu(const float* gate, const float* up, int token, int column, Out out) {
+    if (column >= K) return;
+    const u64 at = (u64)token * K + column;
+    out.store(token, column, silu(gate[at]) * up[at], true);
+}

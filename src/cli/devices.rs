@@ -1,0 +1,30 @@
+//! `sinter devices`: what can run here.
+
+use sinter::runtime::cpu::Features;
+use sinter::runtime::device::Size;
+use sinter::runtime::hip::gpus;
+use std::io::Write;
+
+pub fn run() -> super::Outcome {
+    let mut out = std::io::stdout().lock();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    writeln!(out, "cpu    {} ({threads} threads)", Features::detect().name())?;
+    match gpus() {
+        Ok(gpus) => {
+            for gpu in gpus {
+                let (memory, free) = (Size(gpu.memory), Size(gpu.free));
+                writeln!(
+                    out,
+                    "hip:{}  {} ({}, platform {}, driver {}): {free} of {memory} free",
+                    gpu.ordinal,
+                    gpu.name,
+                    gpu.arch,
+                    gpu.platform.name(),
+                    gpu.driver,
+                )?;
+            }
+        }
+        Err(e) => writeln!(out, "hip    none: {e}")?,
+    }
+    Ok(())
+}

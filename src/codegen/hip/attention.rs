@@ -1,0 +1,62 @@
+//! Attention: `kernels/attention.h`, split over the positions of a sequence, and the join of the parts.
+
+use super::super::spec::{ArgId, AttentionSpec, Extent};
+use super::{THREADS, Unit, float, size};
+use crate::ir::{DType, Dim, TensorType};
+
+/// Threads of a block that attends.
+const ATTENDING: u32 = 128;
+/// Heads of a group that share what they read, at most: each takes registers.
+const SHARED_HEADS: u64 = 4;
+/// Blocks that keep a GPU busy.
+const BLOCKS: u64 = 512;
+/// Positions that a part has at least.
+const PART: u64 = 32;
+
+impl Unit<'_> {
+    pub(super) fn attention(&mut self, m: &AttentionSpec) -> Result<(), String> {
+        let [heads, kv, d] = [m.heads, m.kv_heads, m.head_dim].map(|n| size(Dim::n(n)));
+        let (heads, kv, d) = (heads?, kv?, d?);
+        let tokens = self.dim(m.q, 0)?;
+        let (rows, sequences, pages) =
+            (self.constant(m.k, 0)?, self.constant(m.tables, 0)?, self.constant(m.tables, 1)?);
+        let group = m.heads / m.kv_heads.max(1);
+        let shared = (1..=group.min(SHARED_HEADS)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
+        let blocks = tokens.eval(self.bounds) * m.heads / shared;
+        let longest = u64::from(pages) * u64::from(m.page);
+        let parts = (BLOCKS / blocks.max(1)).clamp(1, longest.div_ceil(PART).max(1));
+        let shape = format!(
+            "Shape<{heads}, {kv}, {d}, {rows}, {}, {sequences}, {pages}, {}, {parts}>",
+            m.page,
+            m.window.unwrap_or(0)
+        );
+        let room = TensorType::new(DType::F32, [tokens, Dim::n(m.heads * parts * (m.head_dim + 2))]);
+        let room = self.scratch(room);
+        let cache = |id: ArgId| match self.ty(id)?.dtype {
+            DType::F16 => Ok(("HalfCache", "u16")),
+            DType::F32 => Ok(("FloatCache", "float")),
+            other => Err(format!("a cache of {other}")),
+        };
+        let ((k, k_element), (v, v_element)) = (cache(m.k)?, cache(m.v)?);
+        let step =
+            format!("(const i32*)a{}, (const i32*)a{}, (const i32*)a{}", m.lengths, m.sequences, m.positions);
+        let body = format!(
+            "attend_part<{ATTENDING}, {shared}, {shape}, {k}, {v}>((const float*)a{}, (const {k_element}*)a{}, (const {v_element}*)a{}, (const i32*)a{}, {step}, {}, (float*)a{room});\n",
+            m.q,
+            m.k,
+            m.v,
+            m.tables,
+            float(m.scale)
+        );
+        let grid = vec![Extent::each(tokens), Extent::each(m.heads / shared), Extent::each(parts)];
+        self.file(&["attention.h"], ATTENDING, grid, body);
+        let width = m.heads * m.head_dim;
+        let out = self.store(m.out, width)?;
+        let body = format!(
+            "join_parts<{shape}>((const float*)a{room}, {step}, block_y(), block_x() * {THREADS} + thread(), {out});\n"
+        );
+        let grid = vec![Extent::each(tokens), Extent { dim: Dim::n(width), per: THREADS }];
+        self.file(&["attention.h"], THREADS, grid, body);
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! Matmuls of a few tokens at a time: `kernels/matvec.h`.
+
+use super::super::in_place::residuals;
+use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
+use super::{THREADS, Unit, floats, format_name, layout_name, size, symbol};
+use crate::ir::{DType, Dim, TensorType};
+
+/// The most tokens for which a weight is read once.
+const TOKENS: u64 = 8;
+/// Rows that lanes hold at once.
+const ROWS: u64 = 1;
+/// The most blocks among which the best of all rows is sought.
+const BEST_OF: u64 = 1024;
+
+impl Unit<'_> {
+    pub(super) fn matmul(&mut self, m: &MatmulSpec) -> Result<(), String> {
+        size(Dim::n(m.k))?;
+        for part in &m.parts {
+            size(Dim::n(part.rows))?;
+        }
+        let tokens = self.dim(m.x, 0)?;
+        let most = tokens.eval(self.bounds).min(TOKENS).next_power_of_two();
+        let count = symbol(tokens)?;
+        let x = self.activations(m.x, m.k)?;
+        let wave = self.target.wave;
+        let at_once = |part: &MatmulPart| u64::from(THREADS / lanes_of_row(m.k, part.format, wave));
+        let mut body = format!("const auto x = {x};\n");
+        let token_tiles = Extent { dim: tokens, per: most as u32 };
+        match m.epilogue {
+            Epilogue::Store => {
+                let mut blocks = 0;
+                for (i, part) in m.parts.iter().enumerate() {
+                    let weight = self.weight(part.weight, part.format, part.rows, m.k)?;
+                    let own = part.rows.div_ceil(at_once(part) * ROWS);
+                    let out = part.out.ok_or("a part without a result")?;
+                    if i + 1 < m.parts.len() {
+                        body += &format!("if (block_x() < {}) ", blocks + own);
+                    }
+                    body += &format!(
+                        "return matvec<{THREADS}, {ROWS}, {most}>({weight}, x, block_x() - {blocks}, {count}, {}, {}, (float*)a{out});\n",
+                        floats(part.bias),
+                        floats(part.residual),
+                    );
+                    blocks += own;
+                }
+                self.aliases = residuals(m);
+                self.file(&["matvec.h"], THREADS, vec![token_tiles, Extent::each(blocks)], body);
+            }
+            Epilogue::Swiglu { out } => {
+                let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
+                let to = self.store(out, gate.rows)?;
+                let [g, u] = [gate, up].map(|part| self.weight(part.weight, part.format, part.rows, m.k));
+                if lanes_of_row(m.k, gate.format, wave) != lanes_of_row(m.k, up.format, wave) {
+                    return Err(format!("a gate of {} and an up of {}", gate.format, up.format));
+                }
+                if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
+                    return Err(format!("{} rows are no whole blocks", gate.rows));
+                }
+                if gate.bias.is_some() || up.bias.is_some() {
+                    return Err("a gate or an up with a bias".into());
+                }
+                body += &format!(
+                    "matvec_swiglu<{THREADS}, {most}>({}, {}, x, block_x(), {count}, {to});\n",
+                    g?, u?
+                );
+                let blocks = gate.rows.div_ceil(32);
+                self.file(&["matvec.h"], THREADS, vec![token_tiles, Extent::each(blocks)], body);
+            }
+            Epilogue::ArgMax { out } => {
+                let [part] = &m.parts[..] else { return Err("one part".into()) };
+                let weight = self.weight(part.weight, part.format, part.rows, m.k)?;
+                let each = part.rows.div_ceil(at_once(part)).div_ceil(BEST_OF);
+                let blocks = part.rows.div_ceil(at_once(part) * each);
+                let [values, indices] = [DType::F32, DType::I32]
+                    .map(|dtype| self.scratch(TensorType::new(dtype, [tokens, Dim::n(blocks)])));
+                body += &format!(
+                    "matvec_best<{THREADS}, {most}, {blocks}, {each}>({weight}, x, block_x(), {count}, {}, (float*)a{values}, (i32*)a{indices});\n",
+                    floats(part.bias),
+                );
+                self.file(&["matvec.h"], THREADS, vec![token_tiles, Extent::each(blocks)], body);
+                let body = format!(
+                    "best_of_row<{THREADS}, {blocks}>((const float*)a{values}, (const i32*)a{indices}, (i32*)a{out}, block_x());\n"
+                );
+                self.file(&["sample.h"], THREADS, vec![Extent::each(tokens)], body);
+            }
+        }
+        Ok(())
+    }
+
+    /// An expression for a weight `[rows, k]`.
+    pub(super) fn weight(&self, id: ArgId, format: DType, rows: u64, k: u64) -> Result<String, String> {
+        let name = format_name(format);
+        let layout = self.layout(id);
+        match format {
+            DType::F32 | DType::F16 | DType::BF16 if layout == Layout::RowMajor => {
+                Ok(format!("Numbers<{name}, {rows}, {k}>{{a{id}}}"))
+            }
+            _ if format.is_quantised() => {
+                Ok(format!("Matrix<{name}, {}, {rows}, {k}>{{a{id}}}", layout_name(layout)?))
+            }
+            _ => Err(format!("a weight cannot be {format}")),
+        }
+    }
+}
+
+/// Lanes that share a row of `k` columns, as `lanes_of_row` of `kernels/matvec.h` has it.
+fn lanes_of_row(k: u64, format: DType, wave: u32) -> u32 {
+    let span = match format {
+        DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 64,
+        _ => 32,
+    };
+    let mut lanes = wave;
+    while lanes > 1 && u64::from(lanes) > k / span {
+        lanes /= 2;
+    }
+    lanes
+}

@@ -1,0 +1,206 @@
+//! The functions of a GPU's driver, loaded at run time: one table for HIP's two platforms, whose calls are alike.
+//!
+//! Types are those that both have: handles are pointers, addresses of device memory are 64-bit numbers, and every call returns a
+//! number that is 0 if it succeeded (`cuda.h`, `hip/hip_runtime_api.h`).
+
+use super::HipError;
+use libloading::Library;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+/// Whose driver it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// `libamdhip64`.
+    Amd,
+    /// The CUDA driver.
+    Nvidia,
+}
+
+impl Platform {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Platform::Amd => "amd",
+            Platform::Nvidia => "nvidia",
+        }
+    }
+}
+
+/// A handle of the driver.
+pub type Handle = *mut c_void;
+/// An address in the memory of a device.
+pub type Address = u64;
+
+/// Loads `$library` by the first of some names, and each function by its name there.
+macro_rules! functions {
+    ($(#[$about:meta])* $table:ident { $($field:ident($($arg:ty),*) = $cuda:literal, $hip:literal;)* }) => {
+        $(#[$about])*
+        pub struct $table {
+            $(pub $field: unsafe extern "C" fn($($arg),*) -> c_int,)*
+            #[allow(dead_code, reason = "functions are there while it is loaded")]
+            pub library: Library,
+        }
+
+        impl $table {
+            /// # Errors
+            /// If there is no such library here, or it lacks a function.
+            pub fn load(platform: Platform, names: &[String]) -> Result<$table, HipError> {
+                let library = open(names)?;
+                $(
+                    let name = match platform {
+                        Platform::Nvidia => $cuda,
+                        Platform::Amd => $hip,
+                    };
+                    // SAFETY: both libraries declare the function so.
+                    let $field = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> c_int>(name.as_bytes()) };
+                    let $field = *$field.map_err(|_| HipError::Symbol { library: names.join(", "), symbol: name })?;
+                )*
+                Ok($table { $($field,)* library })
+            }
+        }
+    };
+}
+
+fn open(names: &[String]) -> Result<Library, HipError> {
+    let mut why = String::new();
+    for name in names {
+        // SAFETY: a driver's library may be loaded at any time; its initialisers are the vendor's.
+        match unsafe { Library::new(name) } {
+            Ok(library) => return Ok(library),
+            Err(e) => why = e.to_string(),
+        }
+    }
+    Err(HipError::Library { why })
+}
+
+functions! {
+    /// What the driver can do.
+    Api {
+        init(c_uint) = "cuInit", "hipInit";
+        device_count(*mut c_int) = "cuDeviceGetCount", "hipGetDeviceCount";
+        device_get(*mut c_int, c_int) = "cuDeviceGet", "hipDeviceGet";
+        device_name(*mut c_char, c_int, c_int) = "cuDeviceGetName", "hipDeviceGetName";
+        driver_version(*mut c_int) = "cuDriverGetVersion", "hipDriverGetVersion";
+        memory_info(*mut usize, *mut usize) = "cuMemGetInfo_v2", "hipMemGetInfo";
+        malloc(*mut Address, usize) = "cuMemAlloc_v2", "hipMalloc";
+        free(Address) = "cuMemFree_v2", "hipFree";
+        host_malloc(*mut *mut c_void, usize, c_uint) = "cuMemHostAlloc", "hipHostMalloc";
+        host_free(*mut c_void) = "cuMemFreeHost", "hipHostFree";
+        copy_to_device(Address, *const c_void, usize, Handle) = "cuMemcpyHtoDAsync_v2", "hipMemcpyHtoDAsync";
+        copy_to_host(*mut c_void, Address, usize, Handle) = "cuMemcpyDtoHAsync_v2", "hipMemcpyDtoHAsync";
+        copy_within(Address, Address, usize, Handle) = "cuMemcpyDtoDAsync_v2", "hipMemcpyDtoDAsync";
+        fill(Address, u8, usize, Handle) = "cuMemsetD8Async", "hipMemsetD8Async";
+        stream_create(*mut Handle, c_uint) = "cuStreamCreate", "hipStreamCreateWithFlags";
+        stream_destroy(Handle) = "cuStreamDestroy_v2", "hipStreamDestroy";
+        stream_wait(Handle) = "cuStreamSynchronize", "hipStreamSynchronize";
+        event_create(*mut Handle, c_uint) = "cuEventCreate", "hipEventCreateWithFlags";
+        event_destroy(Handle) = "cuEventDestroy_v2", "hipEventDestroy";
+        event_record(Handle, Handle) = "cuEventRecord", "hipEventRecord";
+        event_elapsed(*mut f32, Handle, Handle) = "cuEventElapsedTime", "hipEventElapsedTime";
+        module_load(*mut Handle, *const c_void) = "cuModuleLoadData", "hipModuleLoadData";
+        module_unload(Handle) = "cuModuleUnload", "hipModuleUnload";
+        module_function(*mut Handle, Handle, *const c_char) = "cuModuleGetFunction", "hipModuleGetFunction";
+        launch(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void)
+            = "cuLaunchKernel", "hipModuleLaunchKernel";
+        capture_begin(Handle, c_int) = "cuStreamBeginCapture_v2", "hipStreamBeginCapture";
+        capture_end(Handle, *mut Handle) = "cuStreamEndCapture", "hipStreamEndCapture";
+        graph_instantiate(*mut Handle, Handle, u64) = "cuGraphInstantiateWithFlags", "hipGraphInstantiateWithFlags";
+        graph_launch(Handle, Handle) = "cuGraphLaunch", "hipGraphLaunch";
+        graph_destroy(Handle) = "cuGraphDestroy", "hipGraphDestroy";
+        graph_exec_destroy(Handle) = "cuGraphExecDestroy", "hipGraphExecDestroy";
+    }
+}
+
+functions! {
+    /// A compiler of HIP C++ in a library.
+    Rtc {
+        create(*mut Handle, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char)
+            = "nvrtcCreateProgram", "hiprtcCreateProgram";
+        compile(Handle, c_int, *const *const c_char) = "nvrtcCompileProgram", "hiprtcCompileProgram";
+        log_size(Handle, *mut usize) = "nvrtcGetProgramLogSize", "hiprtcGetProgramLogSize";
+        log(Handle, *mut c_char) = "nvrtcGetProgramLog", "hiprtcGetProgramLog";
+        code_size(Handle, *mut usize) = "nvrtcGetCUBINSize", "hiprtcGetCodeSize";
+        code(Handle, *mut c_char) = "nvrtcGetCUBIN", "hiprtcGetCode";
+        destroy(*mut Handle) = "nvrtcDestroyProgram", "hiprtcDestroyProgram";
+    }
+}
+
+impl Api {
+    /// The driver of a platform.
+    ///
+    /// # Errors
+    /// If there is none here, or it lacks a function.
+    pub fn open(platform: Platform) -> Result<Api, HipError> {
+        let names: &[&str] = match platform {
+            Platform::Nvidia => &["libcuda.so.1", "libcuda.so", "nvcuda.dll"],
+            Platform::Amd => &[
+                "libamdhip64.so",
+                "libamdhip64.so.7",
+                "libamdhip64.so.6",
+                "libamdhip64.so.5",
+                "amdhip64_7.dll",
+                "amdhip64_6.dll",
+            ],
+        };
+        let mut all = in_folders(platform, names);
+        all.extend(names.iter().map(|name| name.to_string()));
+        Api::load(platform, &all)
+    }
+
+    /// What the driver calls an error.
+    pub fn error_name(&self, platform: Platform, code: c_int) -> String {
+        let named: *const c_char = match platform {
+            Platform::Nvidia => {
+                let mut name = std::ptr::null();
+                type Named = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
+                // SAFETY: so cuda.h declares it; the name is written before it returns 0, else left null.
+                unsafe {
+                    if let Ok(named) = self.library.get::<Named>("cuGetErrorName") {
+                        named(code, &mut name);
+                    }
+                }
+                name
+            }
+            Platform::Amd => {
+                type Named = unsafe extern "C" fn(c_int) -> *const c_char;
+                // SAFETY: so hip_runtime_api.h declares it.
+                unsafe {
+                    self.library.get::<Named>("hipGetErrorName").map_or(std::ptr::null(), |named| named(code))
+                }
+            }
+        };
+        if named.is_null() {
+            return format!("error {code}");
+        }
+        // SAFETY: the driver's names are constant strings that end in 0.
+        unsafe { CStr::from_ptr(named) }.to_string_lossy().into_owned()
+    }
+}
+
+impl Rtc {
+    /// The compiler of a platform.
+    ///
+    /// # Errors
+    /// If there is none here, or it lacks a function.
+    pub fn open(platform: Platform) -> Result<Rtc, HipError> {
+        let names: &[&str] = match platform {
+            Platform::Nvidia => &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
+            Platform::Amd => {
+                &["libhiprtc.so", "libhiprtc.so.7", "libhiprtc.so.6", "libhiprtc.so.5", "libamdhip64.so"]
+            }
+        };
+        let mut all: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        all.extend(in_folders(platform, names));
+        Rtc::load(platform, &all)
+    }
+}
+
+/// Libraries in the folders that variables of the environment name, or where installers put them.
+fn in_folders(platform: Platform, names: &[&str]) -> Vec<String> {
+    let (variables, usual, folders) = match platform {
+        Platform::Nvidia => (["CUDA_HOME", "CUDA_PATH"], "/usr/local/cuda", ["lib64", "lib"]),
+        Platform::Amd => (["ROCM_PATH", "HIP_PATH"], "/opt/rocm", ["lib", "lib64"]),
+    };
+    let roots = variables.iter().filter_map(|v| std::env::var(v).ok()).chain([usual.to_string()]);
+    let all = roots.flat_map(|root| folders.map(|folder| format!("{root}/{folder}")));
+    all.flat_map(|folder| names.iter().map(move |name| format!("{folder}/{name}"))).collect()
+}

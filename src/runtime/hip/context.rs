@@ -1,0 +1,558 @@
+//! A GPU that is in use, and what lies on it. Everything gives back what it took when it goes, on whatever thread that is.
+
+use super::HipError;
+use super::api::{Address, Api, Handle, Platform};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::sync::Arc;
+
+/// A device of a platform, bound to whatever thread calls.
+pub struct Context {
+    api: Api,
+    pub platform: Platform,
+    ordinal: c_int,
+    /// Of CUDA, the context; of HIP, nothing.
+    handle: Handle,
+    pub name: String,
+    /// The architecture, as compilers name it.
+    pub arch: String,
+}
+
+// SAFETY: drivers take calls from any thread; which device is meant is bound before each.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+type Result<T> = std::result::Result<T, HipError>;
+
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
+const CAPABILITY: [c_int; 2] = [75, 76];
+
+impl Context {
+    /// The device of this number.
+    ///
+    /// # Errors
+    /// If there is no driver, or no such device.
+    pub fn open(platform: Platform, ordinal: usize) -> Result<Arc<Context>> {
+        let api = Api::open(platform)?;
+        let check = |code: c_int, call: &'static str| match code {
+            0 => Ok(()),
+            code => Err(HipError::Driver { call, name: api.error_name(platform, code) }),
+        };
+        let mut count = 0;
+        // SAFETY: every pointer is to a variable of its type.
+        unsafe {
+            check((api.init)(0), "init")?;
+            check((api.device_count)(&mut count), "device count")?;
+        }
+        let wanted = c_int::try_from(ordinal).ok().filter(|n| *n < count);
+        let ordinal = wanted.ok_or(HipError::NoDevice { ordinal, count: count.max(0) as usize })?;
+        let (mut device, mut name) = (0, [0 as c_char; 256]);
+        // SAFETY: as above; the name is cut to what there is room for.
+        unsafe {
+            check((api.device_get)(&mut device, ordinal), "device")?;
+            check((api.device_name)(name.as_mut_ptr(), 256, device), "device name")?;
+        }
+        let name = text(&name);
+        let handle = match platform {
+            Platform::Nvidia => {
+                type Retain = unsafe extern "C" fn(*mut Handle, c_int) -> c_int;
+                let mut handle = std::ptr::null_mut();
+                let retain = symbol::<Retain>(&api, "cuDevicePrimaryCtxRetain")?;
+                // SAFETY: so cuda.h declares it.
+                check(unsafe { retain(&mut handle, device) }, "context")?;
+                handle
+            }
+            Platform::Amd => std::ptr::null_mut(),
+        };
+        let arch = arch_of(&api, platform, device)?;
+        let context = Context { api, platform, ordinal, handle, name, arch };
+        context.bind()?;
+        Ok(Arc::new(context))
+    }
+
+    /// Makes the device that of the calling thread.
+    fn bind(&self) -> Result<()> {
+        match self.platform {
+            Platform::Nvidia => {
+                type Set = unsafe extern "C" fn(Handle) -> c_int;
+                let set = symbol::<Set>(&self.api, "cuCtxSetCurrent")?;
+                // SAFETY: the context lives until this is dropped.
+                self.check(unsafe { set(self.handle) }, "bind")
+            }
+            Platform::Amd => {
+                type Set = unsafe extern "C" fn(c_int) -> c_int;
+                let set = symbol::<Set>(&self.api, "hipSetDevice")?;
+                // SAFETY: there is a device of this number.
+                self.check(unsafe { set(self.ordinal) }, "bind")
+            }
+        }
+    }
+
+    fn check(&self, code: c_int, call: &'static str) -> Result<()> {
+        match code {
+            0 => Ok(()),
+            code => Err(HipError::Driver { call, name: self.api.error_name(self.platform, code) }),
+        }
+    }
+
+    /// The version of the driver, as it counts them.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn driver(&self) -> Result<i32> {
+        let mut version = 0;
+        // SAFETY: `version` is a variable.
+        self.check(unsafe { (self.api.driver_version)(&mut version) }, "driver version")?;
+        Ok(version)
+    }
+
+    /// Bytes of memory that are free, and all.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        let (mut free, mut all) = (0, 0);
+        self.bind()?;
+        // SAFETY: both are variables.
+        self.check(unsafe { (self.api.memory_info)(&mut free, &mut all) }, "memory info")?;
+        Ok((free as u64, all as u64))
+    }
+}
+
+fn text(bytes: &[c_char]) -> String {
+    let bytes: Vec<u8> = bytes.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn symbol<F: Copy>(api: &Api, name: &'static str) -> Result<F> {
+    // SAFETY: the caller's type is that of the function.
+    let found = unsafe { api.library.get::<F>(name.as_bytes()) };
+    found.map(|f| *f).map_err(|_| HipError::Symbol { library: "the driver".into(), symbol: name })
+}
+
+fn arch_of(api: &Api, platform: Platform, device: c_int) -> Result<String> {
+    match platform {
+        Platform::Nvidia => {
+            type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+            let attribute = symbol::<Attribute>(api, "cuDeviceGetAttribute")?;
+            let mut values = [0; 2];
+            for (value, which) in values.iter_mut().zip(CAPABILITY) {
+                // SAFETY: so cuda.h declares it.
+                let code = unsafe { attribute(value, which, device) };
+                if code != 0 {
+                    let name = api.error_name(platform, code);
+                    return Err(HipError::Driver { call: "device attribute", name });
+                }
+            }
+            Ok(format!("sm_{}{}", values[0], values[1]))
+        }
+        Platform::Amd => {
+            type Properties = unsafe extern "C" fn(*mut hip_sys::hipDeviceProp_tR0600, c_int) -> c_int;
+            let get = symbol::<Properties>(api, "hipGetDevicePropertiesR0600")?;
+            // SAFETY: a structure of numbers and arrays of them, for which all zeros are values.
+            let mut properties: Box<hip_sys::hipDeviceProp_tR0600> = Box::new(unsafe { std::mem::zeroed() });
+            // SAFETY: so hip_runtime_api.h declares it.
+            let code = unsafe { get(&mut *properties, device) };
+            if code != 0 {
+                let name = api.error_name(platform, code);
+                return Err(HipError::Driver { call: "device properties", name });
+            }
+            // As gfx90a:sramecc+:xnack-.
+            Ok(text(&properties.gcnArchName).split(':').next().unwrap_or_default().to_string())
+        }
+    }
+}
+
+/// Memory of a device.
+pub struct Buffer {
+    context: Arc<Context>,
+    pub at: Address,
+    pub bytes: u64,
+}
+
+impl Buffer {
+    /// # Errors
+    /// If there is not as much memory.
+    pub fn new(context: &Arc<Context>, bytes: u64) -> Result<Buffer> {
+        let mut at = 0;
+        context.bind()?;
+        let size = usize::try_from(bytes.max(1)).map_err(|_| HipError::Size(bytes))?;
+        // SAFETY: `at` is a variable.
+        context.check(unsafe { (context.api.malloc)(&mut at, size) }, "malloc")?;
+        Ok(Buffer { context: Arc::clone(context), at, bytes })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`, and given back once. Streams that use it are waited for before.
+        let freed = self
+            .context
+            .bind()
+            .and_then(|()| self.context.check(unsafe { (self.context.api.free)(self.at) }, "free"));
+        if let Err(e) = freed {
+            tracing::warn!(error = %e, "memory of the device was not given back");
+        }
+    }
+}
+
+/// Memory of the host that the device copies from and to by itself.
+pub struct Pinned {
+    context: Arc<Context>,
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: plain memory with one owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// # Errors
+    /// If there is not as much memory.
+    pub fn new(context: &Arc<Context>, len: usize) -> Result<Pinned> {
+        let mut at = std::ptr::null_mut();
+        context.bind()?;
+        // SAFETY: `at` is a variable.
+        context.check(unsafe { (context.api.host_malloc)(&mut at, len.max(1), 0) }, "host malloc")?;
+        // SAFETY: so many bytes were allocated.
+        unsafe { at.cast::<u8>().write_bytes(0, len) };
+        Ok(Pinned { context: Arc::clone(context), at: at.cast(), len })
+    }
+
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: allocated and initialised in `new`. Copies that read or write it are waited for before it is asked for.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`, and given back once.
+        let freed = self.context.bind().and_then(|()| {
+            self.context.check(unsafe { (self.context.api.host_free)(self.at.cast()) }, "host free")
+        });
+        if let Err(e) = freed {
+            tracing::warn!(error = %e, "pinned memory was not given back");
+        }
+    }
+}
+
+/// Work in order.
+pub struct Stream {
+    context: Arc<Context>,
+    handle: Handle,
+}
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Stream {}
+
+/// Not ordered with the default stream.
+const NON_BLOCKING: c_uint = 1;
+/// Other threads' calls do not end a capture.
+const THREAD_LOCAL: c_int = 1;
+
+impl Stream {
+    /// # Errors
+    /// If the driver fails.
+    pub fn new(context: &Arc<Context>) -> Result<Stream> {
+        let mut handle = std::ptr::null_mut();
+        context.bind()?;
+        // SAFETY: `handle` is a variable.
+        context.check(unsafe { (context.api.stream_create)(&mut handle, NON_BLOCKING) }, "stream")?;
+        Ok(Stream { context: Arc::clone(context), handle })
+    }
+
+    /// Waits until all its work is done.
+    ///
+    /// # Errors
+    /// If the work failed.
+    pub fn wait(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the stream lives.
+        self.context.check(unsafe { (self.context.api.stream_wait)(self.handle) }, "wait")
+    }
+
+    /// Copies to the device.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    ///
+    /// # Safety
+    /// `to` has as many bytes. `from` stays as it is until the stream was waited for.
+    pub unsafe fn write(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the caller's.
+        let code =
+            unsafe { (self.context.api.copy_to_device)(to, from.as_ptr().cast(), from.len(), self.handle) };
+        self.context.check(code, "copy to the device")
+    }
+
+    /// Copies from the device.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    ///
+    /// # Safety
+    /// `from` has as many bytes. `to` is not touched until the stream was waited for.
+    pub unsafe fn read(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the caller's.
+        let code =
+            unsafe { (self.context.api.copy_to_host)(to.as_mut_ptr().cast(), from, to.len(), self.handle) };
+        self.context.check(code, "copy from the device")
+    }
+
+    /// Copies on the device.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    ///
+    /// # Safety
+    /// Both have as many bytes, and do not overlap.
+    pub unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the caller's.
+        self.context.check(
+            unsafe { (self.context.api.copy_within)(to, from, bytes, self.handle) },
+            "copy on the device",
+        )
+    }
+
+    /// Fills memory of the device.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    ///
+    /// # Safety
+    /// `at` has as many bytes.
+    pub unsafe fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the caller's.
+        self.context.check(unsafe { (self.context.api.fill)(at, byte, bytes, self.handle) }, "fill")
+    }
+
+    /// Launches a function on a grid of blocks.
+    ///
+    /// # Errors
+    /// If the driver refuses it.
+    ///
+    /// # Safety
+    /// The function takes these arguments, and touches no memory that it must not.
+    pub unsafe fn launch(
+        &self,
+        function: &Function,
+        grid: [u32; 3],
+        threads: u32,
+        args: &mut LaunchArgs,
+    ) -> Result<()> {
+        self.context.bind()?;
+        let [x, y, z] = grid;
+        let mut pointers = args.pointers();
+        // SAFETY: the caller's; the driver copies the arguments.
+        let code = unsafe {
+            (self.context.api.launch)(
+                function.handle,
+                x,
+                y,
+                z,
+                threads,
+                1,
+                1,
+                0,
+                self.handle,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.context.check(code, "launch")
+    }
+
+    /// From now on, what is put on the stream is captured, not done.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn begin_capture(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the stream lives.
+        let code = unsafe { (self.context.api.capture_begin)(self.handle, THREAD_LOCAL) };
+        self.context.check(code, "begin capture")
+    }
+
+    /// What was captured, as a graph.
+    ///
+    /// # Errors
+    /// If something was put on the stream that cannot be captured.
+    pub fn end_capture(&self) -> Result<Graph> {
+        self.context.bind()?;
+        let api = &self.context.api;
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream lives; `graph` is a variable.
+        self.context.check(unsafe { (api.capture_end)(self.handle, &mut graph) }, "end capture")?;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph was captured; it is not needed beyond this, and destroyed once.
+        let made = unsafe {
+            let made = (api.graph_instantiate)(&mut exec, graph, 0);
+            (api.graph_destroy)(graph);
+            made
+        };
+        self.context.check(made, "graph")?;
+        Ok(Graph { context: Arc::clone(&self.context), handle: exec })
+    }
+
+    /// Replays a graph.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: both live.
+        self.context
+            .check(unsafe { (self.context.api.graph_launch)(graph.handle, self.handle) }, "graph launch")
+    }
+
+    /// A moment in the stream's work.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn moment(&self) -> Result<Event> {
+        self.context.bind()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a variable.
+        self.context.check(unsafe { (self.context.api.event_create)(&mut handle, 0) }, "event")?;
+        let event = Event { context: Arc::clone(&self.context), handle };
+        // SAFETY: both live.
+        self.context
+            .check(unsafe { (self.context.api.event_record)(handle, self.handle) }, "event record")?;
+        Ok(event)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`, and destroyed once, when its work is done.
+        let done = self.wait().and_then(|()| {
+            self.context.check(unsafe { (self.context.api.stream_destroy)(self.handle) }, "stream destroy")
+        });
+        if let Err(e) = done {
+            tracing::warn!(error = %e, "a stream did not end well");
+        }
+    }
+}
+
+/// Launches that can be replayed. What it was captured from lives as long.
+pub struct Graph {
+    context: Arc<Context>,
+    handle: Handle,
+}
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made by `capture`, and destroyed once.
+        let bound = self.context.bind();
+        if bound.is_ok() {
+            unsafe { (self.context.api.graph_exec_destroy)(self.handle) };
+        }
+    }
+}
+
+/// A moment in a stream's work.
+pub struct Event {
+    context: Arc<Context>,
+    handle: Handle,
+}
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Milliseconds from this to a later one; both must have been.
+    ///
+    /// # Errors
+    /// If one has not been.
+    pub fn until(&self, later: &Event) -> Result<f32> {
+        let mut ms = 0.0;
+        self.context.bind()?;
+        // SAFETY: both live; `ms` is a variable.
+        self.context.check(
+            unsafe { (self.context.api.event_elapsed)(&mut ms, self.handle, later.handle) },
+            "elapsed",
+        )?;
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made by `moment`, and destroyed once.
+            unsafe { (self.context.api.event_destroy)(self.handle) };
+        }
+    }
+}
+
+/// Machine code on a device.
+pub struct Module {
+    context: Arc<Context>,
+    handle: Handle,
+}
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Module {}
+
+/// A kernel of a [`Module`], which must live as long.
+#[derive(Clone, Copy)]
+pub struct Function {
+    handle: Handle,
+}
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Function {}
+
+impl Module {
+    /// # Errors
+    /// If it is no code for this device.
+    pub fn new(context: &Arc<Context>, code: &[u8]) -> Result<Module> {
+        context.bind()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: code objects say how long they are; these bytes are of a compiler.
+        context.check(unsafe { (context.api.module_load)(&mut handle, code.as_ptr().cast()) }, "module")?;
+        Ok(Module { context: Arc::clone(context), handle })
+    }
+
+    /// # Errors
+    /// If there is no such kernel in it.
+    pub fn function(&self, entry: &str) -> Result<Function> {
+        self.context.bind()?;
+        let mut handle = std::ptr::null_mut();
+        let name = CString::new(entry).map_err(|_| HipError::Entry(entry.into()))?;
+        // SAFETY: the name ends in 0; `handle` is a variable.
+        let code = unsafe { (self.context.api.module_function)(&mut handle, self.handle, name.as_ptr()) };
+        self.context.check(code, "function")?;
+        Ok(Function { handle })
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: loaded by `new`, and unloaded once.
+            unsafe { (self.context.api.module_unload)(self.handle) };
+        }
+    }
+}
+
+/// The arguments of a launch: addresses, then the sizes of the step.
+pub struct LaunchArgs {
+    pub addresses: Vec<Address>,
+    pub sizes: [i32; 2],
+}
+
+impl LaunchArgs {
+    fn pointers(&mut self) -> Vec<*mut c_void> {
+        let addresses = self.addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast());
+        addresses.chain(self.sizes.iter_mut().map(|s| std::ptr::from_mut(s).cast())).collect()
+    }
+}

@@ -1,0 +1,435 @@
+//! A plan on a GPU.
+
+use super::HipError;
+use super::context::{Buffer, Context, Event, Function, Graph, LaunchArgs, Module, Pinned, Stream};
+use super::kernels::compile;
+use super::planes::{activations_from_planes, activations_to_planes};
+use super::weights::Weights;
+use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
+use crate::gguf::GgufFile;
+use crate::ir::{DType, StateRole, Syms, TensorType};
+use crate::plan::{BufRef, LoadedPlan, PlannedProgram, State};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
+use crate::runtime::weights::find_weights;
+use crate::target::TargetKind;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of pinned memory for what is written and read.
+const STAGING: usize = 4 << 20;
+/// The most token rows of programs whose steps are captured as graphs: in larger ones, launches take longer than launching does.
+const GRAPH_TOKENS: u64 = 64;
+
+/// Runs a plan on a GPU: its launches in order on one stream, those of small programs as graphs.
+///
+/// What is dropped first stands first: graphs before what they were captured from, the stream's last work before memory.
+pub struct HipDevice {
+    graphs: HashMap<(usize, Syms), Captured>,
+    stream: Stream,
+    kernels: Vec<Vec<Launch>>,
+    programs: Vec<Vec<PlacedCall>>,
+    _modules: Vec<Module>,
+    pool: Buffer,
+    _weights: Weights,
+    staging: Pinned,
+    /// Bytes of it that work under way may still read.
+    staged: usize,
+    launches: Vec<u64>,
+    submitted: u64,
+    /// Whether everything that was submitted is done.
+    idle: bool,
+    timed: Vec<(usize, usize, Event)>,
+    began: Option<Event>,
+    plan: Arc<LoadedPlan>,
+    context: Arc<Context>,
+}
+
+/// What a step became.
+enum Captured {
+    /// It ran once, launch by launch.
+    Seen,
+    Graph(Graph),
+}
+
+/// A launch of a kernel.
+struct Launch {
+    function: Function,
+    threads: u32,
+    grid: Vec<Extent>,
+}
+
+/// A call with its arguments found.
+struct PlacedCall {
+    kernel: usize,
+    addresses: Vec<u64>,
+}
+
+impl HipDevice {
+    /// Compiles the kernels, loads the weights, reserves the memory.
+    ///
+    /// # Errors
+    /// If there is no such GPU, a kernel does not compile, memory is short, or the model's tensors are not those of the plan.
+    pub fn new(
+        plan: &Arc<LoadedPlan>,
+        model: Arc<GgufFile>,
+        options: &DeviceOptions,
+    ) -> Result<HipDevice, DeviceError> {
+        let context = super::open(options.gpu)?;
+        if context.arch != plan.target.arch {
+            let (wants, has) = (plan.target.arch.clone(), context.arch.clone());
+            return Err(HipError::OtherArch { wants, has, name: context.name.clone() }.into());
+        }
+        let found = find_weights(plan, &model)?;
+        enough_memory(plan, &context, &found)?;
+        let (modules, kernels) = load_kernels(plan, &context)?;
+        let stream = Stream::new(&context)?;
+        let pool = Buffer::new(&context, plan.pool_bytes())?;
+        // SAFETY: all of the pool.
+        unsafe { stream.fill(pool.at, 0, pool.bytes as usize) }?;
+        let staging = Pinned::new(&context, STAGING)?;
+        let weights = Weights::load(&context, &plan.weights, &found)?;
+        let at = |arg: &BufRef, program: &PlannedProgram| match *arg {
+            BufRef::Arena(i) => pool.at + plan.arena_offset + program.buffers[i as usize].offset,
+            BufRef::State(i) => pool.at + plan.states[i as usize].offset,
+            BufRef::Weight(i) => weights.at(i),
+        };
+        let placed = |program: &PlannedProgram| {
+            let calls = program.calls.iter().map(|call| PlacedCall {
+                kernel: call.kernel as usize,
+                addresses: call.args.iter().map(|arg| at(arg, program)).collect(),
+            });
+            calls.collect()
+        };
+        let programs = plan.programs.iter().map(placed).collect();
+        tracing::debug!(gpu = context.name, arch = context.arch, "hip device");
+        Ok(HipDevice {
+            graphs: HashMap::new(),
+            stream,
+            kernels,
+            programs,
+            _modules: modules,
+            pool,
+            _weights: weights,
+            staging,
+            staged: 0,
+            launches: vec![0; plan.kernels.len()],
+            submitted: 0,
+            idle: false,
+            timed: vec![],
+            began: None,
+            plan: Arc::clone(plan),
+            context,
+        })
+    }
+
+    /// Puts the launches of some calls on the stream.
+    fn launch(&mut self, work: &Submission) -> Result<(), HipError> {
+        let timed = work.timed;
+        if timed {
+            self.timed.clear();
+            self.began = Some(self.stream.moment()?);
+        }
+        let calls = &self.programs[work.program][work.calls.clone()];
+        let planned = &self.plan.programs[work.program].calls[work.calls.clone()];
+        for ((index, call), planned) in work.calls.clone().zip(calls).zip(planned) {
+            let mut args =
+                LaunchArgs { addresses: call.addresses.clone(), sizes: [work.at.t as i32, work.at.r as i32] };
+            for (i, launch) in self.kernels[call.kernel].iter().enumerate() {
+                let kernel = self.plan.kernels[call.kernel].spec.name();
+                let Some(grid) = blocks(&launch.grid, &work.at, kernel)? else { continue };
+                // SAFETY: the plan is validated: within its bounds every argument fits its buffer. What a kernel touches of those is
+                // held by tests of what codegen emits.
+                let launched =
+                    unsafe { self.stream.launch(&launch.function, grid, launch.threads, &mut args) };
+                launched.map_err(|e| HipError::Launch {
+                    kernel,
+                    node: planned.label.clone(),
+                    launch: i,
+                    source: Box::new(e),
+                })?;
+                if timed {
+                    self.timed.push((index, i, self.stream.moment()?));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the launches of some calls.
+    fn count(&mut self, work: &Submission) {
+        for call in &self.programs[work.program][work.calls.clone()] {
+            let made =
+                self.kernels[call.kernel].iter().filter(|l| l.grid.iter().all(|e| e.eval(&work.at) > 0));
+            self.launches[call.kernel] += made.count() as u64;
+        }
+    }
+
+    fn wait_for_all(&mut self) -> Result<(), HipError> {
+        if !self.idle {
+            self.stream.wait()?;
+            (self.idle, self.staged) = (true, 0);
+        }
+        Ok(())
+    }
+
+    /// Where a buffer of a program, or a state, lies, and its type.
+    ///
+    /// # Panics
+    /// If it is a weight, which is never written or read.
+    fn place(&self, program: usize, buffer: BufRef) -> (u64, &TensorType, Syms) {
+        let planned = &self.plan.programs[program];
+        let (offset, ty) = match buffer {
+            BufRef::Arena(i) => {
+                let buffer = &planned.buffers[i as usize];
+                (self.plan.arena_offset + buffer.offset, &buffer.ty)
+            }
+            BufRef::State(i) => (self.plan.states[i as usize].offset, &self.plan.states[i as usize].ty),
+            BufRef::Weight(i) => panic!("weight {i} is no memory of the pool"),
+        };
+        (self.pool.at + offset, ty, planned.bounds)
+    }
+
+    /// Copies to the device by way of pinned memory, in order with the work.
+    fn write_at(&mut self, mut to: u64, bytes: &[u8]) -> Result<(), HipError> {
+        for bytes in bytes.chunks(STAGING) {
+            if self.staged + bytes.len() > STAGING {
+                self.wait_for_all()?;
+            }
+            let room = self.staged..self.staged + bytes.len();
+            let room = &mut self.staging.bytes()[room];
+            room.copy_from_slice(bytes);
+            // SAFETY: the caller's buffer has as many bytes there. The room is used again only when the stream was waited for.
+            unsafe { self.stream.write(to, room) }?;
+            self.staged += bytes.len();
+            self.idle = false;
+            to += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn read_at(&mut self, mut from: u64, bytes: &mut [u8]) -> Result<(), HipError> {
+        for bytes in bytes.chunks_mut(STAGING) {
+            self.wait_for_all()?;
+            let room = &mut self.staging.bytes()[..bytes.len()];
+            // SAFETY: the caller's buffer has as many bytes there; the room is touched when the stream was waited for.
+            unsafe { self.stream.read(from, room) }?;
+            self.idle = false;
+            self.wait_for_all()?;
+            bytes.copy_from_slice(&self.staging.bytes()[..bytes.len()]);
+            from += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Where some rows of a state lie, and how many bytes they are.
+    fn rows(&self, state: &State, first: u64, rows: u64) -> (u64, usize) {
+        let all = state.ty.first().as_const().unwrap_or(0);
+        assert!(first.checked_add(rows).is_some_and(|end| end <= all), "rows {first}..+{rows} of {all}");
+        let row = state.ty.bytes(&Syms { t: 0, r: 0 }) / all.max(1);
+        (self.pool.at + state.offset + first * row, (rows * row) as usize)
+    }
+}
+
+/// The blocks of a grid along x, y and z; none if there are none.
+fn blocks(grid: &[Extent], at: &Syms, kernel: &'static str) -> Result<Option<[u32; 3]>, HipError> {
+    let counts: Vec<u64> = grid.iter().map(|extent| extent.eval(at)).collect();
+    let mut blocks = [1; 3];
+    let fits = counts.len() <= 3
+        && counts.iter().rev().zip(&mut blocks).zip([i32::MAX as u64, 65_535, 65_535]).all(
+            |((count, to), most)| {
+                *to = *count as u32;
+                *count <= most
+            },
+        );
+    match fits {
+        true => Ok(Some(blocks).filter(|blocks| !blocks.contains(&0))),
+        false => Err(HipError::Grid { kernel, blocks: counts }),
+    }
+}
+
+/// Whether weights and pool fit the memory that is free.
+fn enough_memory(plan: &LoadedPlan, context: &Context, found: &[&[u8]]) -> Result<(), DeviceError> {
+    let (free, _) = context.memory()?;
+    let weights = Weights::bytes(found.iter().map(|bytes| bytes.len() as u64));
+    if weights.saturating_add(plan.pool_bytes()) <= free {
+        return Ok(());
+    }
+    let (states, arena) = (plan.state_bytes(), plan.arena_bytes);
+    Err(DeviceError::Memory { context: plan.options.context, weights, states, arena, available: Some(free) })
+}
+
+/// The launches of each kernel of a plan, and the modules that they are in.
+fn load_kernels(
+    plan: &LoadedPlan,
+    context: &Arc<Context>,
+) -> Result<(Vec<Module>, Vec<Vec<Launch>>), DeviceError> {
+    let code_of = |kernel: &Implementation| -> Result<Vec<HipCode>, DeviceError> {
+        let codes = kernel.launches.iter().map(|launch| match &launch.code {
+            Code::Hip(code) => Ok(code.clone()),
+            Code::Cpu(_) => Err(DeviceError::Kernel {
+                device: "hip",
+                kernel: kernel.spec.name(),
+                why: "it is one of the CPU's".into(),
+            }),
+        });
+        codes.collect()
+    };
+    let codes = plan.kernels.iter().map(code_of).collect::<Result<Vec<_>, _>>()?;
+    let binaries = compile(context.platform, &context.arch, codes.iter().flatten())?;
+    let mut modules: Vec<Module> = vec![];
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    let mut kernels = vec![];
+    for (kernel, codes) in plan.kernels.iter().zip(&codes) {
+        let mut launches = vec![];
+        for (launch, code) in kernel.launches.iter().zip(codes) {
+            let module = match known.get(code.source.as_str()) {
+                Some(module) => *module,
+                None => {
+                    modules.push(Module::new(context, &binaries[code.source.as_str()])?);
+                    known.insert(&code.source, modules.len() - 1);
+                    modules.len() - 1
+                }
+            };
+            let function = modules[module].function(&code.entry)?;
+            launches.push(Launch { function, threads: code.threads, grid: launch.grid.clone() });
+        }
+        kernels.push(launches);
+    }
+    Ok((modules, kernels))
+}
+
+impl Device for HipDevice {
+    fn kind(&self) -> TargetKind {
+        self.plan.target.kind
+    }
+
+    fn isa(&self) -> &str {
+        &self.context.arch
+    }
+
+    fn submit(&mut self, work: &Submission) -> Result<Ticket, DeviceError> {
+        let bounds = self.plan.programs[work.program].bounds;
+        let at = work.at;
+        let inside = 1 <= at.t && at.t <= bounds.t && at.r <= bounds.r && at.r <= at.t;
+        assert!(inside, "{at:?} is out of {bounds:?}");
+        let whole = work.calls == (0..self.programs[work.program].len());
+        let key = (work.program, at);
+        self.idle = false;
+        if !whole || work.timed || bounds.t > GRAPH_TOKENS {
+            self.launch(work)?;
+        } else {
+            match self.graphs.remove(&key) {
+                // What is seen for the first time may be seen but once, and its modules may not be loaded yet.
+                None => {
+                    self.launch(work)?;
+                    self.graphs.insert(key, Captured::Seen);
+                }
+                Some(captured) => {
+                    let graph = match captured {
+                        Captured::Graph(graph) => graph,
+                        Captured::Seen => self.capture(work)?,
+                    };
+                    self.stream.replay(&graph)?;
+                    self.graphs.insert(key, Captured::Graph(graph));
+                }
+            }
+        }
+        self.count(work);
+        self.submitted += 1;
+        Ok(Ticket(self.submitted))
+    }
+
+    fn wait(&mut self, ticket: Ticket) -> Result<(), DeviceError> {
+        assert!(ticket.0 <= self.submitted, "{ticket:?} is of another device");
+        Ok(self.wait_for_all()?)
+    }
+
+    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
+        let (at, ty, bounds) = self.place(program, to);
+        let room = ty.bytes(&bounds);
+        assert!(bytes.len() as u64 <= room, "{to:?} has {room} bytes, not {}", bytes.len());
+        if ty.dtype == DType::Q8Act {
+            let mut planes = vec![0; room as usize];
+            self.read_at(at, &mut planes)?;
+            activations_to_planes(bytes, &mut planes);
+            return Ok(self.write_at(at, &planes)?);
+        }
+        Ok(self.write_at(at, bytes)?)
+    }
+
+    fn read(
+        &mut self,
+        program: usize,
+        from: BufRef,
+        first: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let (at, ty, bounds) = self.place(program, from);
+        let room = ty.bytes(&bounds);
+        let end = first.checked_add(bytes.len() as u64).filter(|end| *end <= room);
+        let end =
+            end.unwrap_or_else(|| panic!("{from:?} has {room} bytes, so none at {first}..+{}", bytes.len()));
+        if ty.dtype == DType::Q8Act {
+            let (mut planes, mut all) = (vec![0; room as usize], vec![0; room as usize]);
+            self.read_at(at, &mut planes)?;
+            activations_from_planes(&planes, &mut all);
+            bytes.copy_from_slice(&all[first as usize..end as usize]);
+            return Ok(());
+        }
+        Ok(self.read_at(at + first, bytes)?)
+    }
+
+    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
+        let plan = Arc::clone(&self.plan);
+        for state in plan.states.iter().filter(|s| s.role == role) {
+            let apart = from.saturating_add(rows) <= to || to.saturating_add(rows) <= from;
+            assert!(apart, "rows {from}.. and {to}.. overlap");
+            let ((source, len), (target, _)) = (self.rows(state, from, rows), self.rows(state, to, rows));
+            self.idle = false;
+            // SAFETY: both lie within the state, and apart, as asserted.
+            unsafe { self.stream.copy(source, target, len) }?;
+        }
+        Ok(())
+    }
+
+    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
+        let plan = Arc::clone(&self.plan);
+        for state in plan.states.iter().filter(|s| s.role == role) {
+            let (start, len) = self.rows(state, first, rows);
+            self.idle = false;
+            // SAFETY: within the state, as asserted there.
+            unsafe { self.stream.fill(start, byte, len) }?;
+        }
+        Ok(())
+    }
+
+    fn launch_counts(&self) -> Vec<u64> {
+        self.launches.clone()
+    }
+
+    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
+        self.wait_for_all()?;
+        let mut before = self.began.as_ref();
+        let mut timings = vec![];
+        for (call, launch, moment) in &self.timed {
+            let ms = before.map_or(Ok(0.0), |before| before.until(moment))?;
+            let time = Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3);
+            timings.push(Timing { call: *call, launch: *launch, time });
+            before = Some(moment);
+        }
+        Ok(timings)
+    }
+}
+
+impl HipDevice {
+    /// The launches of a step as a graph.
+    fn capture(&mut self, work: &Submission) -> Result<Graph, HipError> {
+        self.stream.begin_capture()?;
+        let launched = self.launch(work);
+        // A capture is ended whatever came of it.
+        let graph = self.stream.end_capture();
+        launched?;
+        graph
+    }
+}

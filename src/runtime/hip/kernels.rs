@@ -1,0 +1,118 @@
+//! Kernels from their sources: compiled at run time, on all cores.
+
+use super::HipError;
+use super::api::{Platform, Rtc};
+use crate::codegen::spec::HipCode;
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_int};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The headers that sources include, by name.
+pub const HEADERS: [(&str, &str); 10] = [
+    ("attention.h", include_str!("../../../kernels/attention.h")),
+    ("device.h", include_str!("../../../kernels/device.h")),
+    ("elementwise.h", include_str!("../../../kernels/elementwise.h")),
+    ("embed.h", include_str!("../../../kernels/embed.h")),
+    ("matvec.h", include_str!("../../../kernels/matvec.h")),
+    ("quant.h", include_str!("../../../kernels/quant.h")),
+    ("reduce.h", include_str!("../../../kernels/reduce.h")),
+    ("rmsnorm.h", include_str!("../../../kernels/rmsnorm.h")),
+    ("rope_kv.h", include_str!("../../../kernels/rope_kv.h")),
+    ("sample.h", include_str!("../../../kernels/sample.h")),
+];
+
+/// Machine code for each source, which is compiled once.
+///
+/// # Errors
+/// If the platform has no compiler here, or a source does not compile.
+pub fn compile<'a>(
+    platform: Platform,
+    arch: &str,
+    codes: impl IntoIterator<Item = &'a HipCode>,
+) -> Result<HashMap<&'a str, Vec<u8>>, HipError> {
+    let mut sources: Vec<&HipCode> = vec![];
+    for code in codes {
+        if !sources.iter().any(|other| other.source == code.source) {
+            sources.push(code);
+        }
+    }
+    let rtc = Rtc::open(platform)?;
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(HashMap::new());
+    let failed = Mutex::new(None);
+    let work = || {
+        while let Some(code) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match one(&rtc, platform, arch, code) {
+                Ok(binary) => _ = lock(&done).insert(code.source.as_str(), binary),
+                Err(e) => {
+                    lock(&failed).get_or_insert(e);
+                    return;
+                }
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(sources.len());
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(e) => Err(e),
+        None => Ok(done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The options of the compilers. Nothing is relaxed: what is fast and what is exact share their arithmetic.
+fn options(platform: Platform, arch: &str) -> Vec<String> {
+    match platform {
+        Platform::Nvidia => vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()],
+        Platform::Amd => vec![format!("--offload-arch={arch}"), "-std=c++17".into(), "-O3".into()],
+    }
+}
+
+fn one(rtc: &Rtc, platform: Platform, arch: &str, code: &HipCode) -> Result<Vec<u8>, HipError> {
+    let failed = |log: String| HipError::Compile { kernel: code.entry.clone(), arch: arch.into(), log };
+    let cstring = |text: &str| CString::new(text).map_err(|_| failed("a source with a zero byte".into()));
+    let (source, name) = (cstring(&code.source)?, cstring(&format!("{}.hip", code.entry))?);
+    let texts = HEADERS.iter().map(|(_, text)| cstring(text)).collect::<Result<Vec<_>, _>>()?;
+    let names = HEADERS.iter().map(|(name, _)| cstring(name)).collect::<Result<Vec<_>, _>>()?;
+    let options = options(platform, arch).iter().map(|o| cstring(o)).collect::<Result<Vec<_>, _>>()?;
+    let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let (texts, names, options) = (pointers(&texts), pointers(&names), pointers(&options));
+    let mut program = std::ptr::null_mut();
+    // SAFETY: every pointer is to a string that ends in 0, or to as many of them as is said; they outlive the calls. The program is
+    // destroyed once.
+    unsafe {
+        let n = HEADERS.len() as c_int;
+        let made =
+            (rtc.create)(&mut program, source.as_ptr(), name.as_ptr(), n, texts.as_ptr(), names.as_ptr());
+        if made != 0 {
+            return Err(failed(format!("error {made}")));
+        }
+        let compiled = (rtc.compile)(program, options.len() as c_int, options.as_ptr());
+        let mut size = 0;
+        let result = if compiled != 0 {
+            (rtc.log_size)(program, &mut size);
+            let mut log = vec![0u8; size];
+            (rtc.log)(program, log.as_mut_ptr().cast());
+            Err(failed(String::from_utf8_lossy(&log).trim_end_matches('\0').to_string()))
+        } else if (rtc.code_size)(program, &mut size) == 0 {
+            let mut binary = vec![0u8; size];
+            match (rtc.code)(program, binary.as_mut_ptr().cast()) {
+                0 => Ok(binary),
+                e => Err(failed(format!("error {e}"))),
+            }
+        } else {
+            Err(failed("no machine code".into()))
+        };
+        (rtc.destroy)(&mut program);
+        result
+    }
+}

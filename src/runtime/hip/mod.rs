@@ -1,0 +1,97 @@
+//! GPUs: HIP's two platforms behind one table of driver functions ([`api`]), what lies on a device ([`context`]), and a plan on it
+//! ([`HipDevice`]).
+//!
+//! A plan for a GPU holds the source of its kernels, or their machine code: run only plans that you trust.
+
+mod api;
+mod context;
+mod device;
+mod kernels;
+mod planes;
+mod weights;
+
+pub use api::Platform;
+pub use device::HipDevice;
+
+use context::Context;
+use std::sync::Arc;
+
+/// What a GPU or its driver refused.
+#[derive(Debug, thiserror::Error)]
+pub enum HipError {
+    #[error("no library of a GPU's driver can be loaded: {why}")]
+    Library { why: String },
+    #[error("{library} has no {symbol}: it is too old, or another library")]
+    Symbol { library: String, symbol: &'static str },
+    #[error("the GPU's driver answers {name} to {call}")]
+    Driver { call: &'static str, name: String },
+    #[error("there is no GPU {ordinal}: the driver has {count}")]
+    NoDevice { ordinal: usize, count: usize },
+    #[error("{0} bytes are more than can be asked for")]
+    Size(u64),
+    #[error("a kernel cannot be called {0:?}")]
+    Entry(String),
+    #[error("the kernel {kernel} does not compile for {arch}:\n{log}")]
+    Compile { kernel: String, arch: String, log: String },
+    #[error("the plan is for {wants}, and this GPU is {has} ({name})")]
+    OtherArch { wants: String, has: String, name: String },
+    #[error("{kernel} of {node:?}, launch {launch}: {source}")]
+    Launch { kernel: &'static str, node: String, launch: usize, source: Box<HipError> },
+    #[error("{kernel} has a grid of {blocks:?} blocks, which is more than a GPU has")]
+    Grid { kernel: &'static str, blocks: Vec<u64> },
+}
+
+/// A GPU that is here.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub platform: Platform,
+    pub ordinal: usize,
+    pub name: String,
+    /// The architecture, as compilers name it.
+    pub arch: String,
+    /// The version of the driver, as it counts them.
+    pub driver: i32,
+    /// Bytes of memory, and how many of them are free.
+    pub memory: u64,
+    pub free: u64,
+}
+
+/// The GPU of this number, of whatever platform is here: AMD's first.
+///
+/// # Errors
+/// Why there is none.
+pub fn gpu(ordinal: usize) -> Result<Gpu, HipError> {
+    let context = open(ordinal)?;
+    let (free, memory) = context.memory()?;
+    Ok(Gpu {
+        platform: context.platform,
+        ordinal,
+        name: context.name.clone(),
+        arch: context.arch.clone(),
+        driver: context.driver()?,
+        memory,
+        free,
+    })
+}
+
+/// All GPUs that are here.
+///
+/// # Errors
+/// Why there is none.
+pub fn gpus() -> Result<Vec<Gpu>, HipError> {
+    let mut all = vec![gpu(0)?];
+    loop {
+        match gpu(all.len()) {
+            Ok(gpu) => all.push(gpu),
+            Err(HipError::NoDevice { .. }) => return Ok(all),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn open(ordinal: usize) -> Result<Arc<Context>, HipError> {
+    Context::open(Platform::Amd, ordinal).or_else(|amd| match Context::open(Platform::Nvidia, ordinal) {
+        Err(HipError::Library { .. }) if !matches!(amd, HipError::Library { .. }) => Err(amd),
+        other => other,
+    })
+}
