@@ -30,6 +30,8 @@ template <int HEADS_, int KV_, int D_, int ROWS_, int PAGE_, int SEQUENCES_, int
 struct Shape {
     static constexpr int HEADS = HEADS_, KV = KV_, D = D_, ROWS = ROWS_, PAGE = PAGE_, SEQUENCES = SEQUENCES_, PAGES = PAGES_,
                          WINDOW = WINDOW_, PARTS = PARTS_;
+    // Whether a part that has all positions stores the result: its heads are whole runs of 32 columns.
+    static constexpr bool JOINS_ALONE = D % 32 == 0;
     // Floats of a part of a head: its maximum, the sum of its weights, and weighted values.
     static constexpr int PART = D + 2;
 };
@@ -82,9 +84,9 @@ struct Running {
 };
 
 // The part `block_x()` of the positions, for `GROUP` heads from `block_y() * GROUP` on and token `block_z()`.
-template <int THREADS, int GROUP, class S, class KC, class VC>
+template <int THREADS, int GROUP, class S, class KC, class VC, class Out>
 DEVICE void attend_part(const float* q, const typename KC::Element* k, const typename VC::Element* v, const i32* tables,
-                        const i32* lengths, const i32* sequences, const i32* positions, float scale, float* parts) {
+                        const i32* lengths, const i32* sequences, const i32* positions, float scale, float* parts, Out out) {
     typedef Columns<KC, S::D> QK;
     typedef Columns<VC, S::D> PV;
     constexpr int AT_ONCE = THREADS / 8, KEYS = 2;
@@ -92,6 +94,7 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
     const int sequence = load_index(sequences + token, S::SEQUENCES);
     const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
     const int from = seen.begin + part * seen.each, to = least(from + seen.each, seen.end);
+    wait_for_previous();
     if (from >= to) return;
     const int kv = head / (S::HEADS / S::KV);
 
@@ -164,9 +167,14 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
             sum = fused(by, room[w][h][1], sum);
             value = fused(by, room[w][h][2 + column], value);
         }
-        float* out = parts + (((u64)token * S::HEADS + head + h) * S::PARTS + part) * S::PART;
-        out[2 + column] = value;
-        if (column == 0) out[0] = most, out[1] = sum;
+        if (S::JOINS_ALONE && seen.parts() == 1) {
+            const float result[1] = {value / sum};
+            out.store(token, (head + h) * S::D + column, result);
+            continue;
+        }
+        float* to_part = parts + (((u64)token * S::HEADS + head + h) * S::PARTS + part) * S::PART;
+        to_part[2 + column] = value;
+        if (column == 0) to_part[0] = most, to_part[1] = sum;
     }
 }
 
@@ -177,6 +185,9 @@ DEVICE void join_parts(const float* parts, const i32* lengths, const i32* sequen
     if (column >= S::HEADS * S::D) return;
     const int sequence = load_index(sequences + token, S::SEQUENCES);
     const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
+    // Whoever waits for this one waits for the parts too.
+    wait_for_previous();
+    if (S::JOINS_ALONE && seen.parts() == 1) return;
     const float* of_head = parts + ((u64)token * S::HEADS + column / S::D) * S::PARTS * S::PART;
     const int count = seen.parts();
     float most = LOWEST, sum = 0, value = 0;
@@ -187,5 +198,6 @@ DEVICE void join_parts(const float* parts, const i32* lengths, const i32* sequen
         value = fused(by, of_head[p * S::PART + 2 + column % S::D], value);
     }
     // A query that sees nothing gets nothing.
-    out.store(token, column, sum > 0 ? value / sum : 0.0f, true);
+    const float result[1] = {sum > 0 ? value / sum : 0.0f};
+    out.store(token, column, result);
 }

@@ -28,11 +28,11 @@ typedef unsigned long long u64;
 // Functions are inlined: arguments and shapes are constants of each kernel.
 #define DEVICE __device__ __attribute__((always_inline)) inline
 
-// A kernel of blocks of `threads` threads, called `name`.
+// A kernel of blocks of `threads` threads, called `name`, of which at least `blocks` share a multiprocessor of NVIDIA's.
 #if SINTER_NVIDIA
-#define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
+#define KERNEL(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
 #else
-#define KERNEL(name, threads) \
+#define KERNEL(name, threads, blocks) \
     extern "C" __global__ __attribute__((amdgpu_flat_work_group_size(threads, threads))) void name
 #endif
 
@@ -66,6 +66,20 @@ DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
     __builtin_amdgcn_s_barrier();
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+#endif
+}
+
+// The next kernel may be made ready from now on, though it has to wait for this one.
+DEVICE void let_next_start() {
+#if SINTER_NVIDIA && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// All kernels before this one are done, and what they wrote is seen. Until then a kernel may touch weights alone.
+DEVICE void wait_for_previous() {
+#if SINTER_NVIDIA && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
@@ -158,6 +172,7 @@ DEVICE double rounded(double x) { return __builtin_rint(x); }
 DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #endif
 DEVICE float largest(float a, float b) { return a > b ? a : b; }
+DEVICE u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 DEVICE int least(int a, int b) { return a < b ? a : b; }
 // Without its sign, which zero may have too.
 DEVICE float magnitude(float x) { return float_of(bits_of(x) & 0x7fffffff); }

@@ -5,7 +5,10 @@
 // Row `row` of floats to 8 bits. Whole runs of 32 columns are there.
 template <int THREADS, int K, class Out>
 DEVICE void quantise_row(const float* x, int row, Out out) {
-    for (int column = thread(); column < K; column += THREADS) out.store(row, column, x[(u64)row * K + column], true);
+    for (int column = thread(); column < K; column += THREADS) {
+        const float value[1] = {x[(u64)row * K + column]};
+        out.store(row, column, value);
+    }
 }
 
 // Row `row` of activations in 8 bits to floats.
@@ -21,5 +24,6 @@ template <int K, class Out>
 DEVICE void swiglu(const float* gate, const float* up, int token, int column, Out out) {
     if (column >= K) return;
     const u64 at = (u64)token * K + column;
-    out.store(token, column, silu(gate[at]) * up[at], true);
+    const float value[1] = {silu(gate[at]) * up[at]};
+    out.store(token, column, value);
 }

@@ -22,59 +22,95 @@ struct Floats {
     const float* base;
 };
 
-// Adds the products of a chunk of each of `R` rows, whose block begins at column `first`, with one token.
-template <class F, int R, int TOKENS, int K>
-DEVICE void add_products(const typename F::Chunk (&w)[R], Quantised<TOKENS, K> x, int token, int first, int part, float (&sums)[R]) {
-    constexpr int RUN = F::RUN;
-    const u8* bytes = x.bytes(token) + first;
-    const float* scales = x.scales(token) + first / 32 * 2;
+// What a chunk meets of one token: bytes of its runs, and d and d times the sum of each 32.
+template <class F, int TOKENS, int K>
+struct Meets {
+    u32 q[F::SPAN / 4];
+    Pair scales[F::GROUPS];
+
+    // The block of the chunk begins at column `first`.
+    DEVICE void load(Quantised<TOKENS, K> x, int token, int first, int part) {
+        const u8* bytes = x.bytes(token) + first;
+        const float* of_blocks = x.scales(token) + first / 32 * 2;
 #pragma unroll
-    for (int g = 0; g < F::GROUPS; g++) {
-        const int column = F::column(part, g);
-        u32 q[RUN / 4];
+        for (int g = 0; g < F::GROUPS; g++) {
+            const int column = F::column(part, g);
 #pragma unroll
-        for (int i = 0; i < RUN / 16; i++) {
-            const Words words = *(const Words*)(bytes + column + 16 * i);
-            for (int j = 0; j < 4; j++) q[4 * i + j] = words.x[j];
+            for (int i = 0; i < F::RUN / 16; i++) {
+                const Words words = *(const Words*)(bytes + column + 16 * i);
+                for (int j = 0; j < 4; j++) q[g * (F::RUN / 4) + 4 * i + j] = words.x[j];
+            }
+            scales[g] = *(const Pair*)(of_blocks + column / 32 * 2);
         }
-        const Pair pair = *(const Pair*)(scales + column / 32 * 2);
-        const float d = float_of(pair.x[0]), s = float_of(pair.x[1]);
-        int own = 0;
-        if constexpr (F::MIN && RUN < 32) {
-            for (int i = 0; i < RUN / 4; i++) own = dot4(0x01010101, q[i], own);
-        }
+    }
+
+    // Adds the products with a chunk of each of `R` rows.
+    template <int R>
+    DEVICE void add_products(const typename F::Chunk (&w)[R], float (&sums)[R]) const {
+        constexpr int WORDS = F::RUN / 4;
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            int dot = 0;
-            for (int i = 0; i < RUN / 4; i++) dot = dot4(w[r].q[g * (RUN / 4) + i], q[i], dot);
-            sums[r] = fused(d * w[r].scale[g], (float)dot, sums[r]);
-            if constexpr (F::MIN && RUN < 32) {
-                sums[r] = fused(-d * w[r].min[g], (float)own, sums[r]);
-            } else if constexpr (F::MIN) {
-                sums[r] = fused(-w[r].min[g], s, sums[r]);
+        for (int g = 0; g < F::GROUPS; g++) {
+            const float d = float_of(scales[g].x[0]), s = float_of(scales[g].x[1]);
+            int own = 0;
+            if constexpr (F::MIN && F::RUN < 32) {
+                for (int i = 0; i < WORDS; i++) own = dot4(0x01010101, q[g * WORDS + i], own);
+            }
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                int dot = 0;
+                for (int i = 0; i < WORDS; i++) dot = dot4(w[r].q[g * WORDS + i], q[g * WORDS + i], dot);
+                sums[r] = fused(d * w[r].scale[g], (float)dot, sums[r]);
+                if constexpr (F::MIN && F::RUN < 32) {
+                    sums[r] = fused(-d * w[r].min[g], (float)own, sums[r]);
+                } else if constexpr (F::MIN) {
+                    sums[r] = fused(-w[r].min[g], s, sums[r]);
+                }
             }
         }
     }
-}
+};
 
-template <class F, int R, int K>
-DEVICE void add_products(const typename F::Chunk (&w)[R], Floats<K> x, int token, int first, int part, float (&sums)[R]) {
-    constexpr int RUN = F::RUN;
-    const float* row = x.base + (u64)token * K + first;
-    for (int g = 0; g < F::GROUPS; g++) {
-        const float* run = row + F::column(part, g);
-        float dots[R] = {}, own = 0;
-        for (int i = 0; i < RUN; i++) {
-            const float value = run[i];
-            own += value;
-            for (int r = 0; r < R; r++) dots[r] = fused((float)(i8)(w[r].q[(g * RUN + i) / 4] >> (8 * (i % 4))), value, dots[r]);
-        }
-        for (int r = 0; r < R; r++) {
-            sums[r] = fused(w[r].scale[g], dots[r], sums[r]);
-            if constexpr (F::MIN) sums[r] = fused(-w[r].min[g], own, sums[r]);
+// The same of float activations, which are loaded as they are met.
+template <class F, int K>
+struct MeetsFloats {
+    const float* block;
+    int part;
+
+    DEVICE void load(Floats<K> x, int token, int first, int of_part) {
+        block = x.base + (u64)token * K + first;
+        part = of_part;
+    }
+
+    template <int R>
+    DEVICE void add_products(const typename F::Chunk (&w)[R], float (&sums)[R]) const {
+        for (int g = 0; g < F::GROUPS; g++) {
+            const float* run = block + F::column(part, g);
+            float dots[R] = {}, own = 0;
+            for (int i = 0; i < F::RUN; i++) {
+                const float value = run[i];
+                own += value;
+                const int at = g * F::RUN + i;
+                for (int r = 0; r < R; r++) dots[r] = fused((float)(i8)(w[r].q[at / 4] >> (8 * (at % 4))), value, dots[r]);
+            }
+            for (int r = 0; r < R; r++) {
+                sums[r] = fused(w[r].scale[g], dots[r], sums[r]);
+                if constexpr (F::MIN) sums[r] = fused(-w[r].min[g], own, sums[r]);
+            }
         }
     }
-}
+};
+
+// Which of both it is.
+template <class F, class X>
+struct MeetsOf;
+template <class F, int TOKENS, int K>
+struct MeetsOf<F, Quantised<TOKENS, K>> {
+    typedef Meets<F, TOKENS, K> Type;
+};
+template <class F, int K>
+struct MeetsOf<F, Floats<K>> {
+    typedef MeetsFloats<F, K> Type;
+};
 
 // A weight `[ROWS, K]` of blocks, laid out so.
 template <class F, class L, int ROWS, int K>
@@ -88,10 +124,12 @@ struct Matrix {
     static DEVICE void multiply(const Matrix (&weights)[R], const int (&rows)[R], X x, int token, int tokens, float (&sums)[N][R]) {
         constexpr int CHUNKS = K / F::SPAN;
         constexpr u64 BLOCKS = (u64)ROWS * (K / F::BLOCK);
-        // Chunks of a row that are loaded before the first is used.
-        constexpr int AHEAD = N <= 2 && CHUNKS >= 2 * LANES ? 2 : 1;
+        // Chunks of a row that are loaded before the first is used: small ones of a lone row are too few bytes on their way.
+        constexpr int AHEAD = F::SPAN == 32 && R == 1 && N == 1 && CHUNKS >= 2 * LANES ? 2 : 1;
+        bool is_first = true;
         for (int c = lane() % LANES; c < CHUNKS; c += LANES * AHEAD) {
             typename F::Raw raw[AHEAD][R];
+            typename MeetsOf<F, X>::Type meets[AHEAD];
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
                 const int chunk = c + a * LANES;
@@ -100,6 +138,18 @@ struct Matrix {
                     for (int r = 0; r < R; r++) {
                         const u64 block = (u64)rows[r] * (K / F::BLOCK) + chunk / F::CHUNKS;
                         raw[a][r] = F::template load<L>(weights[r].base, BLOCKS, block, chunk % F::CHUNKS);
+                    }
+                }
+            }
+            // Weights are on their way before the activations are there.
+            if (is_first) wait_for_previous();
+            is_first = false;
+            if constexpr (N == 1) {
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    const int chunk = c + a * LANES;
+                    if (CHUNKS % (LANES * AHEAD) == 0 || chunk < CHUNKS) {
+                        meets[a].load(x, token, chunk / F::CHUNKS * F::BLOCK, chunk % F::CHUNKS);
                     }
                 }
             }
@@ -112,8 +162,11 @@ struct Matrix {
                     for (int r = 0; r < R; r++) w[r] = F::unpack(raw[a][r], part);
 #pragma unroll
                     for (int n = 0; n < N; n++) {
-                        const int t = token + (token + n < tokens ? n : 0);
-                        add_products<F, R>(w, x, t, chunk / F::CHUNKS * F::BLOCK, part, sums[n]);
+                        if (N > 1) {
+                            const int t = token + (token + n < tokens ? n : 0);
+                            meets[a].load(x, t, chunk / F::CHUNKS * F::BLOCK, part);
+                        }
+                        meets[a].template add_products<R>(w, sums[n]);
                     }
                 }
             }
@@ -129,6 +182,7 @@ struct Numbers {
 
     template <int R, int N, class X>
     static DEVICE void multiply(const Numbers (&weights)[R], const int (&rows)[R], X x, int token, int tokens, float (&sums)[N][R]) {
+        wait_for_previous();
         for (int k = lane() % LANES; k < K; k += LANES) {
             float w[R];
             for (int r = 0; r < R; r++) w[r] = F::value(weights[r].base + ((u64)rows[r] * K + k) * F::BYTES);
@@ -191,69 +245,82 @@ DEVICE void matvec(M weight, X x, int block, int tokens, const float* bias, cons
 
 DEVICE float silu(float x) { return x / (1 + exponential(-x)); }
 
-// The sums of a row of two weights: at once where they are of one kind.
-template <int N, class M, class X>
-DEVICE void gate_and_up(M gate, M up, int row, X x, int token, int tokens, float (&sums)[N][2]) {
-    const M weights[2] = {gate, up};
-    const int rows[2] = {row, row};
-    row_sums<2, N>(weights, rows, x, token, tokens, sums);
+// The sums of `P` neighbouring rows of two weights, those of the first first: at once where they are of one kind.
+template <int P, int N, class M, class X>
+DEVICE void gate_and_up(M gate, M up, const int (&rows)[P], X x, int token, int tokens, float (&sums)[N][2 * P]) {
+    M weights[2 * P];
+    int all[2 * P];
+    for (int p = 0; p < P; p++) weights[p] = gate, weights[P + p] = up, all[p] = all[P + p] = rows[p];
+    row_sums<2 * P, N>(weights, all, x, token, tokens, sums);
 }
-template <int N, class G, class U, class X>
-DEVICE void gate_and_up(G gate, U up, int row, X x, int token, int tokens, float (&sums)[N][2]) {
-    const G gates[1] = {gate};
-    const U ups[1] = {up};
-    const int rows[1] = {row};
-    float a[N][1], b[N][1];
-    row_sums<1, N>(gates, rows, x, token, tokens, a);
-    row_sums<1, N>(ups, rows, x, token, tokens, b);
-    for (int n = 0; n < N; n++) sums[n][0] = a[n][0], sums[n][1] = b[n][0];
+template <int P, int N, class G, class U, class X>
+DEVICE void gate_and_up(G gate, U up, const int (&rows)[P], X x, int token, int tokens, float (&sums)[N][2 * P]) {
+    G gates[P];
+    U ups[P];
+    for (int p = 0; p < P; p++) gates[p] = gate, ups[p] = up;
+    float a[N][P], b[N][P];
+    row_sums<P, N>(gates, rows, x, token, tokens, a);
+    row_sums<P, N>(ups, rows, x, token, tokens, b);
+    for (int n = 0; n < N; n++) {
+        for (int p = 0; p < P; p++) sums[n][p] = a[n][p], sums[n][P + p] = b[n][p];
+    }
 }
 
-// silu(gate) * up for 32 rows of both, which have one format or two, stored by `out`.
-template <int THREADS, int N, class G, class U, class X, class Out>
+// silu(gate) * up for 32 rows of both, which have one format or two, stored by `out`. Each group of lanes takes `P` rows at once.
+template <int THREADS, int P, int N, class G, class U, class X, class Out>
 DEVICE void matvec_swiglu(G gate, U up, X x, int block, int tokens, Out out) {
-    constexpr int LANES = G::LANES < U::LANES ? G::LANES : U::LANES;
+    constexpr int LANES = G::LANES;
     static_assert(G::LANES == U::LANES, "rows of gate and up are shared by as many lanes");
-    constexpr int AT_ONCE = THREADS / LANES, STEPS = (32 + AT_ONCE - 1) / AT_ONCE;
+    constexpr int AT_ONCE = THREADS / LANES * P, STEPS = (32 + AT_ONCE - 1) / AT_ONCE;
     __shared__ float y[N][32];
     const int token = block_y() * N;
     for (int step = 0; step < STEPS; step++) {
-        const int r = step * AT_ONCE + thread() / LANES, row = least(block * 32 + r, G::HEIGHT - 1);
-        float sums[N][2];
-        gate_and_up<N>(gate, up, row, x, token, tokens, sums);
-        if (r < 32 && lane() % LANES == 0) {
+        const int first = step * AT_ONCE + thread() / LANES * P;
+        int rows[P];
+        for (int p = 0; p < P; p++) rows[p] = least(block * 32 + first + p, G::HEIGHT - 1);
+        float sums[N][2 * P];
+        gate_and_up<P, N>(gate, up, rows, x, token, tokens, sums);
+        if (first < 32 && lane() % LANES == 0) {
 #pragma unroll
-            for (int n = 0; n < N; n++) y[n][r] = silu(sums[n][0]) * sums[n][1];
+            for (int n = 0; n < N; n++) {
+                for (int p = 0; p < P; p++) y[n][first + p] = silu(sums[n][p]) * sums[n][P + p];
+            }
         }
     }
     barrier();
     for (int n = thread() / 32; n < N; n += THREADS / 32) {
         const int row = block * 32 + thread() % 32;
-        // Lanes of a warp that have a token that is none go along.
-        const int t = least(token + n, tokens - 1);
-        out.store(t, row, y[t - token < N ? t - token : 0][thread() % 32], row < G::HEIGHT);
+        // Rows are whole runs of 32 where lanes quantise together.
+        if (token + n < tokens && row < G::HEIGHT) {
+            const float value[1] = {y[n][thread() % 32]};
+            out.store(token + n, row, value);
+        }
     }
 }
 
-// The best of the rows of a block for each token, to `values` and `indices` `[tokens, BLOCKS]`.
-template <int THREADS, int N, int BLOCKS, int EACH, class M, class X>
+// The best of the rows of a block for each token, to `values` and `indices` `[tokens, BLOCKS]`. Each group of lanes takes `R` rows at
+// once, `EACH` times.
+template <int THREADS, int R, int N, int BLOCKS, int EACH, class M, class X>
 DEVICE void matvec_best(M weight, X x, int block, int tokens, const float* bias, float* values, i32* indices) {
     constexpr int GROUPS = THREADS / M::LANES;
     __shared__ float best_value[GROUPS][N];
     __shared__ i32 best_index[GROUPS][N];
     const int token = block_y() * N, group = thread() / M::LANES;
     Best best[N];
+    M weights[R];
+    for (int r = 0; r < R; r++) weights[r] = weight;
 #pragma unroll
     for (int n = 0; n < N; n++) best[n] = {-INFINITE, NONE};
     for (int e = 0; e < EACH; e++) {
-        const int row = (block * EACH + e) * GROUPS + group;
-        const M weights[1] = {weight};
-        const int rows[1] = {least(row, M::HEIGHT - 1)};
-        float sums[N][1];
-        row_sums<1, N>(weights, rows, x, token, tokens, sums);
-        if (row < M::HEIGHT) {
+        const int first = ((block * EACH + e) * GROUPS + group) * R;
+        int rows[R];
+        for (int r = 0; r < R; r++) rows[r] = least(first + r, M::HEIGHT - 1);
+        float sums[N][R];
+        row_sums<R, N>(weights, rows, x, token, tokens, sums);
+        for (int r = 0; r < R; r++) {
+            if (first + r >= M::HEIGHT) break;
 #pragma unroll
-            for (int n = 0; n < N; n++) best[n].take(sums[n][0] + (bias ? bias[row] : 0.0f), row);
+            for (int n = 0; n < N; n++) best[n].take(sums[n][r] + (bias ? bias[first + r] : 0.0f), first + r);
         }
     }
     if (lane() % M::LANES == 0) {

@@ -460,42 +460,65 @@ struct Quantised {
     DEVICE float* scales(int token) const { return (float*)(base + (u64)TOKENS * K) + (u64)token * (K / 32 * 2); }
 };
 
-// One of 32 neighbouring lanes quantises its number with theirs: 127 steps to the largest, halves away from zero. Not finite
-// numbers leave d so, and zeros.
-DEVICE void quantise_lane(float x, u8* byte, float* scales) {
-    float most = magnitude(x);
-    for (int mask = 16; mask > 0; mask /= 2) {
-        const float other = exchange(most, mask);
-        // NaN above all.
-        most = bits_of(other) > bits_of(most) ? other : most;
-    }
-    const float d = most / 127.0f;
+// Lanes that have `V` neighbouring columns each of 32 quantise them together: 127 steps to the largest, halves away from zero. Numbers
+// that are not finite leave d so, and zeros. All lanes of a warp come here, though not all of them store.
+template <int V>
+DEVICE void quantise_lanes(const float (&x)[V], u8* bytes, float* scales, bool is_there) {
+    constexpr int LANES = 32 / V;
+    u32 most = 0;
+    // Magnitudes are ordered as their bits are, with infinity and then NaN above all else.
+#pragma unroll
+    for (int v = 0; v < V; v++) most = larger(most, bits_of(magnitude(x[v])));
+#pragma unroll
+    for (int mask = LANES / 2; mask > 0; mask /= 2) most = larger(most, exchange(most, mask));
+    const float d = float_of(most) / 127.0f;
     const bool is_scale = d > 0 && d < INFINITE;
-    float exact = is_scale ? x / d : 0.0f;
-    exact = exact > 127 ? 127.0f : exact < -127 ? -127.0f : exact;
-    const int q = (int)rounded(exact);
-    int sum = q;
-    for (int mask = 16; mask > 0; mask /= 2) sum += exchange(sum, mask);
-    *(i8*)byte = (i8)q;
-    if (lane() % 32 == 0) scales[0] = d, scales[1] = d * (float)sum;
+    int sum = 0;
+    u32 packed = 0;
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        float exact = is_scale ? x[v] / d : 0.0f;
+        exact = exact > 127 ? 127.0f : exact < -127 ? -127.0f : exact;
+        const int q = (int)rounded(exact);
+        sum += q;
+        packed |= (u32)(q & 255) << (8 * v);
+    }
+#pragma unroll
+    for (int mask = LANES / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
+    if (!is_there) return;
+    if constexpr (V == 4) {
+        *(u32*)bytes = packed;
+    } else {
+        *bytes = (u8)packed;
+    }
+    if (lane() % LANES == 0) scales[0] = d, scales[1] = d * (float)sum;
 }
 
-// Where numbers of a row go, 32 at a time.
+// Where numbers of a row go, `V` neighbouring columns at a time.
 template <int K>
 struct StoreFloats {
     float* base;
-    DEVICE void store(int token, int column, float x, bool is_there) const {
-        if (is_there) base[(u64)token * K + column] = x;
+    template <int V>
+    DEVICE void store(int token, int column, const float (&x)[V], bool is_there = true) const {
+        if (!is_there) return;
+        float* to = base + (u64)token * K + column;
+        if constexpr (V == 4) {
+            *(Words*)to = {{bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])}};
+        } else {
+            *to = x[0];
+        }
     }
 };
 template <int TOKENS, int K>
 struct StoreQuantised {
     Quantised<TOKENS, K> to;
-    DEVICE void store(int token, int column, float x, bool) const {
-        quantise_lane(x, to.bytes(token) + column, to.scales(token) + column / 32 * 2);
+    template <int V>
+    DEVICE void store(int token, int column, const float (&x)[V], bool is_there = true) const {
+        quantise_lanes<V>(x, to.bytes(token) + column, to.scales(token) + column / 32 * 2, is_there);
     }
 };
 // Nowhere.
 struct StoreNothing {
-    DEVICE void store(int, int, float, bool) const {}
+    template <int V>
+    DEVICE void store(int, int, const float (&)[V], bool = true) const {}
 };

@@ -15,18 +15,16 @@ DEVICE float largest_of_lanes(float x) {
     return x;
 }
 
-// The sum over all threads of a block, in each of them. `room` has a place for each warp; all threads come here.
+// The sum over all threads of a block, in each of them. `room` has a place for each warp, and is used once; all threads come here.
 template <int THREADS>
 DEVICE float sum_of_block(float x, float* room) {
     constexpr int WARPS = THREADS / WARP;
+    static_assert(WARPS <= WARP, "a warp has a lane for each");
     x = sum_of_lanes(x);
     if (WARPS == 1) return x;
     if (lane() == 0) room[warp()] = x;
     barrier();
-    x = 0;
-    for (int w = 0; w < WARPS; w++) x += room[w];
-    barrier();
-    return x;
+    return sum_of_lanes(lane() < WARPS ? room[lane()] : 0.0f);
 }
 
 // The index of nothing.

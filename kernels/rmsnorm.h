@@ -1,21 +1,40 @@
 // RMSNorm of rows of `K`: y = x / sqrt(mean(x²) + eps) * weight, of a sum, of dequantised embedding rows or of floats; to floats, to 8
-// bits, or to both. A block takes a row, which its threads keep in registers: thread `i` columns i, i + THREADS, …
+// bits, or to both. A block takes a row, which its threads keep in registers, `V` neighbouring columns at a time.
 #pragma once
 #include "embed.h"
 #include "reduce.h"
+
+template <int V>
+DEVICE void load_floats(const float* from, float (&to)[V]) {
+    if constexpr (V == 4) {
+        const Words w = *(const Words*)from;
+        for (int v = 0; v < 4; v++) to[v] = float_of(w.x[v]);
+    } else {
+        to[0] = *from;
+    }
+}
 
 // Where rows come from.
 template <int K>
 struct FromFloats {
     const float* x;
     DEVICE void prepare(int) const {}
-    DEVICE float at(int row, int column) const { return x[(u64)row * K + column]; }
+    template <int V>
+    DEVICE void load(int row, int column, float (&to)[V]) const {
+        load_floats<V>(x + (u64)row * K + column, to);
+    }
 };
 template <int K>
 struct FromSum {
     const float *a, *b;
     DEVICE void prepare(int) const {}
-    DEVICE float at(int row, int column) const { return a[(u64)row * K + column] + b[(u64)row * K + column]; }
+    template <int V>
+    DEVICE void load(int row, int column, float (&to)[V]) const {
+        float other[V];
+        load_floats<V>(a + (u64)row * K + column, to);
+        load_floats<V>(b + (u64)row * K + column, other);
+        for (int v = 0; v < V; v++) to[v] += other[v];
+    }
 };
 // Rows `ids[row]` of a table of `height` rows, dequantised on the way through `room`.
 template <int THREADS, int K, class Table>
@@ -28,31 +47,41 @@ struct FromTable {
         dequantise_row<THREADS>(table, load_index(ids + row, height), room);
         barrier();
     }
-    DEVICE float at(int, int column) const { return room[column]; }
+    template <int V>
+    DEVICE void load(int, int column, float (&to)[V]) const {
+        load_floats<V>(room + column, to);
+    }
 };
 
 template <int THREADS, int K, class Source, class Quant>
 DEVICE void rms_norm(Source source, const float* weight, float eps, int row, float* rows, float* norm, Quant quant) {
-    constexpr int EACH = (K + THREADS - 1) / THREADS;
+    constexpr int V = K % 4 == 0 ? 4 : 1, EACH = (K + THREADS * V - 1) / (THREADS * V);
     __shared__ float room[THREADS / WARP];
-    source.prepare(row);
-    float x[EACH], squares = 0;
+    float x[EACH][V], w[EACH][V], squares = 0;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
-        const int column = e * THREADS + thread();
-        x[e] = column < K ? source.at(row, column) : 0.0f;
-        squares = fused(x[e], x[e], squares);
+        const int column = (e * THREADS + thread()) * V;
+        for (int v = 0; v < V; v++) x[e][v] = w[e][v] = 0;
+        if (column < K) load_floats<V>(weight + column, w[e]);
+    }
+    wait_for_previous();
+    source.prepare(row);
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int column = (e * THREADS + thread()) * V;
+        if (column < K) source.load(row, column, x[e]);
+        for (int v = 0; v < V; v++) squares = fused(x[e][v], x[e][v], squares);
     }
     const float mean = sum_of_block<THREADS>(squares, room) / (float)K;
     const float scale = 1.0f / square_root(mean + eps);
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
-        const int column = e * THREADS + thread();
+        const int column = (e * THREADS + thread()) * V;
         const bool is_there = column < K;
-        const float y = is_there ? x[e] * scale * weight[column] : 0.0f;
-        if (rows && is_there) rows[(u64)row * K + column] = x[e];
-        if (norm && is_there) norm[(u64)row * K + column] = y;
-        // Whole runs of 32 are there, or none of them.
-        if (is_there) quant.store(row, column, y, true);
+        float y[V];
+        for (int v = 0; v < V; v++) y[v] = x[e][v] * scale * w[e][v];
+        if (rows) StoreFloats<K>{rows}.store(row, column, x[e], is_there);
+        if (norm) StoreFloats<K>{norm}.store(row, column, y, is_there);
+        quant.store(row, column, y, is_there);
     }
 }

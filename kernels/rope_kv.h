@@ -32,8 +32,20 @@ struct AsHalf {
 template <int THREADS, int D, int DIMS, bool INTERLEAVED, class As>
 DEVICE void rope_head(const float* x, const float* norm, float eps, const double* turns, const float* factors, int position,
                       typename As::Element* to) {
+    constexpr int PAIRS = DIMS / 2, EACH = (PAIRS + THREADS - 1) / THREADS;
     __shared__ float room[THREADS / WARP];
     __shared__ float head[D];
+    // Angles, before the heads are there.
+    float c[EACH > 0 ? EACH : 1], s[EACH > 0 ? EACH : 1];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int i = e * THREADS + thread();
+        if (i >= PAIRS) break;
+        double of_pair = turns[i] * position;
+        if (factors) of_pair /= factors[i];
+        cos_sin_of_turns(of_pair, c[e], s[e]);
+    }
+    wait_for_previous();
     float squares = 0;
     for (int i = thread(); i < D; i += THREADS) {
         const float value = x[i];
@@ -44,15 +56,14 @@ DEVICE void rope_head(const float* x, const float* norm, float eps, const double
     if (norm) scale = 1.0f / square_root(sum_of_block<THREADS>(squares, room) / (float)D + eps);
     barrier();
     const auto at = [&](int i) { return norm ? head[i] * scale * norm[i] : head[i]; };
-    for (int i = thread(); i < DIMS / 2; i += THREADS) {
-        const int first = INTERLEAVED ? 2 * i : i, second = INTERLEAVED ? 2 * i + 1 : i + DIMS / 2;
-        double of_pair = turns[i] * position;
-        if (factors) of_pair /= factors[i];
-        float c, s;
-        cos_sin_of_turns(of_pair, c, s);
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int i = e * THREADS + thread();
+        if (i >= PAIRS) break;
+        const int first = INTERLEAVED ? 2 * i : i, second = INTERLEAVED ? 2 * i + 1 : i + PAIRS;
         const float a = at(first), b = at(second);
-        As::put(to + first, a * c - b * s);
-        As::put(to + second, a * s + b * c);
+        As::put(to + first, a * c[e] - b * s[e]);
+        As::put(to + second, a * s[e] + b * c[e]);
     }
     for (int i = DIMS + thread(); i < D; i += THREADS) As::put(to + i, at(i));
 }

@@ -46,7 +46,7 @@
 //! let file = Arc::new(model::embedded()?);
 //! let tokenizer = Tokenizer::from_gguf(file.gguf())?;
 //! let options = Options::new(Target::cpu());
-//! let mut session = model::session(&file, None, &options, Purpose::Generate, &DeviceOptions::default())?;
+//! let mut session = model::session(&file, None, &options, Purpose::Generate, &Default::default())?;
 //!
 //! let prompt = tokenizer.encode("The borrow checker", EncodeOptions::default());
 //! let mut sampler = Sampler::new(Sampling::greedy())?;

@@ -6,6 +6,7 @@ use sinter::compile::{Options, Purpose};
 use sinter::generate::{EncodeOptions, Perplexity, Sampler, Sampling, Tokenizer};
 use sinter::gguf::{GgufFile, GgufWriter, Value};
 use sinter::model;
+use sinter::runtime::DeviceOptions;
 use sinter::target::Target;
 use std::io::Write;
 use std::ops::ControlFlow;

@@ -285,7 +285,7 @@ fn other_kernels_and_devices_are_refused() {
     );
     assert_eq!(message, "the kernels have changed since sinter 9.9.9 compiled the plan; compile it again");
     let message = refusal(plan.clone(), |plan| plan.target.kind = TargetKind::HipAmd, &file);
-    assert_eq!(message, "there is no device of kind hip-amd here");
+    assert!(message.starts_with("there is no device of kind hip-amd here: "), "{message}");
     let error = plan.require_device(TargetKind::HipNvidia).unwrap_err().to_string();
     assert_eq!(error, "the plan was compiled for test-cpu (cpu), which cannot run on the device hip-nvidia");
 }

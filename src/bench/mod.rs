@@ -325,6 +325,7 @@ mod tests {
     fn bench(context: u64, chunk: u64, sequences: u64) -> Bench {
         let file = Arc::new(model::embedded().unwrap());
         let options = Options { context: Some(context), chunk, sequences, ..Options::new(Target::cpu()) };
+        let one_thread = crate::runtime::DeviceOptions { threads: Some(1), ..Default::default() };
         Bench::new(model::executor(&file, None, &options, Purpose::Bench, &one_thread).unwrap()).unwrap()
     }
 

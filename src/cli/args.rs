@@ -41,7 +41,7 @@ impl ModelArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, test-cpu, test-wave32) or a JSON file that describes one.
+    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one.
     #[arg(long, default_value = "cpu")]
     pub target: String,
     /// Float32 activations and, unless --kv says otherwise, caches.
@@ -179,7 +179,7 @@ pub fn read_target(name: &str) -> Result<Target, Error> {
     }
     if !name.ends_with(".json") {
         return Err(format!(
-            "there is no target {name:?}; there are {}, or a .json file",
+            "there is no target {name:?}; there are {}, architectures of GPUs as gfx1100 and sm_90, or a .json file",
             target::NAMES.join(", ")
         )
         .into());

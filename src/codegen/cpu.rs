@@ -44,6 +44,7 @@ impl Backend for Cpu {
         &self,
         spec: KernelSpec,
         layouts: Vec<(ArgId, Layout)>,
+        _: &[ArgId],
         bounds: &Syms,
         _: &Target,
     ) -> Result<Implementation, String> {

@@ -30,8 +30,6 @@ pub enum CodegenError {
     Body { kernel: Kernel, detail: String },
     #[error("{op} has no kernel here: {detail}")]
     NoKernel { op: &'static str, detail: String },
-    #[error("there are kernels for cpu only, not yet for target {target}")]
-    Target { target: String },
 }
 
 /// A family of devices: what decides how kernels are launched there.
@@ -40,7 +38,7 @@ pub trait Backend: Sync {
     fn layout(&self, weight: &TensorType, uses: &[(KernelSpec, ArgId)]) -> Layout;
 
     /// How a kernel is implemented for steps within `bounds`, where weights lie as `layouts` say: one or several launches, with
-    /// their grids, workspace and permitted aliases.
+    /// their grids, workspace and permitted aliases. What `given` lists, weights and inputs, no call of the program writes.
     ///
     /// # Errors
     /// Why there is no such kernel.
@@ -48,28 +46,25 @@ pub trait Backend: Sync {
         &self,
         spec: KernelSpec,
         layouts: Vec<(ArgId, Layout)>,
+        given: &[ArgId],
         bounds: &crate::ir::Syms,
         target: &Target,
     ) -> Result<Implementation, String>;
 }
 
 /// The back end of a kind of targets.
-pub fn backend(kind: TargetKind) -> Option<&'static dyn Backend> {
+pub fn backend(kind: TargetKind) -> &'static dyn Backend {
     match kind {
-        TargetKind::Cpu => Some(&cpu::Cpu),
-        TargetKind::HipAmd | TargetKind::HipNvidia => Some(&hip::Hip),
+        TargetKind::Cpu => &cpu::Cpu,
+        TargetKind::HipAmd | TargetKind::HipNvidia => &hip::Hip,
     }
-}
-
-fn backend_of(target: &Target) -> Result<&'static dyn Backend, CodegenError> {
-    backend(target.kind).ok_or_else(|| CodegenError::Target { target: target.name.clone() })
 }
 
 /// Turns a graph into kernels and calls, in the order of [`Graph::order`]. Weights lie as `layouts` say, which are those of all
 /// graphs that share them.
 ///
 /// # Errors
-/// A node that no kernel computes, or a target without kernels.
+/// A node that no kernel computes.
 pub fn generate(graph: &Verified, target: &Target, layouts: &Layouts) -> Result<Program, CodegenError> {
     Ok(generate_traced(graph, target, layouts)?.0)
 }
@@ -87,7 +82,7 @@ pub fn generate_traced(
     let _guard = span.enter();
     let mut out = Generator {
         g: graph,
-        backend: backend_of(target)?,
+        backend: backend(target.kind),
         target,
         layouts,
         buffers: vec![],
@@ -165,7 +160,12 @@ impl Generator<'_> {
             _ => None,
         };
         let layouts = (0..).zip(&args).filter_map(|(arg, buf)| Some((arg, layout(buf)?))).collect();
-        let kernel = self.backend.emit(kernel_spec(self.g, id)?, layouts, &self.g.bounds, self.target);
+        let is_given = |v: &Value| matches!(self.g.op(v.node), Op::Weight { .. } | Op::Input { .. });
+        let operands = self.g.operands(id);
+        let given: Vec<ArgId> =
+            (0..).zip(&operands).filter(|(_, v)| is_given(v)).map(|(arg, _)| arg).collect();
+        let kernel =
+            self.backend.emit(kernel_spec(self.g, id)?, layouts, &given, &self.g.bounds, self.target);
         let kernel = kernel.map_err(no_kernel)?;
         let writes = op.writes();
         for out in 0..self.g.node(id).outs.len() as u32 {

@@ -56,7 +56,7 @@ pub enum Stop {
 /// # use std::ops::ControlFlow;
 /// # let file = std::sync::Arc::new(model::embedded()?);
 /// # let options = Options::new(Target::cpu());
-/// # let mut session = model::session(&file, None, &options, Purpose::Generate, &DeviceOptions::default())?;
+/// # let mut session = model::session(&file, None, &options, Purpose::Generate, &Default::default())?;
 /// # let mut sampler = Sampler::new(Sampling::greedy())?;
 /// session.generate(&[0, 33], 3, &mut sampler, |_| false, |_| ControlFlow::Continue(()))?;
 /// assert_eq!((session.text().len(), session.filled()), (5, 4));

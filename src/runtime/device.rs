@@ -126,8 +126,8 @@ pub struct DeviceOptions {
 /// Why a device cannot take a plan, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    #[error("there is no device of kind {} here", kind_name(*.0))]
-    Absent(TargetKind),
+    #[error("there is no device of kind {} here: {why}", kind_name(*.kind))]
+    Absent { kind: TargetKind, why: HipError },
     #[error("the {device} device has no kernel {kernel} as the plan needs it: {why}")]
     Kernel { device: &'static str, kernel: &'static str, why: String },
     #[error(

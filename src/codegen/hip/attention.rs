@@ -40,8 +40,11 @@ impl Unit<'_> {
         let ((k, k_element), (v, v_element)) = (cache(m.k)?, cache(m.v)?);
         let step =
             format!("(const i32*)a{}, (const i32*)a{}, (const i32*)a{}", m.lengths, m.sequences, m.positions);
+        let width = m.heads * m.head_dim;
+        let out = self.store(m.out, width)?;
+        let waits = self.waits_unless_given([m.lengths, m.sequences, m.positions, m.tables]);
         let body = format!(
-            "attend_part<{ATTENDING}, {shared}, {shape}, {k}, {v}>((const float*)a{}, (const {k_element}*)a{}, (const {v_element}*)a{}, (const i32*)a{}, {step}, {}, (float*)a{room});\n",
+            "{waits}attend_part<{ATTENDING}, {shared}, {shape}, {k}, {v}>((const float*)a{}, (const {k_element}*)a{}, (const {v_element}*)a{}, (const i32*)a{}, {step}, {}, (float*)a{room}, {out});\n",
             m.q,
             m.k,
             m.v,
@@ -50,10 +53,8 @@ impl Unit<'_> {
         );
         let grid = vec![Extent::each(tokens), Extent::each(m.heads / shared), Extent::each(parts)];
         self.file(&["attention.h"], ATTENDING, grid, body);
-        let width = m.heads * m.head_dim;
-        let out = self.store(m.out, width)?;
         let body = format!(
-            "join_parts<{shape}>((const float*)a{room}, {step}, block_y(), block_x() * {THREADS} + thread(), {out});\n"
+            "{waits}join_parts<{shape}>((const float*)a{room}, {step}, block_y(), block_x() * {THREADS} + thread(), {out});\n"
         );
         let grid = vec![Extent::each(tokens), Extent { dim: Dim::n(width), per: THREADS }];
         self.file(&["attention.h"], THREADS, grid, body);

@@ -23,6 +23,9 @@ const THREADS: u32 = 256;
 /// Bytes of shared memory that a block may have on any device that is a target.
 const SHARED: u64 = 48 << 10;
 
+/// From here on a kernel may read what those before it wrote.
+const WAIT: &str = "wait_for_previous();\n";
+
 /// The kernels of `kernels/`.
 pub struct Hip;
 
@@ -47,12 +50,14 @@ impl Backend for Hip {
         &self,
         spec: KernelSpec,
         layouts: Vec<(ArgId, Layout)>,
+        given: &[ArgId],
         bounds: &Syms,
         target: &Target,
     ) -> Result<Implementation, String> {
         let mut unit = Unit {
             spec: &spec,
             layouts: &layouts,
+            given,
             bounds,
             target,
             workspace: vec![],
@@ -79,6 +84,8 @@ impl Backend for Hip {
 struct Unit<'a> {
     spec: &'a KernelSpec,
     layouts: &'a [(ArgId, Layout)],
+    /// Arguments that no kernel of the program writes.
+    given: &'a [ArgId],
     bounds: &'a Syms,
     target: &'a Target,
     workspace: Vec<Arg>,
@@ -96,12 +103,14 @@ struct File {
     constants: String,
     body: String,
     threads: u32,
+    /// Blocks that share a multiprocessor at least: so few registers does a thread get.
+    blocks: u32,
     grid: Vec<Extent>,
 }
 
 impl File {
     fn launch(self, args: &[Arg]) -> LaunchSpec {
-        let File { entry, about, headers, constants, body, threads, grid } = self;
+        let File { entry, about, headers, constants, body, threads, blocks, grid } = self;
         let mut source = format!("// {about}\n");
         for (i, arg) in args.iter().enumerate() {
             source += &format!("// a{i} {}{}\n", super::mark(arg.access), arg.ty);
@@ -114,8 +123,11 @@ impl File {
             Access::Read => format!("const u8* a{i}, "),
             Access::Write | Access::Update | Access::Scratch => format!("u8* a{i}, "),
         });
-        source +=
-            &format!("\nKERNEL({entry}, {threads})({}i32 T, i32 R) {{\n", parameters.collect::<String>());
+        source += &format!(
+            "\nKERNEL({entry}, {threads}, {blocks})({}i32 T, i32 R) {{\n",
+            parameters.collect::<String>()
+        );
+        source += "    let_next_start();\n";
         for line in body.lines() {
             source += &format!("    {line}\n");
         }
@@ -144,6 +156,11 @@ impl Unit<'_> {
         size(self.dim(id, axis)?)
     }
 
+    /// What a kernel begins with that reads these before those before it are done: a wait, unless nothing writes them.
+    fn waits_unless_given(&self, ids: impl IntoIterator<Item = ArgId>) -> &'static str {
+        if ids.into_iter().all(|id| self.given.contains(&id)) { "" } else { WAIT }
+    }
+
     fn layout(&self, id: ArgId) -> Layout {
         self.layouts.iter().find(|(arg, _)| *arg == id).map_or(Layout::RowMajor, |(_, layout)| *layout)
     }
@@ -160,7 +177,16 @@ impl Unit<'_> {
             if n == 0 { self.spec.name().to_string() } else { format!("{}_{}", self.spec.name(), n + 1) };
         let about = format!("{}, launch {} of the kernel", self.spec.name(), n + 1);
         let headers = headers.to_vec();
-        self.files.push(File { entry, about, headers, constants: String::new(), body, threads, grid });
+        self.files.push(File {
+            entry,
+            about,
+            headers,
+            constants: String::new(),
+            body,
+            threads,
+            blocks: 1,
+            grid,
+        });
     }
 
     /// An expression for where numbers of rows of `width` go that an argument has, floats or 8 bits.

@@ -9,13 +9,13 @@ impl Unit<'_> {
     pub(super) fn norm(&mut self, m: &NormSpec) -> Result<(), String> {
         let out = m.rows_out.or(m.norm_out).or(m.quant_out).ok_or("a norm without a result")?;
         let (n, threads) = (size(Dim::n(m.n))?, threads_of_row(m.n));
-        let mut body = String::new();
+        let mut body = self.waits_unless_given([m.weight]).to_string();
         let mut shared = 0;
         let source = match m.source {
             NormSource::Rows { x } => format!("FromFloats<{n}>{{(const float*)a{x}}}"),
             NormSource::Sum { a, b } => format!("FromSum<{n}>{{(const float*)a{a}, (const float*)a{b}}}"),
             NormSource::Embedding { table, ids } => {
-                body += &format!("__shared__ float rows[{n}];\n");
+                body += &format!("alignas(16) __shared__ float rows[{n}];\n");
                 shared += 4 * m.n;
                 let height = super::symbol(self.dim(table, 0)?)?;
                 let table = self.table(table, m.n)?;
@@ -27,7 +27,7 @@ impl Unit<'_> {
         let weight = if self.ty(m.weight)?.dtype == DType::F32 {
             format!("(const float*)a{}", m.weight)
         } else {
-            body += &format!("__shared__ float weight[{n}];\n");
+            body += &format!("alignas(16) __shared__ float weight[{n}];\n");
             shared += 4 * m.n;
             body += &format!(
                 "dequantise_row<{threads}>({}, 0, weight);\nbarrier();\n",
@@ -101,7 +101,7 @@ impl Unit<'_> {
     }
 }
 
-/// Threads that share a row: as many as it has columns, within what a block may have, and whole warps of any width.
+/// Threads that share a row, eight columns each: within what a block may have, and whole warps of any width.
 pub(super) fn threads_of_row(n: u64) -> u32 {
-    n.next_multiple_of(64).clamp(64, 1024) as u32
+    n.div_ceil(8).next_multiple_of(64).clamp(64, 1024) as u32
 }

@@ -2,7 +2,7 @@
 
 use super::super::spec::{Alias, Epilogue, Extent, MatmulPart, MatmulSpec, SwigluSpec};
 use super::norm::threads_of_row;
-use super::{THREADS, Unit, size};
+use super::{THREADS, Unit, WAIT, size};
 use crate::ir::{DType, Op};
 
 impl Unit<'_> {
@@ -11,7 +11,7 @@ impl Unit<'_> {
         let columns = Extent { dim: m.n.into(), per: THREADS };
         let grid = vec![Extent::each(self.dim(m.gate, 0)?), columns];
         let body = format!(
-            "swiglu<{}>((const float*)a{}, (const float*)a{}, block_y(), block_x() * {THREADS} + thread(), {out});\n",
+            "{WAIT}swiglu<{}>((const float*)a{}, (const float*)a{}, block_y(), block_x() * {THREADS} + thread(), {out});\n",
             m.n, m.gate, m.up
         );
         if self.ty(m.out)?.dtype == DType::F32 {
@@ -47,8 +47,9 @@ impl Unit<'_> {
                     return Err("rows of activations in 8 bits".into());
                 }
                 let height = super::symbol(self.dim(0, 0)?)?;
-                let body =
-                    format!("get_row<{THREADS}, {bytes}>(a0, (const i32*)a1, {height}, a2, block_x());\n");
+                let body = format!(
+                    "{WAIT}get_row<{THREADS}, {bytes}>(a0, (const i32*)a1, {height}, a2, block_x());\n"
+                );
                 self.file(&["embed.h"], THREADS, vec![Extent::each(self.dim(1, 0)?)], body);
                 Ok(())
             }
@@ -57,7 +58,8 @@ impl Unit<'_> {
                 let threads = threads_of_row(u64::from(width)).min(THREADS);
                 let (grid, row) = self.rows_grid(0)?;
                 let out = self.store(1, u64::from(width))?;
-                let body = format!("quantise_row<{threads}, {width}>((const float*)a0, {row}, {out});\n");
+                let body =
+                    format!("{WAIT}quantise_row<{threads}, {width}>((const float*)a0, {row}, {out});\n");
                 self.file(&["elementwise.h"], threads, grid, body);
                 Ok(())
             }
@@ -72,7 +74,7 @@ impl Unit<'_> {
                         self.activations(0, width)?
                     )
                 } else {
-                    format!("dequantise_row<{threads}>({}, {row}, {to});\n", self.table(0, width)?)
+                    format!("{WAIT}dequantise_row<{threads}>({}, {row}, {to});\n", self.table(0, width)?)
                 };
                 self.file(&["elementwise.h"], threads, grid, body);
                 Ok(())
@@ -80,7 +82,7 @@ impl Unit<'_> {
             Op::ArgMax => {
                 let width = self.constant(0, 1)?;
                 let body = format!(
-                    "best_of_row<{THREADS}, {width}>((const float*)a0, nullptr, (i32*)a1, block_x());\n"
+                    "{WAIT}best_of_row<{THREADS}, {width}>((const float*)a0, nullptr, (i32*)a1, block_x());\n"
                 );
                 self.file(&["sample.h"], THREADS, vec![Extent::each(self.dim(0, 0)?)], body);
                 Ok(())
@@ -100,7 +102,7 @@ impl Unit<'_> {
                     return Err("a constant of several axes".into());
                 }
                 let body = format!(
-                    "const i32 i = block_x() * {THREADS} + thread();\nif (i < {n}) ((float*)a0)[i] = {};\n",
+                    "{WAIT}const i32 i = block_x() * {THREADS} + thread();\nif (i < {n}) ((float*)a0)[i] = {};\n",
                     super::float(*value)
                 );
                 let grid = vec![Extent { dim: u64::from(n).into(), per: THREADS }];
@@ -125,7 +127,7 @@ impl Unit<'_> {
         let (grid, row) = self.rows_grid(operands)?;
         let threads = threads_of_row(u64::from(last)).min(THREADS);
         let body = format!(
-            "for (i32 column = thread(); column < {last}; column += {threads}) {{\n    const u64 i = (u64)({row}) * {last} + column, j = {j};\n    ((float*)a{operands})[i] = {what};\n}}\n"
+            "{WAIT}for (i32 column = thread(); column < {last}; column += {threads}) {{\n    const u64 i = (u64)({row}) * {last} + column, j = {j};\n    ((float*)a{operands})[i] = {what};\n}}\n"
         );
         let reads = if per_row { 1 } else { operands };
         self.aliases = (0..reads).map(|read| Alias { write: operands, read }).collect();

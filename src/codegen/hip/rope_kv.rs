@@ -9,7 +9,9 @@ impl Unit<'_> {
     pub(super) fn rope_kv(&mut self, m: &RopeKvSpec) -> Result<(), String> {
         let d = size(Dim::n(m.head_dim))?;
         let threads = (m.head_dim / 2).next_multiple_of(64).clamp(64, 256) as u32;
-        let mut body = format!(
+        let mut body =
+            self.waits_unless_given([m.positions, m.rows].into_iter().chain(m.factors)).to_string();
+        body += &format!(
             "const i32 t = block_y();\nconst i32 position = load_step((const i32*)a{} + t);\n",
             m.positions
         );

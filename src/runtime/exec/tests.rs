@@ -206,7 +206,7 @@ fn a_plan_runs_only_where_it_should() {
     assert!(says.starts_with("the plan was compiled for another model file: "), "{says}");
 
     let says = refused(try_new(model(), |p| p.target = Target::test_wave32()));
-    assert_eq!(says, "there is no device of kind hip-amd here");
+    assert!(says.starts_with("there is no device of kind hip-amd here: "), "{says}");
 
     let mut plan = Plan::build(parts(model().identity())).unwrap();
     plan.kernels_hash = "old".into();

@@ -15,7 +15,34 @@ pub struct Context {
     pub name: String,
     /// The architecture, as compilers name it.
     pub arch: String,
+    /// Launches a kernel that may be made ready before the one before it is done; none where there is no such thing.
+    launch_early: Option<LaunchEx>,
 }
+
+/// `CUlaunchConfig` of cuda.h.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: Handle,
+    attributes: *mut LaunchAttribute,
+    count: c_uint,
+}
+
+/// `CUlaunchAttribute` of cuda.h: a number, padding, and a union of 64 bytes.
+#[repr(C)]
+struct LaunchAttribute {
+    id: c_uint,
+    padding: c_uint,
+    value: [c_int; 16],
+}
+
+type LaunchEx =
+    unsafe extern "C" fn(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void) -> c_int;
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+const EARLY: c_uint = 6;
 
 // SAFETY: drivers take calls from any thread; which device is meant is bound before each.
 unsafe impl Send for Context {}
@@ -65,7 +92,10 @@ impl Context {
             Platform::Amd => std::ptr::null_mut(),
         };
         let arch = arch_of(&api, platform, device)?;
-        let context = Context { api, platform, ordinal, handle, name, arch };
+        // Kernels wait for each other by themselves from this architecture on (`wait_for_previous` in kernels/device.h).
+        let waits = arch.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 90);
+        let launch_early = symbol::<LaunchEx>(&api, "cuLaunchKernelEx").ok().filter(|_| waits);
+        let context = Context { api, platform, ordinal, handle, name, arch, launch_early };
         context.bind()?;
         Ok(Arc::new(context))
     }
@@ -346,23 +376,39 @@ impl Stream {
         args: &mut LaunchArgs,
     ) -> Result<()> {
         self.context.bind()?;
-        let [x, y, z] = grid;
         let mut pointers = args.pointers();
+        let [x, y, z] = grid;
         // SAFETY: the caller's; the driver copies the arguments.
         let code = unsafe {
-            (self.context.api.launch)(
-                function.handle,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                0,
-                self.handle,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+            match self.context.launch_early {
+                Some(launch) => {
+                    let mut value = [0; 16];
+                    value[0] = 1;
+                    let mut attribute = LaunchAttribute { id: EARLY, padding: 0, value };
+                    let config = LaunchConfig {
+                        grid,
+                        block: [threads, 1, 1],
+                        shared: 0,
+                        stream: self.handle,
+                        attributes: &mut attribute,
+                        count: 1,
+                    };
+                    launch(&config, function.handle, pointers.as_mut_ptr(), std::ptr::null_mut())
+                }
+                None => (self.context.api.launch)(
+                    function.handle,
+                    x,
+                    y,
+                    z,
+                    threads,
+                    1,
+                    1,
+                    0,
+                    self.handle,
+                    pointers.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                ),
+            }
         };
         self.context.check(code, "launch")
     }

@@ -1,6 +1,7 @@
 //! A plan on a GPU.
 
 use super::HipError;
+use super::api::Platform;
 use super::context::{Buffer, Context, Event, Function, Graph, LaunchArgs, Module, Pinned, Stream};
 use super::kernels::compile;
 use super::planes::{activations_from_planes, activations_to_planes};
@@ -8,6 +9,7 @@ use super::weights::Weights;
 use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, Syms, TensorType};
+use crate::plan::memory::ALIGN;
 use crate::plan::{BufRef, LoadedPlan, PlannedProgram, State};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
 use crate::runtime::weights::find_weights;
@@ -18,6 +20,8 @@ use std::time::Duration;
 
 /// Bytes of pinned memory for what is written and read.
 const STAGING: usize = 4 << 20;
+/// The most bytes of a write that may wait for others.
+const SMALL: usize = 16 << 10;
 /// The most token rows of programs whose steps are captured as graphs: in larger ones, launches take longer than launching does.
 const GRAPH_TOKENS: u64 = 64;
 
@@ -35,6 +39,8 @@ pub struct HipDevice {
     staging: Pinned,
     /// Bytes of it that work under way may still read.
     staged: usize,
+    /// Small writes that are not on the stream yet: those of a step go together.
+    pending: Vec<(u64, Vec<u8>)>,
     launches: Vec<u64>,
     submitted: u64,
     /// Whether everything that was submitted is done.
@@ -75,7 +81,12 @@ impl HipDevice {
         model: Arc<GgufFile>,
         options: &DeviceOptions,
     ) -> Result<HipDevice, DeviceError> {
-        let context = super::open(options.gpu)?;
+        let kind = plan.target.kind;
+        let platform = if kind == TargetKind::HipAmd { Platform::Amd } else { Platform::Nvidia };
+        let context = Context::open(platform, options.gpu).map_err(|why| match why {
+            HipError::Library { .. } | HipError::NoDevice { .. } => DeviceError::Absent { kind, why },
+            other => other.into(),
+        })?;
         if context.arch != plan.target.arch {
             let (wants, has) = (plan.target.arch.clone(), context.arch.clone());
             return Err(HipError::OtherArch { wants, has, name: context.name.clone() }.into());
@@ -113,6 +124,7 @@ impl HipDevice {
             _weights: weights,
             staging,
             staged: 0,
+            pending: vec![],
             launches: vec![0; plan.kernels.len()],
             submitted: 0,
             idle: false,
@@ -166,6 +178,7 @@ impl HipDevice {
     }
 
     fn wait_for_all(&mut self) -> Result<(), HipError> {
+        self.send_pending()?;
         if !self.idle {
             self.stream.wait()?;
             (self.idle, self.staged) = (true, 0);
@@ -190,11 +203,44 @@ impl HipDevice {
         (self.pool.at + offset, ty, planned.bounds)
     }
 
-    /// Copies to the device by way of pinned memory, in order with the work.
-    fn write_at(&mut self, mut to: u64, bytes: &[u8]) -> Result<(), HipError> {
+    /// Copies to the device, in order with the work.
+    fn write_at(&mut self, to: u64, bytes: &[u8]) -> Result<(), HipError> {
+        let overlaps =
+            |(at, other): &(u64, Vec<u8>)| *at < to + bytes.len() as u64 && to < at + other.len() as u64;
+        if bytes.len() > SMALL || self.pending.iter().any(overlaps) {
+            self.send_pending()?;
+        }
+        if bytes.len() > SMALL {
+            return self.send(to, bytes);
+        }
+        self.pending.push((to, bytes.to_vec()));
+        Ok(())
+    }
+
+    /// Puts small writes on the stream. Those between which there is but padding become one.
+    fn send_pending(&mut self) -> Result<(), HipError> {
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.sort_by_key(|(at, _)| *at);
+        let mut runs: Vec<(u64, Vec<u8>)> = vec![];
+        for (at, bytes) in pending {
+            match runs.last_mut() {
+                // Buffers begin at multiples of `ALIGN`, so nothing else begins in so small a gap.
+                Some((first, run)) if at - (*first + run.len() as u64) < ALIGN => {
+                    run.resize((at - *first) as usize, 0);
+                    run.extend(bytes);
+                }
+                _ => runs.push((at, bytes)),
+            }
+        }
+        runs.into_iter().try_for_each(|(at, run)| self.send(at, &run))
+    }
+
+    /// Copies to the device by way of pinned memory.
+    fn send(&mut self, mut to: u64, bytes: &[u8]) -> Result<(), HipError> {
         for bytes in bytes.chunks(STAGING) {
             if self.staged + bytes.len() > STAGING {
-                self.wait_for_all()?;
+                self.stream.wait()?;
+                self.staged = 0;
             }
             let room = self.staged..self.staged + bytes.len();
             let room = &mut self.staging.bytes()[room];
@@ -315,6 +361,7 @@ impl Device for HipDevice {
         assert!(inside, "{at:?} is out of {bounds:?}");
         let whole = work.calls == (0..self.programs[work.program].len());
         let key = (work.program, at);
+        self.send_pending()?;
         self.idle = false;
         if !whole || work.timed || bounds.t > GRAPH_TOKENS {
             self.launch(work)?;
@@ -386,6 +433,7 @@ impl Device for HipDevice {
             let apart = from.saturating_add(rows) <= to || to.saturating_add(rows) <= from;
             assert!(apart, "rows {from}.. and {to}.. overlap");
             let ((source, len), (target, _)) = (self.rows(state, from, rows), self.rows(state, to, rows));
+            self.send_pending()?;
             self.idle = false;
             // SAFETY: both lie within the state, and apart, as asserted.
             unsafe { self.stream.copy(source, target, len) }?;
@@ -397,6 +445,7 @@ impl Device for HipDevice {
         let plan = Arc::clone(&self.plan);
         for state in plan.states.iter().filter(|s| s.role == role) {
             let (start, len) = self.rows(state, first, rows);
+            self.send_pending()?;
             self.idle = false;
             // SAFETY: within the state, as asserted there.
             unsafe { self.stream.fill(start, byte, len) }?;

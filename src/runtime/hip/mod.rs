@@ -12,6 +12,7 @@ mod weights;
 
 pub use api::Platform;
 pub use device::HipDevice;
+pub use kernels::HEADERS;
 
 use context::Context;
 use std::sync::Arc;
