@@ -1,4 +1,4 @@
-//! GPUs: HIP's two platforms behind one table of driver functions ([`api`]), what lies on a device ([`context`]), and a plan on it
+//! GPUs: HIP's two platforms behind one table of driver functions (`api.rs`), what lies on a device (`context.rs`), and a plan on it
 //! ([`HipDevice`]).
 //!
 //! A plan for a GPU holds the source of its kernels, or their machine code: run only plans that you trust.
