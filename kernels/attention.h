@@ -19,7 +19,7 @@ DEVICE Seen seen_by(int position, int length) {
     if (seen.end < 0) seen.end = 0;
     seen.begin = WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0;
     if (seen.begin > seen.end) seen.begin = seen.end;
-    const int least_each = 32, each = (seen.end - seen.begin + PARTS - 1) / PARTS;
+    const int least_each = 64, each = (seen.end - seen.begin + PARTS - 1) / PARTS;
     seen.each = each < least_each ? least_each : each;
     return seen;
 }

@@ -5,13 +5,14 @@ use super::{THREADS, Unit, float, size};
 use crate::ir::{DType, Dim, TensorType};
 
 /// Threads of a block that attends.
-const ATTENDING: u32 = 128;
-/// Heads of a group that share what they read, at most: each takes registers.
-const SHARED_HEADS: u64 = 4;
-/// Blocks that keep a GPU busy.
-const BLOCKS: u64 = 512;
-/// Positions that a part has at least.
-const PART: u64 = 32;
+const ATTENDING: u32 = 256;
+/// Heads of a group that share what they read, at most: each takes registers, and four of them so many that half as many blocks run at
+/// once, which on an H200 takes longer than to read twice.
+const SHARED_HEADS: u64 = 2;
+/// Blocks that keep a GPU busy: more parts take longer to join.
+const BLOCKS: u64 = 256;
+/// Positions that a part has at least, as `seen_by` of `kernels/attention.h` has it.
+const PART: u64 = 64;
 
 impl Unit<'_> {
     pub(super) fn attention(&mut self, m: &AttentionSpec) -> Result<(), String> {

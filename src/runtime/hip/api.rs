@@ -95,6 +95,7 @@ functions! {
         event_create(*mut Handle, c_uint) = "cuEventCreate", "hipEventCreateWithFlags";
         event_destroy(Handle) = "cuEventDestroy_v2", "hipEventDestroy";
         event_record(Handle, Handle) = "cuEventRecord", "hipEventRecord";
+        event_wait(Handle) = "cuEventSynchronize", "hipEventSynchronize";
         event_elapsed(*mut f32, Handle, Handle) = "cuEventElapsedTime", "hipEventElapsedTime";
         module_load(*mut Handle, *const c_void) = "cuModuleLoadData", "hipModuleLoadData";
         module_unload(Handle) = "cuModuleUnload", "hipModuleUnload";

@@ -461,15 +461,20 @@ impl Stream {
     /// # Errors
     /// If the driver fails.
     pub fn moment(&self) -> Result<Event> {
-        self.context.bind()?;
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: `handle` is a variable.
-        self.context.check(unsafe { (self.context.api.event_create)(&mut handle, 0) }, "event")?;
-        let event = Event { context: Arc::clone(&self.context), handle };
-        // SAFETY: both live.
-        self.context
-            .check(unsafe { (self.context.api.event_record)(handle, self.handle) }, "event record")?;
+        let event = Event::new(&self.context)?;
+        self.record(&event)?;
         Ok(event)
+    }
+
+    /// Makes an event this moment in the stream's work.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn record(&self, event: &Event) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: both live.
+        let code = unsafe { (self.context.api.event_record)(event.handle, self.handle) };
+        self.context.check(code, "event record")
     }
 }
 
@@ -514,6 +519,26 @@ pub struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
+    /// # Errors
+    /// If the driver fails.
+    pub fn new(context: &Arc<Context>) -> Result<Event> {
+        context.bind()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a variable.
+        context.check(unsafe { (context.api.event_create)(&mut handle, 0) }, "event")?;
+        Ok(Event { context: Arc::clone(context), handle })
+    }
+
+    /// Waits for the moment that it was made last.
+    ///
+    /// # Errors
+    /// If the work before it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: it lives.
+        self.context.check(unsafe { (self.context.api.event_wait)(self.handle) }, "event wait")
+    }
+
     /// Milliseconds from this to a later one; both must have been.
     ///
     /// # Errors
@@ -533,7 +558,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: made by `moment`, and destroyed once.
+            // SAFETY: made by `new`, and destroyed once.
             unsafe { (self.context.api.event_destroy)(self.handle) };
         }
     }

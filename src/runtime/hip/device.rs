@@ -22,6 +22,8 @@ use std::time::Duration;
 const STAGING: usize = 4 << 20;
 /// The most bytes of a write that may wait for others.
 const SMALL: usize = 16 << 10;
+/// The fewest bytes of a part that is read.
+const LEAST_READ: usize = 64 << 10;
 /// The most token rows of programs whose steps are captured as graphs: in larger ones, launches take longer than launching does.
 const GRAPH_TOKENS: u64 = 64;
 
@@ -39,6 +41,8 @@ pub struct HipDevice {
     staging: Pinned,
     /// Bytes of it that work under way may still read.
     staged: usize,
+    /// When each part of what is read is there.
+    parts_read: [Event; 4],
     /// Small writes that are not on the stream yet: those of a step go together.
     pending: Vec<(u64, Vec<u8>)>,
     launches: Vec<u64>,
@@ -99,6 +103,8 @@ impl HipDevice {
         // SAFETY: all of the pool.
         unsafe { stream.fill(pool.at, 0, pool.bytes as usize) }?;
         let staging = Pinned::new(&context, STAGING)?;
+        let event = || Event::new(&context);
+        let parts_read = [event()?, event()?, event()?, event()?];
         let weights = Weights::load(&context, &plan.weights, &found)?;
         let at = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool.at + plan.arena_offset + program.buffers[i as usize].offset,
@@ -124,6 +130,7 @@ impl HipDevice {
             _weights: weights,
             staging,
             staged: 0,
+            parts_read,
             pending: vec![],
             launches: vec![0; plan.kernels.len()],
             submitted: 0,
@@ -254,15 +261,20 @@ impl HipDevice {
         Ok(())
     }
 
+    /// Copies from the device by way of pinned memory, when all work is done: while a part is copied on, the next is on its way.
     fn read_at(&mut self, mut from: u64, bytes: &mut [u8]) -> Result<(), HipError> {
         for bytes in bytes.chunks_mut(STAGING) {
             self.wait_for_all()?;
-            let room = &mut self.staging.bytes()[..bytes.len()];
-            // SAFETY: the caller's buffer has as many bytes there; the room is touched when the stream was waited for.
-            unsafe { self.stream.read(from, room) }?;
-            self.idle = false;
-            self.wait_for_all()?;
-            bytes.copy_from_slice(&self.staging.bytes()[..bytes.len()]);
+            let part = bytes.len().div_ceil(self.parts_read.len()).max(LEAST_READ);
+            for (i, room) in self.staging.bytes()[..bytes.len()].chunks_mut(part).enumerate() {
+                // SAFETY: the caller's buffer has as many bytes there; the room is touched when this part was waited for.
+                unsafe { self.stream.read(from + (i * part) as u64, room) }?;
+                self.stream.record(&self.parts_read[i])?;
+            }
+            for (i, to) in bytes.chunks_mut(part).enumerate() {
+                self.parts_read[i].wait()?;
+                to.copy_from_slice(&self.staging.bytes()[i * part..][..to.len()]);
+            }
             from += bytes.len() as u64;
         }
         Ok(())
