@@ -107,14 +107,13 @@ fn formats() -> bool {
                 "times",
             );
         }
-        // What repacking is for; where nothing but the compiler makes vectors, it is for many tokens alone.
-        let most = if features == Features::baseline() { 3.0 } else { 1.0 };
+        // What repacking is for.
         for format in [DType::Q4_K, DType::Q6_K] {
             let ratio = time(format, Layout::Interleaved16) / time(format, Layout::RowMajor);
             all &= keeps(
                 &format!("{} {format} interleaved, against row by row", features.name()),
                 ratio,
-                most,
+                1.0,
                 "times",
             );
         }
