@@ -26,7 +26,8 @@
 //!   how weights are to lie in memory ([`codegen::Layouts`]), and yields a [`codegen::spec::Program`].
 //! - [`mod@plan`] puts calls in order ([`plan::schedule`]) and places their memory ([`plan::memory`]); a plan is data, and has
 //!   a byte form.
-//! - [`runtime`] executes plans that went through that form, on sequences whose rows it batches ([`runtime::Sequences`]). The
+//! - [`runtime`] executes plans that went through that form, on the CPU ([`runtime::cpu`]) or a GPU ([`runtime::hip`], whose kernels are
+//!   templates of `kernels/`), on sequences whose rows it batches ([`runtime::Sequences`]). The
 //!   interpreter ([`runtime::interp`]) is the oracle of every kernel.
 //! - [`generate`] is the loop around it: tokenizer, sampler, sessions, and a scheduler of many texts.
 //!

@@ -217,3 +217,28 @@ fn a_window_can_be_measured_at_any_depth() {
     // Six of seven rows of two layers' keys and values at most, in f16: 2 · 2 · 128 · 2 bytes each.
     assert!(full - first < 6 * 1024, "{bytes:?}");
 }
+
+/// What is named is what ran: the CPU where no GPU is there.
+#[test]
+fn the_device_that_ran_is_named() {
+    let args = [
+        "bench",
+        "--device",
+        "hip",
+        "-p",
+        "2",
+        "-n",
+        "0",
+        "-r",
+        "1",
+        "--no-bandwidth",
+        "--no-warmup",
+        "-o",
+        "json",
+    ];
+    let output = command::run(&args);
+    assert!(output.status.success(), "{output:?}");
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let without = String::from_utf8_lossy(&output.stderr).contains("no GPU is used");
+    assert_eq!(rows[0]["backends"], if without { "CPU" } else { "HIP:0" });
+}

@@ -14,10 +14,16 @@ use sinter::lower::Config;
 use sinter::runtime::DeviceOptions;
 use sinter::runtime::hip::{HEADERS, gpu};
 use sinter::target::Target;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use synthetic::{Model, Shape, shape, uniform};
+
+/// Says that a test skips, and why; tests that pass keep what they print to themselves, but not this.
+fn say(why: &str) {
+    _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
 
 /// AMD's architectures that are targets.
 const AMD: [&str; 8] = ["gfx900", "gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"];
@@ -72,7 +78,7 @@ fn clang(dir: &Path, file: &str, arch: &str) -> Result<(), String> {
 /// Compiles the kernels of the default model, all of them or those of one and two tokens, for some architectures.
 fn compiles(archs: &[&str], all: bool) {
     if Command::new("clang-19").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no clang-19 here");
+        say("there is no clang-19 here");
         return;
     }
     let file = sinter::model::embedded().unwrap();
@@ -111,7 +117,7 @@ fn here() -> Option<(Target, DeviceOptions)> {
     match gpu(0) {
         Ok(gpu) => Some((Target::gpu(&gpu.arch).unwrap(), DeviceOptions::default())),
         Err(e) => {
-            eprintln!("skipped: {e}");
+            say(&e.to_string());
             None
         }
     }

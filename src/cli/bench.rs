@@ -8,6 +8,7 @@ use sinter::compile::{Options, Purpose};
 use sinter::gguf::Gguf;
 use sinter::ir::KvTypes;
 use sinter::model;
+use sinter::target::TargetKind;
 use std::collections::BTreeMap;
 use std::io::{StdoutLock, Write};
 use std::num::NonZeroUsize;
@@ -96,7 +97,9 @@ pub fn run(args: Args) -> super::Outcome {
             Purpose::Bench,
             &device(Some(threads)).options(),
         )?;
-        let bandwidth = match args.no_bandwidth || args.device != Device::Cpu {
+        // The CPU stands in where there is no GPU.
+        let used = if options.target.kind == TargetKind::Cpu { Device::Cpu } else { args.device };
+        let bandwidth = match args.no_bandwidth || used != Device::Cpu {
             true => None,
             false => Some(bench::read_bandwidth(BANDWIDTH_BYTES, threads)?),
         };
@@ -105,7 +108,7 @@ pub fn run(args: Args) -> super::Outcome {
             model: Description::of(file.gguf()),
             cpu: cpu_name(),
             isa: executor.isa().to_string(),
-            backend: args.device.to_string().to_uppercase(),
+            backend: used.to_string().to_uppercase(),
             threads,
             chunk: options.chunk,
             cache: options.kv,

@@ -501,9 +501,8 @@ unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: made by `capture`, and destroyed once.
-        let bound = self.context.bind();
-        if bound.is_ok() {
+        if self.context.bind().is_ok() {
+            // SAFETY: made by `end_capture`, and destroyed once.
             unsafe { (self.context.api.graph_exec_destroy)(self.handle) };
         }
     }
