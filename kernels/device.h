@@ -215,3 +215,155 @@ DEVICE i32 load_index(const i32* from, i32 below) {
     const i32 i = load_step(from);
     return i < 0 ? 0 : i >= below ? below - 1 : i;
 }
+
+// The lanes of a warp multiply 16 rows of signed bytes by 16 others, `K` of each, 16 or 32: on a matrix unit where there is one. Each lane
+// has a share of the left rows and of the right ones, of which it does not matter which columns it has, as both have the same, and
+// `SUMS` of the products.
+constexpr int SUMS = 16 * 16 / WARP;
+#if SINTER_AMD
+typedef int Int2 __attribute__((ext_vector_type(2)));
+typedef int Int4 __attribute__((ext_vector_type(4)));
+typedef int Int8 __attribute__((ext_vector_type(8)));
+#endif
+#if SINTER_AMD && (defined(__gfx908__) || defined(__gfx90a__))
+#define SINTER_MFMA 16
+#elif SINTER_AMD && (defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__) || defined(__gfx950__))
+#define SINTER_MFMA 32
+#endif
+
+#if SINTER_NVIDIA || defined(__GFX11__) || defined(__GFX12__) || defined(SINTER_MFMA)
+template <int K>
+struct Share {
+#if SINTER_NVIDIA
+    // Of eight rows each: 16 columns, 16 more, then those of the other rows.
+    u32 x[K / 8];
+    DEVICE void load(const u8* rows, int stride) {
+        const int row = lane() % 8 + lane() / (K / 2) % 2 * 8, column = K == 32 ? lane() / 8 % 2 * 16 : 0;
+        const u32 at = (u32)__cvta_generic_to_shared(rows + row * stride + column);
+        if constexpr (K == 32) {
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                         : "r"(at)
+                         : "memory");
+        } else {
+            asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(at) : "memory");
+        }
+    }
+#elif defined(__GFX11__)
+    // A whole row, which two lanes have.
+    Int4 x[K / 16];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const Int4*)(rows + lane() % 16 * stride + 16 * i);
+    }
+#elif defined(__GFX12__)
+    Int2 x[K / 16];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const Int2*)(rows + lane() % 16 * stride + 16 * i + lane() / 16 * 8);
+    }
+#elif SINTER_MFMA == 16
+    i32 x[K / 16];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const i32*)(rows + lane() % 16 * stride + 16 * i + lane() / 16 * 4);
+    }
+#else
+    // The unit takes 32 columns; half of the lanes have none of 16.
+    u64 x;
+    DEVICE void load(const u8* rows, int stride) {
+        x = K == 32 || lane() < 32 ? *(const u64*)(rows + lane() % 16 * stride + lane() / 16 * 8) : 0;
+    }
+#endif
+};
+template <int K>
+using Left = Share<K>;
+template <int K>
+using Right = Share<K>;
+#else
+// No matrix unit: a lane has whole rows.
+constexpr int LEFT_ROWS = WARP == 32 ? 2 : 1;
+template <int K>
+struct Left {
+    u32 x[LEFT_ROWS][K / 4];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int r = 0; r < LEFT_ROWS; r++) {
+            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(rows + (lane() / 4 + 8 * r) * stride + 4 * i);
+        }
+    }
+};
+template <int K>
+struct Right {
+    u32 x[4][K / 4];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int r = 0; r < 4; r++) {
+            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(rows + (lane() % 4 + 4 * r) * stride + 4 * i);
+        }
+    }
+};
+#endif
+
+// The left and the right row of a lane's sum `i`.
+DEVICE int left_row(int i) {
+#if SINTER_NVIDIA
+    return lane() / 4 + i / 2 % 2 * 8;
+#elif defined(__GFX11__)
+    return 2 * i + lane() / 16;
+#elif defined(__GFX12__)
+    return lane() / 16 * 8 + i;
+#elif defined(SINTER_MFMA)
+    return lane() / 16 * 4 + i;
+#else
+    return lane() / 4 + i / 4 * 8;
+#endif
+}
+DEVICE int right_row(int i) {
+#if SINTER_NVIDIA
+    return i / 4 * 8 + lane() % 4 * 2 + i % 2;
+#elif defined(__GFX11__) || defined(__GFX12__) || defined(SINTER_MFMA)
+    return lane() % 16;
+#else
+    return lane() % 4 + i % 4 * 4;
+#endif
+}
+
+// The lane's sums, as floats.
+template <int K>
+DEVICE void multiply_rows(const Left<K>& a, const Right<K>& b, float (&sums)[SUMS]) {
+#if SINTER_NVIDIA
+    // Sums begin at a float that has a unit for its last bit, so that they are floats already.
+    constexpr u32 BEGIN = 0x4b400000;
+    for (int half = 0; half < 2; half++) {
+        u32 d[4];
+        if constexpr (K == 32) {
+            asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                : "r"(a.x[0]), "r"(a.x[2]), "r"(a.x[1]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]), "r"(BEGIN));
+        } else {
+            asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                : "r"(a.x[0]), "r"(a.x[1]), "r"(b.x[half]), "r"(BEGIN));
+        }
+        for (int i = 0; i < 4; i++) sums[4 * half + i] = float_of(d[i]) - float_of(BEGIN);
+    }
+#elif defined(__GFX11__)
+    Int8 d = {};
+    for (int i = 0; i < K / 16; i++) d = __builtin_amdgcn_wmma_i32_16x16x16_iu8_w32(true, a.x[i], true, b.x[i], d, false);
+    for (int i = 0; i < SUMS; i++) sums[i] = (float)d[i];
+#elif defined(__GFX12__)
+    Int8 d = {};
+    for (int i = 0; i < K / 16; i++) d = __builtin_amdgcn_wmma_i32_16x16x16_iu8_w32_gfx12(true, a.x[i], true, b.x[i], d, false);
+    for (int i = 0; i < SUMS; i++) sums[i] = (float)d[i];
+#elif defined(SINTER_MFMA)
+    Int4 d = {};
+#if SINTER_MFMA == 16
+    for (int i = 0; i < K / 16; i++) d = __builtin_amdgcn_mfma_i32_16x16x16i8(a.x[i], b.x[i], d, 0, 0, 0);
+#else
+    d = __builtin_amdgcn_mfma_i32_16x16x32_i8(a.x, b.x, d, 0, 0, 0);
+#endif
+    for (int i = 0; i < SUMS; i++) sums[i] = (float)d[i];
+#else
+    for (int i = 0; i < SUMS; i++) {
+        int dot = 0;
+        for (int k = 0; k < K / 4; k++) dot = dot4(a.x[i / 4][k], b.x[i % 4][k], dot);
+        sums[i] = (float)dot;
+    }
+#endif
+}

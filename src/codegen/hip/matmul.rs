@@ -1,4 +1,4 @@
-//! Matmuls of a few tokens at a time: `kernels/matvec.h`.
+//! Matmuls: of up to eight tokens `kernels/matvec.h`, of more `kernels/matmul.h`.
 
 use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
@@ -11,6 +11,11 @@ const TOKENS: u64 = 8;
 const STORING: u32 = 128;
 /// The most blocks among which the best of all rows is sought.
 const BEST_OF: u64 = 1024;
+/// Tokens and threads of a tile, as `kernels/matmul.h` has them.
+const TILE_TOKENS: u32 = 64;
+const TILE_THREADS: u32 = 128;
+/// Blocks of tiles that share a multiprocessor: two leave half of it waiting, and four spill (an H200: 0.97 and 0.52 of the speed).
+const TILES_AT_ONCE: u32 = 3;
 
 impl Unit<'_> {
     pub(super) fn matmul(&mut self, m: &MatmulSpec) -> Result<(), String> {
@@ -19,6 +24,9 @@ impl Unit<'_> {
             size(Dim::n(part.rows))?;
         }
         let tokens = self.dim(m.x, 0)?;
+        if tokens.eval(self.bounds) > TOKENS && self.tiles(m, tokens)? {
+            return Ok(());
+        }
         let most = tokens.eval(self.bounds).min(TOKENS).next_power_of_two();
         let count = symbol(tokens)?;
         let x = self.activations(m.x, m.k)?;
@@ -93,6 +101,115 @@ impl Unit<'_> {
         Ok(())
     }
 
+    /// The matmul in tiles; false if there are none of its kind.
+    fn tiles(&mut self, m: &MatmulSpec, tokens: Dim) -> Result<bool, String> {
+        let x = self.activations(m.x, m.k)?;
+        let in_bytes =
+            self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
+        let count = symbol(tokens)?;
+        let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
+        let kind = |part: &MatmulPart| -> Result<(String, String), String> {
+            if in_bytes {
+                let layout = layout_name(self.layout(part.weight))?;
+                Ok((format!("t{}", run(part.format)), format!("<{}, {layout}>", format_name(part.format))))
+            } else {
+                // The rows are those of each part.
+                let like = self.weight(part.weight, part.format, 1, m.k)?;
+                let like = like.split_once('{').map_or(like.as_str(), |(ty, _)| ty);
+                Ok(("floats".into(), format!("_floats<{like}>")))
+            }
+        };
+        let kinds = m.parts.iter().map(kind).collect::<Result<Vec<_>, _>>()?;
+        let mut tiles: Vec<&str> = kinds.iter().map(|(tile, _)| tile.as_str()).collect();
+        tiles.sort_unstable();
+        tiles.dedup();
+        let members = tiles.iter().map(|tile| match tile.strip_prefix('t') {
+            Some(run) => format!("Tile<{run}> {tile}; "),
+            None => format!("FloatTile {tile}; "),
+        });
+        body +=
+            &format!("__shared__ union {{ {}}} room;\nconst auto x = {x};\n", members.collect::<String>());
+        // Rows of a block.
+        let (storing, pairs) = if in_bytes { (128, 64) } else { (64, 32) };
+        let blocks = match m.epilogue {
+            Epilogue::Store => {
+                let mut blocks = 0;
+                let firsts: Vec<u64> = m
+                    .parts
+                    .iter()
+                    .map(|part| {
+                        let first = blocks;
+                        blocks += part.rows.div_ceil(storing);
+                        first
+                    })
+                    .collect();
+                // Neighbouring parts of a kind share their code.
+                let mut at = 0;
+                while at < m.parts.len() {
+                    let end = (at..m.parts.len()).find(|&i| kinds[i] != kinds[at]).unwrap_or(m.parts.len());
+                    let (tile, of) = &kinds[at];
+                    let indent = if end < m.parts.len() {
+                        body += &format!("if (block_y() < {}) {{\n", firsts[end]);
+                        "    "
+                    } else {
+                        ""
+                    };
+                    for i in at..end {
+                        let (part, first) = (&m.parts[i], firsts[i]);
+                        let out = part.out.ok_or("a part without a result")?;
+                        let what = format!(
+                            "{{a{}, {}, {}, {}, (float*)a{out}}}",
+                            part.weight,
+                            part.rows,
+                            floats(part.bias),
+                            floats(part.residual)
+                        );
+                        body += &if i == at {
+                            format!("{indent}Part part = {what};\n{indent}i32 first = {first};\n")
+                        } else {
+                            format!("{indent}if (block_y() >= {first}) part = {what}, first = {first};\n")
+                        };
+                    }
+                    body += &format!(
+                        "{indent}return matmul{of}(room.{tile}, part, x, block_y() - first, {count});\n"
+                    );
+                    if end < m.parts.len() {
+                        body += "}\n";
+                    }
+                    at = end;
+                }
+                blocks
+            }
+            Epilogue::Swiglu { out } => {
+                let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
+                let to = self.store(out, gate.rows)?;
+                if kinds[0] != kinds[1] || gate.bias.is_some() || up.bias.is_some() {
+                    return Ok(false);
+                }
+                if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
+                    return Ok(false);
+                }
+                let (tile, of) = &kinds[0];
+                let name = of.replacen('<', "_swiglu<", 1);
+                body += &format!(
+                    "matmul{name}(room.{tile}, a{}, a{}, {}, x, block_y(), {count}, {to});\n",
+                    gate.weight, up.weight, gate.rows
+                );
+                gate.rows.div_ceil(pairs)
+            }
+            Epilogue::ArgMax { .. } => return Ok(false),
+        };
+        if matches!(m.epilogue, Epilogue::Store) {
+            self.aliases = residuals(m);
+        }
+        let grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
+        self.file(&["matmul.h"], TILE_THREADS, grid, body);
+        if let Some(file) = self.files.last_mut() {
+            file.blocks = TILES_AT_ONCE;
+        }
+        Ok(true)
+    }
+
     /// An expression for a weight `[rows, k]`.
     pub(super) fn weight(&self, id: ArgId, format: DType, rows: u64, k: u64) -> Result<String, String> {
         let name = format_name(format);
@@ -119,6 +236,14 @@ fn at_once(format: DType) -> u64 {
 fn span(format: DType) -> u64 {
     match format {
         DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 64,
+        _ => 32,
+    }
+}
+
+/// Columns that share a scale, as `kernels/quant.h` has them.
+fn run(format: DType) -> u32 {
+    match format {
+        DType::Q2_K | DType::Q3_K | DType::Q6_K => 16,
         _ => 32,
     }
 }

@@ -70,7 +70,7 @@ impl Unit<'_> {
                 let to = format!("(float*)a1 + (u64)({row}) * {width}");
                 let body = if self.ty(0)?.dtype == DType::Q8Act {
                     format!(
-                        "dequantise_activations<{threads}>({}, {row}, {to});\n",
+                        "{WAIT}dequantise_activations<{threads}>({}, {row}, {to});\n",
                         self.activations(0, width)?
                     )
                 } else {

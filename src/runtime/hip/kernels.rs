@@ -9,11 +9,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The headers that sources include, by name.
-pub const HEADERS: [(&str, &str); 10] = [
+pub const HEADERS: [(&str, &str); 11] = [
     ("attention.h", include_str!("../../../kernels/attention.h")),
     ("device.h", include_str!("../../../kernels/device.h")),
     ("elementwise.h", include_str!("../../../kernels/elementwise.h")),
     ("embed.h", include_str!("../../../kernels/embed.h")),
+    ("matmul.h", include_str!("../../../kernels/matmul.h")),
     ("matvec.h", include_str!("../../../kernels/matvec.h")),
     ("quant.h", include_str!("../../../kernels/quant.h")),
     ("reduce.h", include_str!("../../../kernels/reduce.h")),
