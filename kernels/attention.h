@@ -30,8 +30,8 @@ template <int HEADS_, int KV_, int D_, int ROWS_, int PAGE_, int SEQUENCES_, int
 struct Shape {
     static constexpr int HEADS = HEADS_, KV = KV_, D = D_, ROWS = ROWS_, PAGE = PAGE_, SEQUENCES = SEQUENCES_, PAGES = PAGES_,
                          WINDOW = WINDOW_, PARTS = PARTS_;
-    // Whether a part that has all positions stores the result: its heads are whole runs of 32 columns.
-    static constexpr bool JOINS_ALONE = D % 32 == 0;
+    // Whether a part that has all positions stores the result: its heads are whole runs of 32 columns, or it is the only part.
+    static constexpr bool JOINS_ALONE = D % 32 == 0 || PARTS == 1;
     // Floats of a part of a head: its maximum, the sum of its weights, and weighted values.
     static constexpr int PART = D + 2;
 };
@@ -95,7 +95,7 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
     const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
     const int from = seen.begin + part * seen.each, to = least(from + seen.each, seen.end);
     wait_for_previous();
-    if (from >= to) return;
+    if (S::PARTS > 1 && from >= to) return;
     const int kv = head / (S::HEADS / S::KV);
 
     float query[GROUP][QK::EACH];
@@ -167,8 +167,9 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
             sum = fused(by, room[w][h][1], sum);
             value = fused(by, room[w][h][2 + column], value);
         }
-        if (S::JOINS_ALONE && seen.parts() == 1) {
-            const float result[1] = {value / sum};
+        if (S::PARTS == 1 || (S::JOINS_ALONE && seen.parts() == 1)) {
+            // A query that sees nothing gets nothing.
+            const float result[1] = {sum > 0 ? value / sum : 0.0f};
             out.store(token, (head + h) * S::D + column, result);
             continue;
         }

@@ -69,6 +69,17 @@ DEVICE void barrier() {
 #endif
 }
 
+// What the lanes of the warp wrote to shared memory is seen by them.
+DEVICE void warp_barrier() {
+#if SINTER_NVIDIA
+    __syncwarp();
+#else
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+#endif
+}
+
 // The next kernel may be made ready from now on, though it has to wait for this one.
 DEVICE void let_next_start() {
 #if SINTER_NVIDIA && __CUDA_ARCH__ >= 900
@@ -216,14 +227,19 @@ DEVICE i32 load_index(const i32* from, i32 below) {
     return i < 0 ? 0 : i >= below ? below - 1 : i;
 }
 
-// The lanes of a warp multiply 16 rows of signed bytes by 16 others, `K` of each, 16 or 32: on a matrix unit where there is one. Each lane
-// has a share of the left rows and of the right ones, of which it does not matter which columns it has, as both have the same, and
-// `SUMS` of the products.
+// The lanes of a warp multiply 16 rows by 16 others, of `K` bytes each, 16 or 32, or of 16 halves: on a matrix unit where there is one.
+// Each lane has a share of the left rows and of the right ones, of which it does not matter which columns it has, as both have the same,
+// and `SUMS` of the products.
 constexpr int SUMS = 16 * 16 / WARP;
 #if SINTER_AMD
 typedef int Int2 __attribute__((ext_vector_type(2)));
 typedef int Int4 __attribute__((ext_vector_type(4)));
 typedef int Int8 __attribute__((ext_vector_type(8)));
+typedef float Float4 __attribute__((ext_vector_type(4)));
+typedef float Float8 __attribute__((ext_vector_type(8)));
+typedef _Float16 Half4 __attribute__((ext_vector_type(4)));
+typedef _Float16 Half8 __attribute__((ext_vector_type(8)));
+typedef _Float16 Half16 __attribute__((ext_vector_type(16)));
 #endif
 #if SINTER_AMD && (defined(__gfx908__) || defined(__gfx90a__))
 #define SINTER_MFMA 16
@@ -300,6 +316,18 @@ struct Right {
 };
 #endif
 
+// Neighbouring lanes that share left rows, how many left rows the sums of a lane are of, and which of those sum `i` is of.
+#if SINTER_NVIDIA
+constexpr int LANES_OF_LEFT = 4, LEFT_OF_LANE = 2;
+DEVICE constexpr int left_of_sum(int i) { return i / 2 % 2; }
+#elif defined(__GFX11__) || defined(__GFX12__) || defined(SINTER_MFMA)
+constexpr int LANES_OF_LEFT = 16, LEFT_OF_LANE = SUMS;
+DEVICE constexpr int left_of_sum(int i) { return i; }
+#else
+constexpr int LANES_OF_LEFT = 4, LEFT_OF_LANE = LEFT_ROWS;
+DEVICE constexpr int left_of_sum(int i) { return i / 4; }
+#endif
+
 // The left and the right row of a lane's sum `i`.
 DEVICE int left_row(int i) {
 #if SINTER_NVIDIA
@@ -364,6 +392,40 @@ DEVICE void multiply_rows(const Left<K>& a, const Right<K>& b, float (&sums)[SUM
         int dot = 0;
         for (int k = 0; k < K / 4; k++) dot = dot4(a.x[i / 4][k], b.x[i % 4][k], dot);
         sums[i] = (float)dot;
+    }
+#endif
+}
+
+// Adds the products of rows of 16 halves to the lane's sums.
+DEVICE void multiply_halves(const Left<32>& a, const Right<32>& b, float (&sums)[SUMS]) {
+#if SINTER_NVIDIA
+    for (int half = 0; half < 2; half++) {
+        float* d = sums + 4 * half;
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a.x[0]), "r"(a.x[2]), "r"(a.x[1]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]));
+    }
+#elif defined(__GFX11__) || defined(__GFX12__)
+    Float8 d;
+    for (int i = 0; i < SUMS; i++) d[i] = sums[i];
+#if defined(__GFX11__)
+    d = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(__builtin_bit_cast(Half16, a), __builtin_bit_cast(Half16, b), d);
+#else
+    d = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(__builtin_bit_cast(Half8, a), __builtin_bit_cast(Half8, b), d);
+#endif
+    for (int i = 0; i < SUMS; i++) sums[i] = d[i];
+#elif defined(SINTER_MFMA)
+    Float4 d;
+    for (int i = 0; i < SUMS; i++) d[i] = sums[i];
+    d = __builtin_amdgcn_mfma_f32_16x16x16f16(__builtin_bit_cast(Half4, a), __builtin_bit_cast(Half4, b), d, 0, 0, 0);
+    for (int i = 0; i < SUMS; i++) sums[i] = d[i];
+#else
+    for (int i = 0; i < SUMS; i++) {
+        for (int k = 0; k < 8; k++) {
+            const u32 x = a.x[i / 4][k], y = b.x[i % 4][k];
+            sums[i] = fused(half_to_float((u16)x), half_to_float((u16)y), sums[i]);
+            sums[i] = fused(half_to_float((u16)(x >> 16)), half_to_float((u16)(y >> 16)), sums[i]);
+        }
     }
 #endif
 }

@@ -27,3 +27,11 @@ DEVICE void swiglu(const float* gate, const float* up, int token, int column, Ou
     const float value[1] = {silu(gate[at]) * up[at]};
     out.store(token, column, value);
 }
+
+// Row `ids[row]` of `height` of activations in 8 bits, as row `row` of others.
+template <int THREADS, int TOKENS, int ROWS, int K>
+DEVICE void get_activations(Quantised<TOKENS, K> from, const i32* ids, int height, Quantised<ROWS, K> to, int row) {
+    const int id = load_index(ids + row, height);
+    for (int i = thread(); i < K / 4; i += THREADS) ((u32*)to.bytes(row))[i] = ((const u32*)from.bytes(id))[i];
+    for (int i = thread(); i < K / 16; i += THREADS) to.scales(row)[i] = from.scales(id)[i];
+}

@@ -266,33 +266,65 @@ DEVICE void gate_and_up(G gate, U up, const int (&rows)[P], X x, int token, int 
     }
 }
 
-// silu(gate) * up for 32 rows of both, which have one format or two, stored by `out`. Each group of lanes takes `P` rows at once.
-template <int THREADS, int P, int N, class G, class U, class X, class Out>
-DEVICE void matvec_swiglu(G gate, U up, X x, int block, int tokens, Out out) {
-    constexpr int LANES = G::LANES;
+// The sums of rows `32 * block` to `32 * block + 31` of both weights to shared memory, `P` neighbouring rows at once, as pairs.
+template <int THREADS, int P, int N, class G, class U, class X>
+DEVICE void gates_and_ups(G gate, U up, X x, int block, int token, int tokens, float (&gates)[N][32], float (&ups)[N][32]) {
+    constexpr int AT_ONCE = THREADS / G::LANES * P, STEPS = (32 + AT_ONCE - 1) / AT_ONCE;
     static_assert(G::LANES == U::LANES, "rows of gate and up are shared by as many lanes");
-    constexpr int AT_ONCE = THREADS / LANES * P, STEPS = (32 + AT_ONCE - 1) / AT_ONCE;
-    __shared__ float y[N][32];
-    const int token = block_y() * N;
     for (int step = 0; step < STEPS; step++) {
-        const int first = step * AT_ONCE + thread() / LANES * P;
+        const int first = step * AT_ONCE + thread() / G::LANES * P;
         int rows[P];
         for (int p = 0; p < P; p++) rows[p] = least(block * 32 + first + p, G::HEIGHT - 1);
         float sums[N][2 * P];
         gate_and_up<P, N>(gate, up, rows, x, token, tokens, sums);
-        if (first < 32 && lane() % LANES == 0) {
+        if (first < 32 && lane() % G::LANES == 0) {
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                for (int p = 0; p < P; p++) y[n][first + p] = silu(sums[n][p]) * sums[n][P + p];
+                for (int p = 0; p < P; p++) gates[n][first + p] = sums[n][p], ups[n][first + p] = sums[n][P + p];
             }
         }
+    }
+}
+
+// Those of one weight.
+template <int THREADS, int P, int N, class M, class X>
+DEVICE void rows_of_32(M weight, X x, int block, int token, int tokens, float (&y)[N][32]) {
+    constexpr int AT_ONCE = THREADS / M::LANES * P, STEPS = (32 + AT_ONCE - 1) / AT_ONCE;
+    M weights[P];
+    for (int p = 0; p < P; p++) weights[p] = weight;
+    for (int step = 0; step < STEPS; step++) {
+        const int first = step * AT_ONCE + thread() / M::LANES * P;
+        int rows[P];
+        for (int p = 0; p < P; p++) rows[p] = least(block * 32 + first + p, M::HEIGHT - 1);
+        float sums[N][P];
+        row_sums<P, N>(weights, rows, x, token, tokens, sums);
+        if (first < 32 && lane() % M::LANES == 0) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                for (int p = 0; p < P; p++) y[n][first + p] = sums[n][p];
+            }
+        }
+    }
+}
+
+// silu(gate) * up for 32 rows of both, which have one format or two, stored by `out`. Each group of lanes takes `P` rows at once.
+template <int THREADS, int P, int N, class G, class U, class X, class Out>
+DEVICE void matvec_swiglu(G gate, U up, X x, int block, int tokens, Out out) {
+    __shared__ float gates[N][32];
+    __shared__ float ups[N][32];
+    const int token = block_y() * N;
+    if constexpr (G::LANES == U::LANES) {
+        gates_and_ups<THREADS, P, N>(gate, up, x, block, token, tokens, gates, ups);
+    } else {
+        rows_of_32<THREADS, P, N>(gate, x, block, token, tokens, gates);
+        rows_of_32<THREADS, P, N>(up, x, block, token, tokens, ups);
     }
     barrier();
     for (int n = thread() / 32; n < N; n += THREADS / 32) {
         const int row = block * 32 + thread() % 32;
         // Rows are whole runs of 32 where lanes quantise together.
         if (token + n < tokens && row < G::HEIGHT) {
-            const float value[1] = {y[n][thread() % 32]};
+            const float value[1] = {silu(gates[n][thread() % 32]) * ups[n][thread() % 32]};
             out.store(token + n, row, value);
         }
     }

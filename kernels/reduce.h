@@ -30,11 +30,12 @@ DEVICE float sum_of_block(float x, float* room) {
 // The index of nothing.
 constexpr i32 NONE = 0x7fffffff;
 
-// The better of two candidates for the largest value: the earlier one of equals.
+// The better of two candidates for the largest value: the earlier one of equals. What is no number is better than all, and has index -1.
 struct Best {
     float value;
     i32 index;
     DEVICE void take(float v, i32 i) {
+        if (v != v) v = INFINITE, i = -1;
         if (v > value || (v == value && i < index)) value = v, index = i;
     }
 };

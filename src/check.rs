@@ -242,6 +242,8 @@ impl OnDevice {
 struct Made {
     /// The name of its kernel.
     kernel: &'static str,
+    /// What it rounds to on the way.
+    precision: DType,
     results: Vec<Vec<u8>>,
 }
 
@@ -293,7 +295,7 @@ impl Calls<'_> {
             self.device.read(0, call.args[arg], 0, &mut bytes)?;
             results.push(bytes);
         }
-        Ok(Some(Made { kernel: kernel.spec.name(), results }))
+        Ok(Some(Made { kernel: kernel.spec.name(), precision: kernel.precision, results }))
     }
 }
 
@@ -360,7 +362,9 @@ impl<'a> Walk<'a> {
     /// Makes the node's call on the same operands, and notes how far it is off.
     fn compare(&mut self, id: NodeId, operands: &[&Tensor], expected: &[Tensor]) -> Result<(), CheckError> {
         let Some(calls) = &mut self.calls else { return Ok(()) };
-        let Some(Made { kernel, results }) = calls.results(self.graph, id, operands, &self.syms)? else {
+        let Some(Made { kernel, precision, results }) =
+            calls.results(self.graph, id, operands, &self.syms)?
+        else {
             return Ok(());
         };
         let at = self.graph.describe(id);
@@ -369,7 +373,9 @@ impl<'a> Walk<'a> {
             pairs.push((Tensor::new(wanted.dtype(), wanted.dims().to_vec(), bytes)?, wanted));
         }
         // Without a result, a kernel would always agree.
-        let Some((error, tolerance)) = furthest(&pairs)? else { return Err(CheckError::NoResult { at }) };
+        let Some((error, tolerance)) = furthest(&pairs, precision)? else {
+            return Err(CheckError::NoResult { at });
+        };
         self.nodes.push(NodeCheck { at, kernel, error, tolerance });
         Ok(())
     }
@@ -385,11 +391,13 @@ fn tolerance_of(dtype: DType) -> f64 {
     }
 }
 
-/// Error and tolerance of the result, beside what it should be, that is furthest off for its element type.
-fn furthest(results: &[(Tensor, &Tensor)]) -> Result<Option<(f64, f64)>, InterpError> {
+/// Error and tolerance of the result, beside what it should be, that is furthest off for its element type, of a kernel that rounds to
+/// `precision` on the way.
+fn furthest(results: &[(Tensor, &Tensor)], precision: DType) -> Result<Option<(f64, f64)>, InterpError> {
     let mut worst: Option<(f64, f64)> = None;
     for (found, wanted) in results {
-        let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()));
+        let rounding = if wanted.dtype() == DType::I32 { 0.0 } else { tolerance_of(precision) };
+        let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()).max(rounding));
         // Multiplied, as a tolerance may be zero; false if an error is not a number.
         let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;
         if !worst.is_some_and(less) {
@@ -604,7 +612,7 @@ mod tests {
                     let found = [(wrong.clone(), &right), (same.clone(), &same)];
                     let turned = [(same.clone(), &same), (wrong, &right)];
                     let passes = [&found[..], &turned].map(|results| {
-                        let (error, tolerance) = furthest(results).unwrap().unwrap();
+                        let (error, tolerance) = furthest(results, DType::F32).unwrap().unwrap();
                         assert!(factor == 1.0 || tolerance == bound, "{dtype} beside {other}: {tolerance}");
                         error <= tolerance
                     });
@@ -618,7 +626,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(furthest(&[]).unwrap(), None);
+        assert_eq!(furthest(&[], DType::F32).unwrap(), None);
     }
 
     /// The rows are right, and their norm, which comes second, is not.

@@ -13,6 +13,15 @@ pub enum TargetKind {
     HipNvidia,
 }
 
+/// Tokens of a step up to which a GPU goes over each weight once, row by row, and splits attention over positions; more go in tiles.
+pub const FEW_TOKENS: u64 = 8;
+
+/// Whether attention of so many tokens takes a GPU one launch, rather than one for the parts of the positions and one to join them.
+pub fn attends_at_once(tokens: u64, head_dim: u64, quantised: bool) -> bool {
+    // What is quantised goes in runs of 32 columns, which heads of other widths share.
+    tokens > FEW_TOKENS && (head_dim.is_multiple_of(32) || !quantised)
+}
+
 /// A device as the compiler sees it. `sinter` reads one from JSON wherever it takes a target name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

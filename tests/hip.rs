@@ -162,6 +162,10 @@ fn kernels_on_a_gpu_compute_what_their_bodies_say() {
     for (name, file) in files.chain([("default".to_string(), Arc::new(sinter::model::embedded().unwrap()))]) {
         let options = Options::new(target.clone());
         check(&file, &options, &device, &name);
-        check(&file, &options.exact(), &device, &format!("{name} exact"));
+        check(&file, &options.clone().exact(), &device, &format!("{name} exact"));
+        if name == "default" {
+            let pipeline = options.pipeline.clone().without_fusions();
+            check(&file, &Options { pipeline, ..options.exact() }, &device, "unfused");
+        }
     }
 }

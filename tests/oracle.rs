@@ -41,22 +41,24 @@ fn greedy(file: &Arc<GgufFile>, options: &Options, prompt: &str, count: usize) -
 
 #[test]
 fn logits_are_those_of_the_oracle() {
-    let tokens = oracle().tokens;
-    for name in MODELS {
-        let file = open(name);
-        let expected = oracle_logits(name);
-        assert_eq!(expected.len(), tokens.len());
-        for (path, options, tolerance) in [
-            ("exact", exact(), 2e-6),
-            ("f16 cache", float_activations(defaults()), 1e-3),
-            ("default", defaults(), 2.5e-2),
-        ] {
-            for (level, device) in levels() {
-                let found = score_on(&file, &options, &tokens, &device);
-                assert_close(&format!("{name} {path}, {level}"), &found, &expected, tolerance);
+    everywhere(|| {
+        let tokens = oracle().tokens;
+        for name in MODELS {
+            let file = open(name);
+            let expected = oracle_logits(name);
+            assert_eq!(expected.len(), tokens.len());
+            for (path, options, tolerance) in [
+                ("exact", exact(), 2e-6),
+                ("f16 cache", float_activations(defaults()), 1e-3),
+                ("default", defaults(), 2.5e-2),
+            ] {
+                for (level, device) in levels() {
+                    let found = score_on(&file, &options, &tokens, &device);
+                    assert_close(&format!("{name} {path}, {level}"), &found, &expected, tolerance);
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -78,122 +80,136 @@ fn another_epsilon_is_seen() {
 
 #[test]
 fn every_subset_of_the_fusions_computes_the_same() {
-    let tokens = oracle().tokens;
-    for name in MODELS {
-        let file = open(name);
-        let fused = score(&file, &exact(), &tokens);
-        let plain = score(&file, &unfused(exact()), &tokens);
-        assert_close(&format!("{name} --no-fuse"), &plain, &fused, SAME);
-        for pass in names().into_iter().filter(|pass| !NOT_FUSIONS.contains(pass)) {
-            let partly = score(&file, &without(pass, exact()), &tokens);
-            assert_close(&format!("{name} without {pass}"), &partly, &fused, SAME);
+    everywhere(|| {
+        let tokens = oracle().tokens;
+        for name in MODELS {
+            let file = open(name);
+            let fused = score(&file, &exact(), &tokens);
+            let plain = score(&file, &unfused(exact()), &tokens);
+            assert_close(&format!("{name} --no-fuse"), &plain, &fused, SAME);
+            for pass in names().into_iter().filter(|pass| !NOT_FUSIONS.contains(pass)) {
+                let partly = score(&file, &without(pass, exact()), &tokens);
+                assert_close(&format!("{name} without {pass}"), &partly, &fused, SAME);
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn quantised_activations_are_no_fusion() {
-    // With quantise_acts in both, fusing must not change the numbers either; a rounding may fall the other way.
-    let tokens = oracle().tokens;
-    let file = open("q4_k_m");
-    for (level, device) in levels() {
-        let fused = score_on(&file, &defaults(), &tokens, &device);
-        let plain = score_on(&file, &unfused(defaults()), &tokens, &device);
-        assert_close(&format!("8-bit activations, --no-fuse, {level}"), &plain, &fused, 2e-2);
-    }
+    everywhere(|| {
+        // With quantise_acts in both, fusing must not change the numbers either; a rounding may fall the other way.
+        let tokens = oracle().tokens;
+        let file = open("q4_k_m");
+        for (level, device) in levels() {
+            let fused = score_on(&file, &defaults(), &tokens, &device);
+            let plain = score_on(&file, &unfused(defaults()), &tokens, &device);
+            assert_close(&format!("8-bit activations, --no-fuse, {level}"), &plain, &fused, 2e-2);
+        }
+    });
 }
 
 #[test]
 fn chunks_of_a_prompt_compute_the_same() {
-    let tokens = oracle().tokens;
-    for name in MODELS {
-        let file = open(name);
-        let expected = oracle_logits(name);
-        for chunk in [1, 7, 32, 512] {
-            let options = Options { chunk, ..exact() };
-            let what = format!("{name}, chunks of {chunk}");
-            let scored = score(&file, &options, &tokens);
-            assert_close(&what, &scored, &expected, SAME);
+    everywhere(|| {
+        let tokens = oracle().tokens;
+        for name in MODELS {
+            let file = open(name);
+            let expected = oracle_logits(name);
+            for chunk in [1, 7, 32, 512] {
+                let options = Options { chunk, ..exact() };
+                let what = format!("{name}, chunks of {chunk}");
+                let scored = score(&file, &options, &tokens);
+                assert_close(&what, &scored, &expected, SAME);
 
-            // The way that generation takes: chunks without a head, then the last with the head of its last row.
-            let mut reader = Reader::new(executor(&file, &options, Purpose::Generate));
-            let (before, last) = tokens.split_at((tokens.len() - 1) / chunk as usize * chunk as usize);
-            before.chunks(chunk as usize).for_each(|part| reader.skip(part));
-            let last = vec![reader.last(last)];
-            assert_close(&format!("{what}, last row"), &last, &scored[scored.len() - 1..], SAME);
+                // The way that generation takes: chunks without a head, then the last with the head of its last row.
+                let mut reader = Reader::new(executor(&file, &options, Purpose::Generate));
+                let (before, last) = tokens.split_at((tokens.len() - 1) / chunk as usize * chunk as usize);
+                before.chunks(chunk as usize).for_each(|part| reader.skip(part));
+                let last = vec![reader.last(last)];
+                assert_close(&format!("{what}, last row"), &last, &scored[scored.len() - 1..], SAME);
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn token_by_token_equals_at_once() {
-    let tokens = oracle().tokens;
-    for name in MODELS {
-        let file = open(name);
-        let mut reader = Reader::new(executor(&file, &exact(), Purpose::Generate));
-        let rows: Vec<Vec<f32>> = tokens.iter().map(|&id| reader.last(&[id])).collect();
-        assert_close(&format!("{name} token by token"), &rows, &score(&file, &exact(), &tokens), SAME);
-    }
+    everywhere(|| {
+        let tokens = oracle().tokens;
+        for name in MODELS {
+            let file = open(name);
+            let mut reader = Reader::new(executor(&file, &exact(), Purpose::Generate));
+            let rows: Vec<Vec<f32>> = tokens.iter().map(|&id| reader.last(&[id])).collect();
+            assert_close(&format!("{name} token by token"), &rows, &score(&file, &exact(), &tokens), SAME);
+        }
+    });
 }
 
 #[test]
 fn greedy_text_is_that_of_the_oracle() {
-    let oracle = oracle();
-    for name in MODELS {
-        let (file, wanted) = (open(name), &oracle.models[name]);
-        let count = wanted.greedy_tokens.len();
-        let found = greedy(&file, &exact(), &wanted.greedy_prompt, count);
-        assert_eq!(found, wanted.greedy_tokens, "{name} exact");
-        let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
-        let text = format!("{}{}", wanted.greedy_prompt, tokenizer.decode(&found));
-        assert_eq!(text, wanted.greedy_text, "{name}");
+    everywhere(|| {
+        let oracle = oracle();
+        for name in MODELS {
+            let (file, wanted) = (open(name), &oracle.models[name]);
+            let count = wanted.greedy_tokens.len();
+            let found = greedy(&file, &exact(), &wanted.greedy_prompt, count);
+            assert_eq!(found, wanted.greedy_tokens, "{name} exact");
+            let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
+            let text = format!("{}{}", wanted.greedy_prompt, tokenizer.decode(&found));
+            assert_eq!(text, wanted.greedy_text, "{name}");
 
-        // Where two tokens are nearly as good, 8-bit activations may take the other.
-        let sure = wanted.margins.iter().position(|&margin| margin < 0.3).unwrap_or(count);
-        assert!(sure >= 4, "the oracle says nothing about the default path");
-        let found = greedy(&file, &defaults(), &wanted.greedy_prompt, sure);
-        assert_eq!(found, wanted.greedy_tokens[..sure], "{name} by default");
-    }
+            // Where two tokens are nearly as good, 8-bit activations may take the other.
+            let sure = wanted.margins.iter().position(|&margin| margin < 0.3).unwrap_or(count);
+            assert!(sure >= 4, "the oracle says nothing about the default path");
+            let found = greedy(&file, &defaults(), &wanted.greedy_prompt, sure);
+            assert_eq!(found, wanted.greedy_tokens[..sure], "{name} by default");
+        }
+    });
 }
 
 #[test]
 fn the_greedy_plan_takes_the_best_of_the_logits() {
-    let oracle = oracle();
-    for name in MODELS {
-        let file = open(name);
-        for (path, options) in [("exact", exact()), ("default", defaults())] {
-            let prompt = &oracle.models[name].greedy_prompt;
-            let of_logits = greedy(&file, &options, prompt, 24);
-            let of_plan = greedy(&file, &Options { greedy: true, ..options }, prompt, 24);
-            assert_eq!(of_plan, of_logits, "{name} {path}");
+    everywhere(|| {
+        let oracle = oracle();
+        for name in MODELS {
+            let file = open(name);
+            for (path, options) in [("exact", exact()), ("default", defaults())] {
+                let prompt = &oracle.models[name].greedy_prompt;
+                let of_logits = greedy(&file, &options, prompt, 24);
+                let of_plan = greedy(&file, &Options { greedy: true, ..options }, prompt, 24);
+                assert_eq!(of_plan, of_logits, "{name} {path}");
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn perplexity_is_that_of_the_oracle() {
-    const WINDOW: usize = 512;
-    let json = std::fs::read_to_string(path("tests/data/oracle/perplexity.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["window_tokens"], WINDOW);
-    let windows = json["windows"].as_u64().unwrap() as usize;
-    let text = std::fs::read_to_string(path("tests/data/oracle/held_out.txt")).unwrap();
-    // Where arithmetic is checked, each takes most of a minute.
-    for name in MODELS.into_iter().take(if cfg!(debug_assertions) { 1 } else { 2 }) {
-        let file = open(name);
-        let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
-        let tokens = tokenizer.encode(&text, EncodeOptions::default());
-        let options = Options { context: Some(WINDOW as u64), ..exact() };
-        let mut session =
-            model::session(&file, None, &options, Purpose::Score, &DeviceOptions::default()).unwrap();
-        let mut perplexity = Perplexity::default();
-        for window in tokens.chunks_exact(WINDOW).take(windows) {
-            perplexity.window(&mut session, window, tokenizer.bos()).unwrap();
+    everywhere(|| {
+        const WINDOW: usize = 512;
+        let json = std::fs::read_to_string(path("tests/data/oracle/perplexity.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["window_tokens"], WINDOW);
+        let windows = json["windows"].as_u64().unwrap() as usize;
+        let text = std::fs::read_to_string(path("tests/data/oracle/held_out.txt")).unwrap();
+        // Where arithmetic is checked, each takes most of a minute.
+        for name in MODELS.into_iter().take(if cfg!(debug_assertions) { 1 } else { 2 }) {
+            let file = open(name);
+            let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
+            let tokens = tokenizer.encode(&text, EncodeOptions::default());
+            let options = Options { context: Some(WINDOW as u64), ..exact() };
+            let mut session =
+                model::session(&file, None, &options, Purpose::Score, &DeviceOptions::default()).unwrap();
+            let mut perplexity = Perplexity::default();
+            for window in tokens.chunks_exact(WINDOW).take(windows) {
+                perplexity.window(&mut session, window, tokenizer.bos()).unwrap();
+            }
+            let (found, wanted) = (perplexity.estimate(), json["perplexity"][name].as_f64().unwrap());
+            println!("{name}: {found} of {wanted}");
+            assert!((found / wanted - 1.0).abs() <= 5e-4, "{name}: perplexity {found}, not {wanted}");
         }
-        let (found, wanted) = (perplexity.estimate(), json["perplexity"][name].as_f64().unwrap());
-        println!("{name}: {found} of {wanted}");
-        assert!((found / wanted - 1.0).abs() <= 5e-4, "{name}: perplexity {found}, not {wanted}");
-    }
+    });
 }
 
 #[test]
@@ -216,16 +232,18 @@ fn threads_and_repetition_change_no_bit() {
 
 #[test]
 fn a_reset_session_starts_afresh() {
-    let tokens = &oracle().tokens[..16];
-    let file = open("q4_k_m");
-    let mut session =
-        model::session(&file, None, &defaults(), Purpose::Score, &DeviceOptions::default()).unwrap();
-    let first = rows(&mut session, tokens);
-    let next = rows(&mut session, tokens);
-    assert_ne!(first, next, "the second time they follow the first");
-    session.reset().unwrap();
-    assert_eq!(session.filled(), 0);
-    assert_eq!(rows(&mut session, tokens), first);
+    everywhere(|| {
+        let tokens = &oracle().tokens[..16];
+        let file = open("q4_k_m");
+        let mut session =
+            model::session(&file, None, &defaults(), Purpose::Score, &DeviceOptions::default()).unwrap();
+        let first = rows(&mut session, tokens);
+        let next = rows(&mut session, tokens);
+        assert_ne!(first, next, "the second time they follow the first");
+        session.reset().unwrap();
+        assert_eq!(session.filled(), 0);
+        assert_eq!(rows(&mut session, tokens), first);
+    });
 }
 
 fn step(options: &Options, config: &Config, tokens: u64) -> Step {
@@ -235,39 +253,43 @@ fn step(options: &Options, config: &Config, tokens: u64) -> Step {
 
 #[test]
 fn every_kernel_computes_its_body() {
-    let tokens = ids(&oracle().tokens[..6]);
-    let (last, first) = tokens.split_last().unwrap();
-    for name in MODELS {
-        let file = open(name);
-        let config = Config::from_gguf(file.gguf()).unwrap();
-        for (path, options) in
-            [("exact", exact()), ("default", defaults()), ("greedy", Options { greedy: true, ..defaults() })]
-        {
-            let options = Options { context: Some(8), ..options };
-            let mut caches = Caches::new();
-            for (tokens, cached) in [(first, 0), (std::slice::from_ref(last), first.len() as u64)] {
-                let step = step(&options, &config, tokens.len() as u64);
-                let outcome = check_step(
-                    &file,
-                    &options,
-                    &DeviceOptions::default(),
-                    &step,
-                    tokens,
-                    cached,
-                    &mut caches,
-                )
-                .unwrap();
-                let what = format!("{name} {path} {}", step.name());
-                assert!(outcome.nodes.len() > 6 * config.layers.len(), "{what}: too few nodes compared");
-                assert!(
-                    outcome.passes(),
-                    "{what}: {:?}, whole {:e}",
-                    outcome.first_divergence(),
-                    outcome.whole
-                );
+    everywhere(|| {
+        let tokens = ids(&oracle().tokens[..6]);
+        let (last, first) = tokens.split_last().unwrap();
+        for name in MODELS {
+            let file = open(name);
+            let config = Config::from_gguf(file.gguf()).unwrap();
+            for (path, options) in [
+                ("exact", exact()),
+                ("default", defaults()),
+                ("greedy", Options { greedy: true, ..defaults() }),
+            ] {
+                let options = Options { context: Some(8), ..options };
+                let mut caches = Caches::new();
+                for (tokens, cached) in [(first, 0), (std::slice::from_ref(last), first.len() as u64)] {
+                    let step = step(&options, &config, tokens.len() as u64);
+                    let outcome = check_step(
+                        &file,
+                        &options,
+                        &DeviceOptions::default(),
+                        &step,
+                        tokens,
+                        cached,
+                        &mut caches,
+                    )
+                    .unwrap();
+                    let what = format!("{name} {path} {}", step.name());
+                    assert!(outcome.nodes.len() > 6 * config.layers.len(), "{what}: too few nodes compared");
+                    assert!(
+                        outcome.passes(),
+                        "{what}: {:?}, whole {:e}",
+                        outcome.first_divergence(),
+                        outcome.whole
+                    );
+                }
             }
         }
-    }
+    });
 }
 
 #[test]

@@ -116,143 +116,150 @@ fn step(what: &str, sequences: &mut Sequences, parts: &[(&Text, usize, Wanted)],
 /// Texts come and go at random, prompts in chunks beside single tokens.
 #[test]
 fn sequences_at_random_are_as_each_alone() {
-    for (seed, base) in (0..).zip(TINY.map(small)) {
-        let file = Model::new(&base, uniform(DType::F16)).file();
-        for (path, options, tolerance) in paths(seed == 0) {
-            let what = format!("{} {path}", base.name);
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let mut alone = Alone::new(&file, &options);
-            let mut sequences = sequences(&file, &options, Purpose::Score);
-            let all = sequences.free_pages();
-            let (mut texts, mut finished, mut most): (Vec<Text>, u32, usize) = (vec![], 0, 0);
-            while finished < 11 {
-                while texts.len() < sequences.most() && rng.random_bool(0.4) {
-                    let length = rng.random_range(1..=150);
-                    let tokens = random_text(&mut rng, length);
-                    let alone = alone.rows(&tokens);
-                    texts.push(Text { id: sequences.begin().unwrap(), tokens, alone });
-                }
-                let (mut room, mut parts) = (40, vec![]);
-                for text in &texts {
-                    let left = text.tokens.len() - text.read(&sequences);
-                    let n =
-                        if rng.random_bool(0.5) { 1 } else { rng.random_range(1..=40) }.min(left).min(room);
-                    if n > 0 && rng.random_bool(0.8) {
-                        let wanted = *[Wanted::None, Wanted::Last, Wanted::All].choose(&mut rng).unwrap();
-                        parts.push((text, n, wanted));
-                        room -= n;
+    everywhere(|| {
+        for (seed, base) in (0..).zip(TINY.map(small)) {
+            let file = Model::new(&base, uniform(DType::F16)).file();
+            for (path, options, tolerance) in paths(seed == 0) {
+                let what = format!("{} {path}", base.name);
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                let mut alone = Alone::new(&file, &options);
+                let mut sequences = sequences(&file, &options, Purpose::Score);
+                let all = sequences.free_pages();
+                let (mut texts, mut finished, mut most): (Vec<Text>, u32, usize) = (vec![], 0, 0);
+                while finished < 11 {
+                    while texts.len() < sequences.most() && rng.random_bool(0.4) {
+                        let length = rng.random_range(1..=150);
+                        let tokens = random_text(&mut rng, length);
+                        let alone = alone.rows(&tokens);
+                        texts.push(Text { id: sequences.begin().unwrap(), tokens, alone });
+                    }
+                    let (mut room, mut parts) = (40, vec![]);
+                    for text in &texts {
+                        let left = text.tokens.len() - text.read(&sequences);
+                        let n = if rng.random_bool(0.5) { 1 } else { rng.random_range(1..=40) }
+                            .min(left)
+                            .min(room);
+                        if n > 0 && rng.random_bool(0.8) {
+                            let wanted = *[Wanted::None, Wanted::Last, Wanted::All].choose(&mut rng).unwrap();
+                            parts.push((text, n, wanted));
+                            room -= n;
+                        }
+                    }
+                    most = most.max(parts.len());
+                    if !parts.is_empty() {
+                        step(&what, &mut sequences, &parts, tolerance);
+                    }
+                    let (done, rest) =
+                        texts.into_iter().partition(|text: &Text| text.read(&sequences) == text.tokens.len());
+                    texts = rest;
+                    for text in done {
+                        sequences.end(text.id).unwrap();
+                        finished += 1;
                     }
                 }
-                most = most.max(parts.len());
-                if !parts.is_empty() {
-                    step(&what, &mut sequences, &parts, tolerance);
-                }
-                let (done, rest) =
-                    texts.into_iter().partition(|text: &Text| text.read(&sequences) == text.tokens.len());
-                texts = rest;
-                for text in done {
-                    sequences.end(text.id).unwrap();
-                    finished += 1;
-                }
+                texts.into_iter().for_each(|text| sequences.end(text.id).unwrap());
+                assert_eq!(sequences.free_pages(), all, "{what}: pages are lost");
+                assert!(most >= 5, "{what}: at most {most} sequences in a step");
             }
-            texts.into_iter().for_each(|text| sequences.end(text.id).unwrap());
-            assert_eq!(sequences.free_pages(), all, "{what}: pages are lost");
-            assert!(most >= 5, "{what}: at most {most} sequences in a step");
         }
-    }
+    });
 }
 
 /// Forks, truncations and ends at random: nobody sees what another wrote.
 #[test]
 fn forks_and_truncations_at_random_are_as_each_text_alone() {
-    let base = small(shape("tiny-qwen3"));
-    let file = Model::new(&base, uniform(DType::Q8_0)).file();
-    for (path, options, tolerance) in paths(false) {
-        let mut rng = ChaCha8Rng::seed_from_u64(7);
-        let mut alone = Alone::new(&file, &options);
-        let mut sequences = sequences(&file, &options, Purpose::Score);
-        let all = sequences.free_pages();
-        let (mut texts, mut forks, mut truncations): (Vec<Text>, u32, u32) = (vec![], 0, 0);
-        let longer = |rng: &mut ChaCha8Rng, alone: &mut Alone, before: &[u32]| {
-            let more = rng.random_range(1..=(150 - before.len()).min(50));
-            let tokens = [before.to_vec(), random_text(rng, more)].concat();
-            let alone = alone.rows(&tokens);
-            (tokens, alone)
-        };
-        for round in 0..120 {
-            let what = format!("{path}, round {round}");
-            let i = rng.random_range(0..texts.len().max(1));
-            match rng.random_range(0..10) {
-                0 if texts.len() < 8 => {
-                    let (tokens, alone) = longer(&mut rng, &mut alone, &[]);
-                    texts.push(Text { id: sequences.begin().unwrap(), tokens, alone });
-                }
-                1..3 if !texts.is_empty() && texts.len() < 8 && texts[i].read(&sequences) < 150 => {
-                    let read = texts[i].read(&sequences);
-                    let (tokens, alone) = longer(&mut rng, &mut alone, &texts[i].tokens[..read]);
-                    let id = sequences.fork(texts[i].id).unwrap();
-                    texts.push(Text { id, tokens, alone });
-                    forks += 1;
-                }
-                3..5 if !texts.is_empty() => {
-                    let to = rng.random_range(0..=texts[i].read(&sequences).min(149));
-                    sequences.truncate(texts[i].id, to as u64).unwrap();
-                    let (tokens, alone) = longer(&mut rng, &mut alone, &texts[i].tokens[..to]);
-                    texts[i] = Text { id: texts[i].id, tokens, alone };
-                    truncations += 1;
-                }
-                5 if !texts.is_empty() => sequences.end(texts.swap_remove(i).id).unwrap(),
-                _ => {
-                    let mut parts = vec![];
-                    for text in &texts {
-                        let left = text.tokens.len() - text.read(&sequences);
-                        if left > 0 && rng.random_bool(0.7) {
-                            parts.push((text, left.min(5), Wanted::All));
-                        }
+    everywhere(|| {
+        let base = small(shape("tiny-qwen3"));
+        let file = Model::new(&base, uniform(DType::Q8_0)).file();
+        for (path, options, tolerance) in paths(false) {
+            let mut rng = ChaCha8Rng::seed_from_u64(7);
+            let mut alone = Alone::new(&file, &options);
+            let mut sequences = sequences(&file, &options, Purpose::Score);
+            let all = sequences.free_pages();
+            let (mut texts, mut forks, mut truncations): (Vec<Text>, u32, u32) = (vec![], 0, 0);
+            let longer = |rng: &mut ChaCha8Rng, alone: &mut Alone, before: &[u32]| {
+                let more = rng.random_range(1..=(150 - before.len()).min(50));
+                let tokens = [before.to_vec(), random_text(rng, more)].concat();
+                let alone = alone.rows(&tokens);
+                (tokens, alone)
+            };
+            for round in 0..120 {
+                let what = format!("{path}, round {round}");
+                let i = rng.random_range(0..texts.len().max(1));
+                match rng.random_range(0..10) {
+                    0 if texts.len() < 8 => {
+                        let (tokens, alone) = longer(&mut rng, &mut alone, &[]);
+                        texts.push(Text { id: sequences.begin().unwrap(), tokens, alone });
                     }
-                    if !parts.is_empty() {
-                        step(&what, &mut sequences, &parts, tolerance);
+                    1..3 if !texts.is_empty() && texts.len() < 8 && texts[i].read(&sequences) < 150 => {
+                        let read = texts[i].read(&sequences);
+                        let (tokens, alone) = longer(&mut rng, &mut alone, &texts[i].tokens[..read]);
+                        let id = sequences.fork(texts[i].id).unwrap();
+                        texts.push(Text { id, tokens, alone });
+                        forks += 1;
+                    }
+                    3..5 if !texts.is_empty() => {
+                        let to = rng.random_range(0..=texts[i].read(&sequences).min(149));
+                        sequences.truncate(texts[i].id, to as u64).unwrap();
+                        let (tokens, alone) = longer(&mut rng, &mut alone, &texts[i].tokens[..to]);
+                        texts[i] = Text { id: texts[i].id, tokens, alone };
+                        truncations += 1;
+                    }
+                    5 if !texts.is_empty() => sequences.end(texts.swap_remove(i).id).unwrap(),
+                    _ => {
+                        let mut parts = vec![];
+                        for text in &texts {
+                            let left = text.tokens.len() - text.read(&sequences);
+                            if left > 0 && rng.random_bool(0.7) {
+                                parts.push((text, left.min(5), Wanted::All));
+                            }
+                        }
+                        if !parts.is_empty() {
+                            step(&what, &mut sequences, &parts, tolerance);
+                        }
                     }
                 }
             }
+            texts.into_iter().for_each(|text| sequences.end(text.id).unwrap());
+            assert_eq!(sequences.free_pages(), all, "{path}: pages are lost");
+            assert!(forks >= 5 && truncations >= 5, "{path}: {forks} forks, {truncations} truncations");
         }
-        texts.into_iter().for_each(|text| sequences.end(text.id).unwrap());
-        assert_eq!(sequences.free_pages(), all, "{path}: pages are lost");
-        assert!(forks >= 5 && truncations >= 5, "{path}: {forks} forks, {truncations} truncations");
-    }
+    });
 }
 
 /// Drafted tokens at once are those tokens one by one, and what is left of them after a truncation is what was read.
 #[test]
 fn drafts_at_once_are_drafts_one_by_one() {
-    for name in ["tiny-llama", "tiny-qwen2"] {
-        let file = Model::new(&small(shape(name)), uniform(DType::Q8_0)).file();
-        for (path, options, tolerance) in paths(false) {
-            let mut rng = ChaCha8Rng::seed_from_u64(3);
-            let mut alone = Alone::new(&file, &options);
-            let mut sequences = sequences(&file, &options, Purpose::Generate);
-            for drafts in 2..=8usize {
-                for kept in [0, 1, drafts / 2, drafts] {
-                    let what = format!("{name} {path}, {kept} of {drafts}");
-                    // The drafts cross the border of a page, or not.
-                    let before = rng.random_range(20..33);
-                    let tokens = random_text(&mut rng, before + drafts);
-                    let rejected =
-                        Text { id: sequences.begin().unwrap(), alone: alone.rows(&tokens), tokens };
-                    step(&what, &mut sequences, &[(&rejected, before, Wanted::None)], tolerance);
-                    step(&what, &mut sequences, &[(&rejected, drafts, Wanted::All)], tolerance);
-                    sequences.truncate(rejected.id, (before + kept) as u64).unwrap();
-                    let others = random_text(&mut rng, 6);
-                    let tokens = [&rejected.tokens[..before + kept], &others].concat();
-                    let text = Text { id: rejected.id, alone: alone.rows(&tokens), tokens };
-                    for _ in 0..3 {
-                        step(&what, &mut sequences, &[(&text, 1, Wanted::Last)], tolerance);
+    everywhere(|| {
+        for name in ["tiny-llama", "tiny-qwen2"] {
+            let file = Model::new(&small(shape(name)), uniform(DType::Q8_0)).file();
+            for (path, options, tolerance) in paths(false) {
+                let mut rng = ChaCha8Rng::seed_from_u64(3);
+                let mut alone = Alone::new(&file, &options);
+                let mut sequences = sequences(&file, &options, Purpose::Generate);
+                for drafts in 2..=8usize {
+                    for kept in [0, 1, drafts / 2, drafts] {
+                        let what = format!("{name} {path}, {kept} of {drafts}");
+                        // The drafts cross the border of a page, or not.
+                        let before = rng.random_range(20..33);
+                        let tokens = random_text(&mut rng, before + drafts);
+                        let rejected =
+                            Text { id: sequences.begin().unwrap(), alone: alone.rows(&tokens), tokens };
+                        step(&what, &mut sequences, &[(&rejected, before, Wanted::None)], tolerance);
+                        step(&what, &mut sequences, &[(&rejected, drafts, Wanted::All)], tolerance);
+                        sequences.truncate(rejected.id, (before + kept) as u64).unwrap();
+                        let others = random_text(&mut rng, 6);
+                        let tokens = [&rejected.tokens[..before + kept], &others].concat();
+                        let text = Text { id: rejected.id, alone: alone.rows(&tokens), tokens };
+                        for _ in 0..3 {
+                            step(&what, &mut sequences, &[(&text, 1, Wanted::Last)], tolerance);
+                        }
+                        sequences.end(text.id).unwrap();
                     }
-                    sequences.end(text.id).unwrap();
                 }
             }
         }
-    }
+    });
 }
 
 /// A step that has no room changes nothing, and says what it needs.
@@ -370,56 +377,58 @@ fn alone(
 /// Requests of random lengths, submitted at random times, each with a sampler of its own.
 #[test]
 fn scheduled_texts_are_those_of_sessions() {
-    let end = 17;
-    for (path, options) in [
-        ("logits", eight(exact())),
-        ("greedy", Options { greedy: true, ..eight(exact()) }),
-        ("few sequences", Options { sequences: 3, ..eight(exact()) }),
-    ] {
-        let file = Model::new(&small(shape("tiny-llama3")), uniform(DType::F32)).file();
-        let mut rng = ChaCha8Rng::seed_from_u64(11);
-        let mut scheduler = Scheduler::new(executor(&file, &options, Purpose::Generate)).unwrap();
-        scheduler.sequences_mut().poison_free_pages().unwrap();
-        let mut wanted: BTreeMap<RequestId, (Vec<u32>, Stop)> = BTreeMap::new();
-        let mut found: BTreeMap<RequestId, (Vec<u32>, Option<Stop>)> = BTreeMap::new();
-        let (mut submitted, mut mixed) = (0, 0);
-        while submitted < 20 || scheduler.pending() > 0 {
-            while submitted < 20 && rng.random_bool(0.3) {
-                let length = rng.random_range(1..=150);
-                let prompt = random_text(&mut rng, length);
-                let count = rng.random_range(0..=40);
-                let seeded = Sampling { temperature: 5.0, seed: Some(submitted), ..Sampling::default() };
-                let sampling = if options.greedy { Sampling::greedy() } else { seeded };
-                let expected = alone(&file, &options, &prompt, count, &sampling, end);
-                let sampler = Sampler::new(sampling).unwrap();
-                let id = scheduler.submit(Request { prompt, count, sampler }).unwrap();
-                wanted.insert(id, expected);
-                found.insert(id, (vec![], None));
-                submitted += 1;
-            }
-            for event in scheduler.step(|token| token == end).unwrap() {
-                match event {
-                    Event::Token { request, token } => found.get_mut(&request).unwrap().0.push(token),
-                    Event::Finished { request, stop } => found.get_mut(&request).unwrap().1 = Some(stop),
-                    Event::Failed { request, why } => panic!("{request:?}: {why}"),
+    everywhere(|| {
+        let end = 17;
+        for (path, options) in [
+            ("logits", eight(exact())),
+            ("greedy", Options { greedy: true, ..eight(exact()) }),
+            ("few sequences", Options { sequences: 3, ..eight(exact()) }),
+        ] {
+            let file = Model::new(&small(shape("tiny-llama3")), uniform(DType::F32)).file();
+            let mut rng = ChaCha8Rng::seed_from_u64(11);
+            let mut scheduler = Scheduler::new(executor(&file, &options, Purpose::Generate)).unwrap();
+            scheduler.sequences_mut().poison_free_pages().unwrap();
+            let mut wanted: BTreeMap<RequestId, (Vec<u32>, Stop)> = BTreeMap::new();
+            let mut found: BTreeMap<RequestId, (Vec<u32>, Option<Stop>)> = BTreeMap::new();
+            let (mut submitted, mut mixed) = (0, 0);
+            while submitted < 20 || scheduler.pending() > 0 {
+                while submitted < 20 && rng.random_bool(0.3) {
+                    let length = rng.random_range(1..=150);
+                    let prompt = random_text(&mut rng, length);
+                    let count = rng.random_range(0..=40);
+                    let seeded = Sampling { temperature: 5.0, seed: Some(submitted), ..Sampling::default() };
+                    let sampling = if options.greedy { Sampling::greedy() } else { seeded };
+                    let expected = alone(&file, &options, &prompt, count, &sampling, end);
+                    let sampler = Sampler::new(sampling).unwrap();
+                    let id = scheduler.submit(Request { prompt, count, sampler }).unwrap();
+                    wanted.insert(id, expected);
+                    found.insert(id, (vec![], None));
+                    submitted += 1;
                 }
+                for event in scheduler.step(|token| token == end).unwrap() {
+                    match event {
+                        Event::Token { request, token } => found.get_mut(&request).unwrap().0.push(token),
+                        Event::Finished { request, stop } => found.get_mut(&request).unwrap().1 = Some(stop),
+                        Event::Failed { request, why } => panic!("{request:?}: {why}"),
+                    }
+                }
+                let rows = scheduler.sequences().last_rows();
+                let of_each = rows
+                    .lengths
+                    .iter()
+                    .enumerate()
+                    .map(|(b, _)| rows.sequences.iter().filter(|s| **s == b as i32).count());
+                let of_each: Vec<usize> = of_each.collect();
+                mixed += u32::from(of_each.contains(&1) && of_each.iter().any(|n| *n > 1));
             }
-            let rows = scheduler.sequences().last_rows();
-            let of_each = rows
-                .lengths
-                .iter()
-                .enumerate()
-                .map(|(b, _)| rows.sequences.iter().filter(|s| **s == b as i32).count());
-            let of_each: Vec<usize> = of_each.collect();
-            mixed += u32::from(of_each.contains(&1) && of_each.iter().any(|n| *n > 1));
+            for (id, (tokens, stop)) in wanted {
+                assert_eq!(found[&id], (tokens, Some(stop)), "{path}: {id:?}");
+            }
+            let all = scheduler.sequences().paging().unwrap().pages;
+            assert_eq!(scheduler.sequences().free_pages(), all, "{path}: pages are lost");
+            assert!(mixed > 5, "{path}: prompts and single tokens came together in {mixed} steps");
         }
-        for (id, (tokens, stop)) in wanted {
-            assert_eq!(found[&id], (tokens, Some(stop)), "{path}: {id:?}");
-        }
-        let all = scheduler.sequences().paging().unwrap().pages;
-        assert_eq!(scheduler.sequences().free_pages(), all, "{path}: pages are lost");
-        assert!(mixed > 5, "{path}: prompts and single tokens came together in {mixed} steps");
-    }
+    });
 }
 
 /// A prompt takes what room the texts that are being generated leave, so that they go on at every step.

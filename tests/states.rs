@@ -10,9 +10,8 @@ use sinter::ir::{DType, Dim, Graph, KvTypes, verify};
 use sinter::passes::Pipeline;
 use sinter::plan::{LoadedPlan, Model, Options, Output, Parts, Plan};
 use sinter::runtime::{BatchError, DeviceOptions, Executor, Part, SequenceId, Sequences, Wanted};
-use sinter::target::Target;
 use std::sync::Arc;
-use support::distance;
+use support::{distance, everywhere};
 
 const VOCABULARY: usize = 16;
 
@@ -53,7 +52,7 @@ fn embedding(token: u32, weights: &Weights) -> Vec<f64> {
 /// A plan of one graph for steps of up to 8 tokens.
 fn sequences(text: &str, file: &Arc<GgufFile>, fused: bool, context: u64, most: u64) -> Sequences {
     let mut graph = Graph::parse(text).unwrap_or_else(|e| panic!("{e}"));
-    let target = Target::cpu();
+    let target = support::target();
     let pipeline = Pipeline::standard(true);
     let pipeline = if fused { pipeline } else { pipeline.without_fusions() };
     pipeline.run(&mut graph, &target).unwrap();
@@ -138,40 +137,42 @@ fn recurrent(tokens: &[u32]) -> Vec<Vec<f32>> {
 
 #[test]
 fn a_recurrence_runs_fused_and_unfused() {
-    let file = file(RECURRENT);
-    for fused in [true, false] {
-        let mut sequences = sequences(RECURRENCE, &file, fused, 100, 3);
-        let text: Vec<u32> = (0..40).map(|i| (i * i + 3 * i) % 16).collect();
-        let other: Vec<u32> = (0..40).map(|i| (7 * i + 5) % 16).collect();
-        let (expected, of_other) = (recurrent(&text), recurrent(&other));
-        let (a, b) = (sequences.begin().unwrap(), sequences.begin().unwrap());
-        reads(&mut sequences, &[(a, &text[..5], &expected[..5]), (b, &other[..1], &of_other[..1])]);
-        reads(&mut sequences, &[(b, &other[1..4], &of_other[1..4]), (a, &text[5..6], &expected[5..6])]);
+    everywhere(|| {
+        let file = file(RECURRENT);
+        for fused in [true, false] {
+            let mut sequences = sequences(RECURRENCE, &file, fused, 100, 3);
+            let text: Vec<u32> = (0..40).map(|i| (i * i + 3 * i) % 16).collect();
+            let other: Vec<u32> = (0..40).map(|i| (7 * i + 5) % 16).collect();
+            let (expected, of_other) = (recurrent(&text), recurrent(&other));
+            let (a, b) = (sequences.begin().unwrap(), sequences.begin().unwrap());
+            reads(&mut sequences, &[(a, &text[..5], &expected[..5]), (b, &other[..1], &of_other[..1])]);
+            reads(&mut sequences, &[(b, &other[1..4], &of_other[1..4]), (a, &text[5..6], &expected[5..6])]);
 
-        // A fork goes on from where it is, and what it reads does not reach the other.
-        let fork = sequences.fork(a).unwrap();
-        let forked = [&text[..6], &other[..4]].concat();
-        reads(&mut sequences, &[(fork, &forked[6..10], &recurrent(&forked)[6..])]);
-        reads(&mut sequences, &[(a, &text[6..12], &expected[6..12])]);
+            // A fork goes on from where it is, and what it reads does not reach the other.
+            let fork = sequences.fork(a).unwrap();
+            let forked = [&text[..6], &other[..4]].concat();
+            reads(&mut sequences, &[(fork, &forked[6..10], &recurrent(&forked)[6..])]);
+            reads(&mut sequences, &[(a, &text[6..12], &expected[6..12])]);
 
-        // What such a state was is gone, but for nothing at all.
-        for to in [1, 11] {
-            let says = sequences.truncate(a, to).unwrap_err().to_string();
-            assert!(says.ends_with("its recurrent states keep nothing of what they were"), "{says}");
+            // What such a state was is gone, but for nothing at all.
+            for to in [1, 11] {
+                let says = sequences.truncate(a, to).unwrap_err().to_string();
+                assert!(says.ends_with("its recurrent states keep nothing of what they were"), "{says}");
+            }
+            assert_eq!(sequences.length(a).unwrap(), 12);
+            reads(&mut sequences, &[(a, &text[12..20], &expected[12..20])]);
+            sequences.truncate(a, 0).unwrap();
+            reads(&mut sequences, &[(a, &other[..3], &of_other[..3])]);
+            // A sequence in the place of another begins afresh.
+            sequences.end(b).unwrap();
+            let c = sequences.begin().unwrap();
+            reads(&mut sequences, &[(c, &text[..8], &expected[..8])]);
+            assert!(matches!(sequences.begin(), Err(BatchError::Sequences { most: 3 })));
+            // The gate is part of the fused recurrence.
+            let counts = sequences.executor().launch_counts();
+            assert!(counts.contains_key("gated_scan") && counts.contains_key("silu") != fused, "{counts:?}");
         }
-        assert_eq!(sequences.length(a).unwrap(), 12);
-        reads(&mut sequences, &[(a, &text[12..20], &expected[12..20])]);
-        sequences.truncate(a, 0).unwrap();
-        reads(&mut sequences, &[(a, &other[..3], &of_other[..3])]);
-        // A sequence in the place of another begins afresh.
-        sequences.end(b).unwrap();
-        let c = sequences.begin().unwrap();
-        reads(&mut sequences, &[(c, &text[..8], &expected[..8])]);
-        assert!(matches!(sequences.begin(), Err(BatchError::Sequences { most: 3 })));
-        // The gate is part of the fused recurrence.
-        let counts = sequences.executor().launch_counts();
-        assert!(counts.contains_key("gated_scan") && counts.contains_key("silu") != fused, "{counts:?}");
-    }
+    });
 }
 
 const W: usize = 16;
@@ -243,58 +244,60 @@ fn windowed(tokens: &[u32]) -> Vec<Vec<f32>> {
 
 #[test]
 fn a_window_bounds_the_pages_that_a_sequence_keeps() {
-    let file = file(WINDOWED);
-    for fused in [true, false] {
-        let mut sequences = sequences(WINDOWS, &file, fused, 1000, 2);
-        assert_eq!(sequences.paging().unwrap().window, Some(WINDOW as u64));
-        let text: Vec<u32> = (0..600).map(|i| (i * i + 3 * i + i / 7) % 16).collect();
-        let other: Vec<u32> = (0..600).map(|i| (7 * i + 5 + i / 11) % 16).collect();
-        let (expected, of_other) = (windowed(&text), windowed(&other));
-        let (a, b) = (sequences.begin().unwrap(), sequences.begin().unwrap());
-        // Together they are far longer than all pages.
-        let mut least = sequences.free_pages();
-        for (i, n) in [5usize, 3, 7, 1].into_iter().cycle().enumerate() {
-            let at = sequences.length(a).unwrap() as usize;
-            if at + 8 > 560 {
-                break;
-            }
-            let drafts = at..at + n;
-            reads(
-                &mut sequences,
-                &[
-                    (a, &text[drafts.clone()], &expected[drafts.clone()]),
-                    (b, &other[at..at + 1], &of_other[at..at + 1]),
-                ],
-            );
-            // Drafts are taken back, and read again one by one.
-            if i % 3 == 0 {
-                sequences.truncate(a, at as u64).unwrap();
-                for t in drafts.clone() {
-                    reads(&mut sequences, &[(a, &text[t..t + 1], &expected[t..t + 1])]);
+    everywhere(|| {
+        let file = file(WINDOWED);
+        for fused in [true, false] {
+            let mut sequences = sequences(WINDOWS, &file, fused, 1000, 2);
+            assert_eq!(sequences.paging().unwrap().window, Some(WINDOW as u64));
+            let text: Vec<u32> = (0..600).map(|i| (i * i + 3 * i + i / 7) % 16).collect();
+            let other: Vec<u32> = (0..600).map(|i| (7 * i + 5 + i / 11) % 16).collect();
+            let (expected, of_other) = (windowed(&text), windowed(&other));
+            let (a, b) = (sequences.begin().unwrap(), sequences.begin().unwrap());
+            // Together they are far longer than all pages.
+            let mut least = sequences.free_pages();
+            for (i, n) in [5usize, 3, 7, 1].into_iter().cycle().enumerate() {
+                let at = sequences.length(a).unwrap() as usize;
+                if at + 8 > 560 {
+                    break;
                 }
+                let drafts = at..at + n;
+                reads(
+                    &mut sequences,
+                    &[
+                        (a, &text[drafts.clone()], &expected[drafts.clone()]),
+                        (b, &other[at..at + 1], &of_other[at..at + 1]),
+                    ],
+                );
+                // Drafts are taken back, and read again one by one.
+                if i % 3 == 0 {
+                    sequences.truncate(a, at as u64).unwrap();
+                    for t in drafts.clone() {
+                        reads(&mut sequences, &[(a, &text[t..t + 1], &expected[t..t + 1])]);
+                    }
+                }
+                if n > 1 {
+                    reads(&mut sequences, &[(b, &other[at + 1..at + n], &of_other[at + 1..at + n])]);
+                }
+                least = least.min(sequences.free_pages());
             }
-            if n > 1 {
-                reads(&mut sequences, &[(b, &other[at + 1..at + n], &of_other[at + 1..at + n])]);
-            }
-            least = least.min(sequences.free_pages());
+            assert!(least >= 8 - 2 * sequences.pages_of(600), "{least} pages are free at least");
+            assert!(sequences.pages_of(600) <= 4);
+            // Far back there is nothing to go on from.
+            let length = sequences.length(a).unwrap();
+            let says = sequences.truncate(a, length - 100).unwrap_err().to_string();
+            assert!(says.ends_with("the window has left behind what it would see"), "{says}");
+            let at = length as usize;
+            let fork = {
+                sequences.end(b).unwrap();
+                sequences.fork(a).unwrap()
+            };
+            reads(&mut sequences, &[(fork, &text[at..at + 8], &expected[at..at + 8])]);
+            reads(&mut sequences, &[(a, &text[at..at + 3], &expected[at..at + 3])]);
+            sequences.end(a).unwrap();
+            sequences.end(fork).unwrap();
+            assert_eq!(sequences.free_pages(), 8);
         }
-        assert!(least >= 8 - 2 * sequences.pages_of(600), "{least} pages are free at least");
-        assert!(sequences.pages_of(600) <= 4);
-        // Far back there is nothing to go on from.
-        let length = sequences.length(a).unwrap();
-        let says = sequences.truncate(a, length - 100).unwrap_err().to_string();
-        assert!(says.ends_with("the window has left behind what it would see"), "{says}");
-        let at = length as usize;
-        let fork = {
-            sequences.end(b).unwrap();
-            sequences.fork(a).unwrap()
-        };
-        reads(&mut sequences, &[(fork, &text[at..at + 8], &expected[at..at + 8])]);
-        reads(&mut sequences, &[(a, &text[at..at + 3], &expected[at..at + 3])]);
-        sequences.end(a).unwrap();
-        sequences.end(fork).unwrap();
-        assert_eq!(sequences.free_pages(), 8);
-    }
+    });
 }
 
 const EXPERTS: &Weights = &[
@@ -321,31 +324,33 @@ const CHOSEN: &str = r#"graph @t8(%tokens: i32[T], %positions: i32[T], %sequence
 /// Matrices of one tensor, of which the device chooses one for each token.
 #[test]
 fn experts_that_the_device_chose() {
-    let file = file(EXPERTS);
-    let mut chosen = std::collections::BTreeSet::new();
-    let logits = |token: u32, chosen: &mut std::collections::BTreeSet<usize>| -> Vec<f32> {
-        let x = embedding(token, EXPERTS);
-        let scores = project(&x, EXPERTS, "router");
-        let best = (0..5).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
-        chosen.insert(best);
-        let y = project(&x, EXPERTS, "experts")[best * 20..][..20].to_vec();
-        project(&y, EXPERTS, "head").iter().map(|x| *x as f32).collect()
-    };
-    for fused in [true, false] {
-        let mut sequences = sequences(CHOSEN, &file, fused, 100, 1);
-        let text: Vec<u32> = (0..16).collect();
-        let expected: Vec<Vec<f32>> = text.iter().map(|token| logits(*token, &mut chosen)).collect();
-        let id = sequences.begin().unwrap();
-        for at in [0..8, 8..9, 9..16] {
-            reads(&mut sequences, &[(id, &text[at.clone()], &expected[at])]);
+    everywhere(|| {
+        let file = file(EXPERTS);
+        let mut chosen = std::collections::BTreeSet::new();
+        let logits = |token: u32, chosen: &mut std::collections::BTreeSet<usize>| -> Vec<f32> {
+            let x = embedding(token, EXPERTS);
+            let scores = project(&x, EXPERTS, "router");
+            let best = (0..5).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+            chosen.insert(best);
+            let y = project(&x, EXPERTS, "experts")[best * 20..][..20].to_vec();
+            project(&y, EXPERTS, "head").iter().map(|x| *x as f32).collect()
+        };
+        for fused in [true, false] {
+            let mut sequences = sequences(CHOSEN, &file, fused, 100, 1);
+            let text: Vec<u32> = (0..16).collect();
+            let expected: Vec<Vec<f32>> = text.iter().map(|token| logits(*token, &mut chosen)).collect();
+            let id = sequences.begin().unwrap();
+            for at in [0..8, 8..9, 9..16] {
+                reads(&mut sequences, &[(id, &text[at.clone()], &expected[at])]);
+            }
+            // What is followed is no input, so the executor cannot check it and the kernel clamps it.
+            let plan = sequences.executor().plan();
+            let kernel = plan.kernels.iter().find(|k| k.spec.name() == "matmul_id").unwrap();
+            let index = kernel.spec.args[2].index.unwrap();
+            assert_eq!((index.below, index.source), (Dim::n(5), IndexSource::Device));
         }
-        // What is followed is no input, so the executor cannot check it and the kernel clamps it.
-        let plan = sequences.executor().plan();
-        let kernel = plan.kernels.iter().find(|k| k.spec.name() == "matmul_id").unwrap();
-        let index = kernel.spec.args[2].index.unwrap();
-        assert_eq!((index.below, index.source), (Dim::n(5), IndexSource::Device));
-    }
-    assert!(chosen.len() > 2, "{chosen:?}");
+        assert!(chosen.len() > 2, "{chosen:?}");
+    });
 }
 
 const SQUARE: &Weights =
@@ -368,20 +373,22 @@ const TWICE: &str = r#"graph @t8(%tokens: i32[T], %positions: i32[T], %sequences
 
 #[test]
 fn a_residual_that_is_multiplied_too_is_not_overwritten() {
-    let file = file(SQUARE);
-    let logits = |token: u32| -> Vec<f32> {
-        let x: Vec<f64> = embedding(token, SQUARE).iter().map(|x| x * x).collect();
-        let y = project(&x, SQUARE, "w").into_iter().zip(&x).map(|(y, x)| y + x);
-        let y: Vec<f64> = y.map(|y| y / (1.0 + (-y).exp())).collect();
-        project(&y, SQUARE, "head").iter().map(|x| *x as f32).collect()
-    };
-    for fused in [true, false] {
-        let mut sequences = sequences(TWICE, &file, fused, 100, 1);
-        let text: Vec<u32> = (0..8).collect();
-        let expected: Vec<Vec<f32>> = text.iter().map(|token| logits(*token)).collect();
-        let id = sequences.begin().unwrap();
-        reads(&mut sequences, &[(id, &text, &expected)]);
-        let kernels = sequences.executor().launch_counts();
-        assert_eq!(kernels.contains_key("add"), !fused, "{kernels:?}");
-    }
+    everywhere(|| {
+        let file = file(SQUARE);
+        let logits = |token: u32| -> Vec<f32> {
+            let x: Vec<f64> = embedding(token, SQUARE).iter().map(|x| x * x).collect();
+            let y = project(&x, SQUARE, "w").into_iter().zip(&x).map(|(y, x)| y + x);
+            let y: Vec<f64> = y.map(|y| y / (1.0 + (-y).exp())).collect();
+            project(&y, SQUARE, "head").iter().map(|x| *x as f32).collect()
+        };
+        for fused in [true, false] {
+            let mut sequences = sequences(TWICE, &file, fused, 100, 1);
+            let text: Vec<u32> = (0..8).collect();
+            let expected: Vec<Vec<f32>> = text.iter().map(|token| logits(*token)).collect();
+            let id = sequences.begin().unwrap();
+            reads(&mut sequences, &[(id, &text, &expected)]);
+            let kernels = sequences.executor().launch_counts();
+            assert_eq!(kernels.contains_key("add"), !fused, "{kernels:?}");
+        }
+    });
 }

@@ -88,7 +88,7 @@ impl Backend for Cpu {
             }
             Computation::Op(op) => (whole(primitive_grid(op, &spec)), in_place(op, &spec)),
         };
-        Ok(Implementation { workspace, may_alias, launches, layouts, spec })
+        Ok(Implementation { workspace, may_alias, precision: DType::F32, launches, layouts, spec })
     }
 }
 

@@ -5,8 +5,9 @@
 //! are fetched.
 
 use super::dequant_matmul::has_residual;
+use crate::ir::fused::Computation;
 use crate::ir::{DType, Dim, Fused, Graph, Kernel, NodeId, Op, Syms, TensorType, Value};
-use crate::target::Target;
+use crate::target::{Target, TargetKind, attends_at_once};
 use std::iter::Sum;
 
 /// What a node costs.
@@ -64,7 +65,7 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
     let transfer_us = bytes as f64 / (target.bandwidth_gbs * 1e3);
     let integer_rate = target.dot4_gops.unwrap_or(target.f32_gflops);
     let arithmetic_us = float as f64 / (target.f32_gflops * 1e3) + integer as f64 / (integer_rate * 1e3);
-    let launches = launches(op);
+    let launches = launches(op, x, y, bounds, target);
     Cost {
         us: launches as f64 * target.launch_us + transfer_us.max(arithmetic_us) / efficiency,
         bytes,
@@ -74,10 +75,17 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
 }
 
 /// The launches that a node takes.
-fn launches(op: &Op) -> u64 {
+fn launches(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target: &Target) -> u64 {
     match op.kernel() {
         // The best of some rows each, and the best of those.
         Some(Kernel::SampleHead) => 2,
+        // On a GPU some parts of the positions each, and the join of those.
+        Some(Kernel::Attention) if target.kind != TargetKind::Cpu => {
+            let Ok(Computation::Attention(m)) = Computation::of(op, x) else { return 2 };
+            let tokens = x.get(usize::from(m.q)).map_or(1, |q| q.first().eval(bounds));
+            let quantised = y.first().is_some_and(|y| y.dtype == DType::Q8Act);
+            if attends_at_once(tokens, m.head_dim, quantised) { 1 } else { 2 }
+        }
         Some(
             Kernel::DequantMatmul
             | Kernel::Merge

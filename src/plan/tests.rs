@@ -17,6 +17,7 @@ fn spec(op: Op, args: Vec<Arg>, may_alias: Vec<Alias>) -> Implementation {
         spec: KernelSpec { kernel: None, computes: Computation::Op(op), args },
         layouts: vec![],
         workspace: vec![],
+        precision: DType::F32,
         may_alias,
         launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }],
     }
@@ -224,7 +225,7 @@ fn the_format_has_one_schema() {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (6, "c2cc9a34354bb4f0"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (7, "c2cc9a34354bb4f0"), "the schema of plans:\n{text}");
 }
 
 /// The widest window counts, and one mask without any sees everything.

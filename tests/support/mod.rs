@@ -2,9 +2,12 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod command;
+pub mod everywhere;
 pub mod reference;
 pub mod synthetic;
 
+#[allow(unused_imports, reason = "each test file uses a part")]
+pub use everywhere::{everywhere, target};
 use serde::Deserialize;
 use sinter::compile::{self, Options, Purpose};
 use sinter::generate::Session;
@@ -15,7 +18,7 @@ use sinter::passes::Pipeline;
 use sinter::plan::{self, LoadedPlan, Output, Parts, Plan};
 use sinter::runtime::cpu::Features;
 use sinter::runtime::{DeviceOptions, Executor, Part, SequenceId, Sequences, Wanted};
-use sinter::target::Target;
+use sinter::target::{Target, TargetKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +84,7 @@ pub fn frozen() -> Options {
 
 /// The default options with a small cache, so that tests need little memory.
 pub fn defaults() -> Options {
-    Options { context: Some(64), ..Options::new(Target::cpu()) }
+    Options { context: Some(64), ..Options::new(target()) }
 }
 
 pub fn exact() -> Options {
@@ -147,6 +150,9 @@ pub fn executor_on(
 /// A device of each instruction set that this machine has, with its name; where arithmetic is checked, of the best alone, as
 /// whole models would take minutes on the others. The kernels' own tests take all sets there too.
 pub fn levels() -> Vec<(&'static str, DeviceOptions)> {
+    if target().kind != TargetKind::Cpu {
+        return vec![("GPU", DeviceOptions::default())];
+    }
     let all = Features::available();
     let slow = if cfg!(debug_assertions) { all.len() - 1 } else { 0 };
     let device = |f: Features| (f.name(), DeviceOptions { features: Some(f), ..DeviceOptions::default() });

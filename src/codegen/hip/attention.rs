@@ -1,8 +1,10 @@
-//! Attention: `kernels/attention.h`, split over the positions of a sequence, and the join of the parts.
+//! Attention. Of a few tokens: `kernels/attention.h`, split over the positions of a sequence, and the join of the parts. Of more:
+//! `kernels/prefill_attention.h`, if the cache is of halves; else one part has all positions.
 
 use super::super::spec::{ArgId, AttentionSpec, Extent};
-use super::{THREADS, Unit, float, size};
+use super::{THREADS, Unit, float, size, symbol};
 use crate::ir::{DType, Dim, TensorType};
+use crate::target::attends_at_once;
 
 /// Threads of a block that attends.
 const ATTENDING: u32 = 256;
@@ -13,6 +15,13 @@ const SHARED_HEADS: u64 = 2;
 const BLOCKS: u64 = 256;
 /// Positions that a part has at least, as `seen_by` of `kernels/attention.h` has it.
 const PART: u64 = 64;
+/// Queries of a block, heads of a group that share it, its threads, and the widest heads that fit, of prefill.
+const QUERIES: u64 = 64;
+const PREFILL_HEADS: u64 = 8;
+const PREFILL_THREADS: u32 = 128;
+const PREFILL_DIM: u64 = 128;
+/// Blocks of prefill that share a multiprocessor: of three, each spills (an H200: 0.7 of the speed after 4096 tokens).
+const PREFILL_AT_ONCE: u32 = 2;
 
 impl Unit<'_> {
     pub(super) fn attention(&mut self, m: &AttentionSpec) -> Result<(), String> {
@@ -22,15 +31,23 @@ impl Unit<'_> {
         let (rows, sequences, pages) =
             (self.constant(m.k, 0)?, self.constant(m.tables, 0)?, self.constant(m.tables, 1)?);
         let group = m.heads / m.kv_heads.max(1);
-        let shared = (1..=group.min(SHARED_HEADS)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
+        let most = |most: u64| (1..=group.min(most)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
+        let shared = most(SHARED_HEADS);
         let blocks = tokens.eval(self.bounds) * m.heads / shared;
         let longest = u64::from(pages) * u64::from(m.page);
+        let quantised = self.ty(m.out)?.dtype == DType::Q8Act;
+        let at_once = attends_at_once(tokens.eval(self.bounds), m.head_dim, quantised);
         let parts = (BLOCKS / blocks.max(1)).clamp(1, longest.div_ceil(PART).max(1));
+        let parts = if at_once { 1 } else { parts };
         let shape = format!(
             "Shape<{heads}, {kv}, {d}, {rows}, {}, {sequences}, {pages}, {}, {parts}>",
             m.page,
             m.window.unwrap_or(0)
         );
+        let halves = [m.k, m.v].iter().all(|cache| self.ty(*cache).is_ok_and(|ty| ty.dtype == DType::F16));
+        if at_once && halves && m.head_dim.is_multiple_of(16) && m.head_dim <= PREFILL_DIM {
+            return self.prefill_attention(m, &shape, most(PREFILL_HEADS), tokens);
+        }
         let room = TensorType::new(DType::F32, [tokens, Dim::n(m.heads * parts * (m.head_dim + 2))]);
         let room = self.scratch(room);
         let cache = |id: ArgId| match self.ty(id)?.dtype {
@@ -54,11 +71,46 @@ impl Unit<'_> {
         );
         let grid = vec![Extent::each(tokens), Extent::each(m.heads / shared), Extent::each(parts)];
         self.file(&["attention.h"], ATTENDING, grid, body);
+        if at_once {
+            return Ok(());
+        }
         let body = format!(
             "{waits}join_parts<{shape}>((const float*)a{room}, {step}, block_y(), block_x() * {THREADS} + thread(), {out});\n"
         );
         let grid = vec![Extent::each(tokens), Extent { dim: Dim::n(width), per: THREADS }];
         self.file(&["attention.h"], THREADS, grid, body);
+        Ok(())
+    }
+
+    fn prefill_attention(
+        &mut self,
+        m: &AttentionSpec,
+        shape: &str,
+        shared: u64,
+        tokens: Dim,
+    ) -> Result<(), String> {
+        let waits = self.waits_unless_given([m.lengths, m.sequences, m.positions, m.tables]);
+        let body = format!(
+            "{waits}__shared__ AttentionTile<{shape}> tile;\nattend<{shared}, {shape}>(tile, (const float*)a{}, (const u16*)a{}, (const u16*)a{}, (const i32*)a{}, (const i32*)a{}, (const i32*)a{}, (const i32*)a{}, {}, {}, {});\n",
+            m.q,
+            m.k,
+            m.v,
+            m.tables,
+            m.lengths,
+            m.sequences,
+            m.positions,
+            float(m.scale),
+            symbol(tokens)?,
+            self.store(m.out, m.heads * m.head_dim)?
+        );
+        let of_tokens = Extent { dim: tokens, per: (QUERIES / shared) as u32 };
+        let grid = vec![of_tokens, Extent::each(m.heads / shared)];
+        self.file(&["prefill_attention.h"], PREFILL_THREADS, grid, body);
+        // Queries and weights, as the cache.
+        self.precision = DType::F16;
+        if let Some(file) = self.files.last_mut() {
+            file.blocks = PREFILL_AT_ONCE;
+        }
         Ok(())
     }
 }

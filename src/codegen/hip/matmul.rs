@@ -4,9 +4,8 @@ use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
 use super::{THREADS, Unit, WAIT, floats, format_name, layout_name, size, symbol};
 use crate::ir::{DType, Dim, TensorType};
+use crate::target::FEW_TOKENS;
 
-/// The most tokens for which a weight is read once.
-const TOKENS: u64 = 8;
 /// Threads of a block that stores sums: small blocks, so that no multiprocessor waits for the last one long.
 const STORING: u32 = 128;
 /// The most blocks among which the best of all rows is sought.
@@ -24,10 +23,10 @@ impl Unit<'_> {
             size(Dim::n(part.rows))?;
         }
         let tokens = self.dim(m.x, 0)?;
-        if tokens.eval(self.bounds) > TOKENS && self.tiles(m, tokens)? {
+        if tokens.eval(self.bounds) > FEW_TOKENS && self.tiles(m, tokens)? {
             return Ok(());
         }
-        let most = tokens.eval(self.bounds).min(TOKENS).next_power_of_two();
+        let most = tokens.eval(self.bounds).min(FEW_TOKENS).next_power_of_two();
         let count = symbol(tokens)?;
         let x = self.activations(m.x, m.k)?;
         let wave = self.target.wave;
@@ -61,9 +60,6 @@ impl Unit<'_> {
                 let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
                 let to = self.store(out, gate.rows)?;
                 let [g, u] = [gate, up].map(|part| self.weight(part.weight, part.format, part.rows, m.k));
-                if lanes_of_row(m.k, gate.format, wave) != lanes_of_row(m.k, up.format, wave) {
-                    return Err(format!("a gate of {} and an up of {}", gate.format, up.format));
-                }
                 if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
                     return Err(format!("{} rows are no whole blocks", gate.rows));
                 }
@@ -134,49 +130,39 @@ impl Unit<'_> {
         let blocks = match m.epilogue {
             Epilogue::Store => {
                 let mut blocks = 0;
-                let firsts: Vec<u64> = m
-                    .parts
-                    .iter()
-                    .map(|part| {
-                        let first = blocks;
-                        blocks += part.rows.div_ceil(storing);
-                        first
-                    })
-                    .collect();
+                let mut placed = vec![];
+                for (part, kind) in m.parts.iter().zip(&kinds) {
+                    placed.push((part, blocks, kind));
+                    blocks += part.rows.div_ceil(storing);
+                }
                 // Neighbouring parts of a kind share their code.
-                let mut at = 0;
-                while at < m.parts.len() {
-                    let end = (at..m.parts.len()).find(|&i| kinds[i] != kinds[at]).unwrap_or(m.parts.len());
-                    let (tile, of) = &kinds[at];
-                    let indent = if end < m.parts.len() {
-                        body += &format!("if (block_y() < {}) {{\n", firsts[end]);
-                        "    "
-                    } else {
-                        ""
-                    };
-                    for i in at..end {
-                        let (part, first) = (&m.parts[i], firsts[i]);
-                        let out = part.out.ok_or("a part without a result")?;
+                let mut rest = &placed[..];
+                for group in placed.chunk_by(|a, b| a.2 == b.2) {
+                    rest = &rest[group.len()..];
+                    let mut call = String::new();
+                    for (i, (part, first, _)) in group.iter().enumerate() {
                         let what = format!(
-                            "{{a{}, {}, {}, {}, (float*)a{out}}}",
+                            "{{a{}, {}, {}, {}, (float*)a{}}}",
                             part.weight,
                             part.rows,
                             floats(part.bias),
-                            floats(part.residual)
+                            floats(part.residual),
+                            part.out.ok_or("a part without a result")?
                         );
-                        body += &if i == at {
-                            format!("{indent}Part part = {what};\n{indent}i32 first = {first};\n")
-                        } else {
-                            format!("{indent}if (block_y() >= {first}) part = {what}, first = {first};\n")
+                        call += &match i {
+                            0 => format!("Part part = {what};\ni32 first = {first};\n"),
+                            _ => format!("if (block_y() >= {first}) part = {what}, first = {first};\n"),
                         };
                     }
-                    body += &format!(
-                        "{indent}return matmul{of}(room.{tile}, part, x, block_y() - first, {count});\n"
-                    );
-                    if end < m.parts.len() {
-                        body += "}\n";
+                    if let Some((_, (tile, of))) = group.first().map(|(_, first, kind)| (first, kind)) {
+                        call += &format!(
+                            "return matmul{of}(room.{tile}, part, x, block_y() - first, {count});\n"
+                        );
                     }
-                    at = end;
+                    body += &match rest.first() {
+                        Some((_, next, _)) => format!("if (block_y() < {next}) {{\n{call}}}\n"),
+                        None => call,
+                    };
                 }
                 blocks
             }

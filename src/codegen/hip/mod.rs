@@ -62,6 +62,7 @@ impl Backend for Hip {
             target,
             workspace: vec![],
             aliases: vec![],
+            precision: DType::F32,
             files: vec![],
         };
         match &spec.computes {
@@ -70,13 +71,13 @@ impl Backend for Hip {
             Computation::RopeKv(m) => unit.rope_kv(m)?,
             Computation::Swiglu(m) => unit.swiglu(m)?,
             Computation::Attention(m) => unit.attention(m)?,
-            Computation::GatedScan(_) => return Err("GPUs have no kernel for it yet".into()),
+            Computation::GatedScan(m) => unit.gated_scan(m)?,
             Computation::Op(op) => unit.primitive(op)?,
         }
-        let Unit { workspace, aliases: may_alias, files, .. } = unit;
+        let Unit { workspace, aliases: may_alias, precision, files, .. } = unit;
         let args: Vec<Arg> = spec.args.iter().chain(&workspace).cloned().collect();
         let launches = files.into_iter().map(|file| file.launch(&args)).collect();
-        Ok(Implementation { workspace, may_alias, launches, layouts, spec })
+        Ok(Implementation { workspace, may_alias, precision, launches, layouts, spec })
     }
 }
 
@@ -90,6 +91,8 @@ struct Unit<'a> {
     target: &'a Target,
     workspace: Vec<Arg>,
     aliases: Vec<Alias>,
+    /// See [`Implementation::precision`].
+    precision: DType,
     files: Vec<File>,
 }
 

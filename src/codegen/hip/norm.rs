@@ -65,7 +65,13 @@ impl Unit<'_> {
                 let row = format!("block_y() * {} + block_x()", super::symbol(*heads)?);
                 Ok((vec![Extent::each(*tokens), Extent::each(*heads)], row))
             }
-            _ => Err(format!("rows of a tensor of {} axes", shape.len())),
+            [first, rest @ .., _] => {
+                let rest = rest.iter().map(|dim| size(*dim).map(u64::from));
+                let each = rest.product::<Result<u64, String>>()?;
+                let row = format!("block_y() * {} + block_x()", size(Dim::n(each))?);
+                Ok((vec![Extent::each(*first), Extent::each(each)], row))
+            }
+            [] => Err("rows of a scalar".into()),
         }
     }
 

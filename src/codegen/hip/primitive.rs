@@ -1,8 +1,8 @@
-//! Operations that nothing fused: `kernels/elementwise.h` and others.
+//! Operations that nothing fused: `kernels/elementwise.h`, `kernels/primitive.h` and others.
 
-use super::super::spec::{Alias, Epilogue, Extent, MatmulPart, MatmulSpec, SwigluSpec};
+use super::super::spec::{Alias, ArgId, Epilogue, Extent, GatedScanSpec, MatmulPart, MatmulSpec, SwigluSpec};
 use super::norm::threads_of_row;
-use super::{THREADS, Unit, WAIT, size};
+use super::{THREADS, Unit, WAIT, floats, size};
 use crate::ir::{DType, Op};
 
 impl Unit<'_> {
@@ -43,14 +43,18 @@ impl Unit<'_> {
                 let ty = self.ty(0)?;
                 let width = ty.last().as_const().ok_or("rows of symbolic size")?;
                 let bytes = ty.dtype.block_bytes() as u64 * width / ty.dtype.block_len() as u64;
-                if ty.dtype == DType::Q8Act {
-                    return Err("rows of activations in 8 bits".into());
-                }
                 let height = super::symbol(self.dim(0, 0)?)?;
-                let body = format!(
-                    "{WAIT}get_row<{THREADS}, {bytes}>(a0, (const i32*)a1, {height}, a2, block_x());\n"
-                );
-                self.file(&["embed.h"], THREADS, vec![Extent::each(self.dim(1, 0)?)], body);
+                let body = if ty.dtype == DType::Q8Act {
+                    let [from, to] = [self.activations(0, width)?, self.activations(2, width)?];
+                    format!(
+                        "{WAIT}get_activations<{THREADS}>({from}, (const i32*)a1, {height}, {to}, block_x());\n"
+                    )
+                } else {
+                    format!(
+                        "{WAIT}get_row<{THREADS}, {bytes}>(a0, (const i32*)a1, {height}, a2, block_x());\n"
+                    )
+                };
+                self.file(&["elementwise.h"], THREADS, vec![Extent::each(self.dim(1, 0)?)], body);
                 Ok(())
             }
             Op::QuantAct => {
@@ -87,15 +91,85 @@ impl Unit<'_> {
                 self.file(&["sample.h"], THREADS, vec![Extent::each(self.dim(0, 0)?)], body);
                 Ok(())
             }
-            Op::MatMulId
-            | Op::Rope(_)
-            | Op::KvAppend
-            | Op::KvRead { .. }
-            | Op::Scores { .. }
-            | Op::CausalMask { .. }
-            | Op::Softmax
-            | Op::WeightedSum
-            | Op::GatedScan => Err("GPUs have no kernel for it yet".into()),
+            Op::MatMulId => {
+                let [e, n, k] = [0, 1, 2].map(|axis| self.constant(1, axis));
+                let (e, n, k) = (e?, n?, k?);
+                let body = format!(
+                    "{WAIT}matmul_id<{THREADS}, {e}, {n}, {k}>((const float*)a0, (const float*)a1, (const i32*)a2, block_y(), block_x(), (float*)a3);\n"
+                );
+                let rows = Extent { dim: u64::from(n).into(), per: THREADS / self.target.wave.max(1) };
+                self.file(&["primitive.h"], THREADS, vec![Extent::each(self.dim(0, 0)?), rows], body);
+                Ok(())
+            }
+            Op::Rope(rope) => self.rope(rope),
+            Op::KvAppend => {
+                let (height, k) = (self.constant(0, 0)?, self.constant(0, 1)? * self.constant(0, 2)?);
+                let (element, cast) = self.cache(0)?;
+                let body = format!(
+                    "{WAIT}kv_append<{THREADS}, {k}, {height}, {cast}>((const float*)a1, (const i32*)a2, block_x(), ({element}*)a0);\n"
+                );
+                self.file(&["primitive.h"], THREADS, vec![Extent::each(self.dim(1, 0)?)], body);
+                Ok(())
+            }
+            Op::KvRead { page } => {
+                let (height, k) = (self.constant(0, 0)?, self.constant(0, 1)? * self.constant(0, 2)?);
+                let (sequences, pages) = (self.constant(1, 0)?, self.constant(1, 1)?);
+                let (element, _) = self.cache(0)?;
+                let body = format!(
+                    "{WAIT}kv_read<{THREADS}, {k}, {height}, {page}, {pages}>((const {element}*)a0, (const i32*)a1, (const i32*)a2, block_y(), block_x(), ({element}*)a3);\n"
+                );
+                let positions = u64::from(pages) * u64::from(*page);
+                let grid = vec![Extent::each(u64::from(sequences)), Extent::each(positions)];
+                self.file(&["primitive.h"], THREADS, grid, body);
+                Ok(())
+            }
+            Op::Scores { scale } => {
+                let (heads, d) = (self.constant(0, 1)?, self.constant(0, 2)?);
+                let (sequences, longest, kv) =
+                    (self.constant(1, 0)?, self.constant(1, 1)?, self.constant(1, 2)?);
+                let (format, tokens) = (self.numbers(1)?, self.dim(0, 0)?);
+                let body = format!(
+                    "{WAIT}scores<{format}, {heads}, {kv}, {d}, {sequences}, {longest}>((const float*)a0, a1, (const i32*)a2, {}, block_z(), block_y(), {}, block_x() * {THREADS} + thread(), (float*)a3);\n",
+                    super::float(*scale),
+                    super::symbol(tokens)?
+                );
+                let positions = Extent { dim: u64::from(longest).into(), per: THREADS };
+                let grid = vec![Extent::each(u64::from(heads)), Extent::each(tokens), positions];
+                self.file(&["primitive.h"], THREADS, grid, body);
+                Ok(())
+            }
+            Op::CausalMask { window } => {
+                let n = self.constant(0, 2)?;
+                let (grid, row) = self.rows_grid(0)?;
+                let body = format!(
+                    "{WAIT}causal_mask<{THREADS}, {n}>((const float*)a0, load_step((const i32*)a1 + block_x()), {}, {row}, (float*)a2);\n",
+                    window.unwrap_or(0)
+                );
+                self.aliases = vec![Alias { write: 2, read: 0 }];
+                self.file(&["primitive.h"], THREADS, grid, body);
+                Ok(())
+            }
+            Op::Softmax => {
+                let n = size(self.ty(0)?.last())?;
+                let (grid, row) = self.rows_grid(0)?;
+                let body = format!("{WAIT}softmax<{THREADS}, {n}>((const float*)a0, {row}, (float*)a1);\n");
+                self.file(&["primitive.h"], THREADS, grid, body);
+                Ok(())
+            }
+            Op::WeightedSum => {
+                let (heads, longest, d) = (self.constant(0, 0)?, self.constant(0, 2)?, self.constant(1, 3)?);
+                let (sequences, kv) = (self.constant(1, 0)?, self.constant(1, 2)?);
+                let (format, tokens) = (self.numbers(1)?, self.dim(0, 1)?);
+                let threads = threads_of_row(8 * u64::from(d)).min(THREADS);
+                let body = format!(
+                    "{WAIT}weighted_sum<{threads}, {format}, {heads}, {kv}, {d}, {sequences}, {longest}>((const float*)a0, a1, (const i32*)a2, block_x(), block_y(), {}, (float*)a3);\n",
+                    super::symbol(tokens)?
+                );
+                let grid = vec![Extent::each(tokens), Extent::each(u64::from(heads))];
+                self.file(&["primitive.h"], threads, grid, body);
+                Ok(())
+            }
+            Op::GatedScan => Err("a recurrence is read as such".into()),
             Op::Const { value } => {
                 let n = size(self.ty(0)?.last())?;
                 if self.ty(0)?.shape.len() > 1 {
@@ -115,6 +189,40 @@ impl Unit<'_> {
             | Op::Reshape
             | Op::Fused(_)
             | Op::Return => Err("it is no work of its own".into()),
+        }
+    }
+
+    pub(super) fn gated_scan(&mut self, m: &GatedScanSpec) -> Result<(), String> {
+        let (sequences, n) = (self.constant(m.state, 0)?, size(m.n.into())?);
+        let body = format!(
+            "{WAIT}gated_scan<{sequences}, {n}>((float*)a{}, (const float*)a{}, (const float*)a{}, {}, (const i32*)a{}, (const i32*)a{}, {}, block_x() * {THREADS} + thread(), (float*)a{});\n",
+            m.state,
+            m.decay,
+            m.x,
+            floats(m.gate),
+            m.sequences,
+            m.positions,
+            super::symbol(self.dim(m.x, 0)?)?,
+            m.out
+        );
+        self.file(&["primitive.h"], THREADS, vec![Extent { dim: m.n.into(), per: THREADS }], body);
+        Ok(())
+    }
+
+    /// The type of a cache's elements, and how they are stored.
+    pub(super) fn cache(&self, id: ArgId) -> Result<(&'static str, &'static str), String> {
+        match self.ty(id)?.dtype {
+            DType::F32 => Ok(("float", "AsFloat")),
+            DType::F16 => Ok(("u16", "AsHalf")),
+            other => Err(format!("a cache of {other}")),
+        }
+    }
+
+    /// How a kernel spells the format of numbers.
+    fn numbers(&self, id: ArgId) -> Result<String, String> {
+        match self.ty(id)?.dtype {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => Ok(super::format_name(dtype)),
+            other => Err(format!("numbers of {other}")),
         }
     }
 

@@ -1,14 +1,14 @@
 //! RoPE and appending to caches: `kernels/rope_kv.h`.
 
 use super::super::spec::{CacheRows, Extent, HeadNorm, RopeKvSpec};
-use super::{Unit, float, floats, size};
-use crate::ir::{DType, Dim, Rope, RopeStyle};
+use super::{Unit, WAIT, float, floats, size};
+use crate::ir::{Dim, Rope, RopeStyle};
 use std::f64::consts::TAU;
 
 impl Unit<'_> {
     pub(super) fn rope_kv(&mut self, m: &RopeKvSpec) -> Result<(), String> {
         let d = size(Dim::n(m.head_dim))?;
-        let threads = (m.head_dim / 2).next_multiple_of(64).clamp(64, 256) as u32;
+        let threads = threads_of_head(m.head_dim);
         let mut body =
             self.waits_unless_given([m.positions, m.rows].into_iter().chain(m.factors)).to_string();
         body += &format!(
@@ -38,11 +38,7 @@ impl Unit<'_> {
             text
         };
         let cache = |c: &CacheRows| -> Result<(String, &str), String> {
-            let (element, cast) = match self.ty(c.cache)?.dtype {
-                DType::F32 => ("float", "AsFloat"),
-                DType::F16 => ("u16", "AsHalf"),
-                other => return Err(format!("a cache of {other}")),
-            };
+            let (element, cast) = self.cache(c.cache)?;
             Ok((format!("({element}*)a{} + (row * {} + head) * {d}", c.cache, c.heads), cast))
         };
         if let Some(q) = &m.q {
@@ -61,12 +57,35 @@ impl Unit<'_> {
         Ok(())
     }
 
+    /// RoPE as an operation of its own: `x`, positions, perhaps factors, the result.
+    pub(super) fn rope(&mut self, rope: &Rope) -> Result<(), String> {
+        let (heads, d) = (self.constant(0, 1)?, self.constant(0, 2)?);
+        let threads = threads_of_head(u64::from(d));
+        let factors = (self.spec.args.len() == 4).then_some(2);
+        let body = format!(
+            "{WAIT}const u64 at = ((u64)block_y() * {heads} + block_x()) * {d};\nrope_head<{threads}, {d}, {}, {}, AsFloat>((const float*)a0 + at, nullptr, 0.0f, TURNS, {}, load_step((const i32*)a1 + block_y()), (float*)a{} + at);\n",
+            rope.dims,
+            rope.style == RopeStyle::Interleaved,
+            floats(factors),
+            self.spec.args.len() - 1
+        );
+        let grid = vec![Extent::each(self.dim(0, 0)?), Extent::each(u64::from(heads))];
+        self.file(&["rope_kv.h"], threads, grid, body);
+        self.constants(turns(rope));
+        Ok(())
+    }
+
     /// What stands before the last kernel.
     fn constants(&mut self, text: String) {
         if let Some(file) = self.files.last_mut() {
             file.constants = text;
         }
     }
+}
+
+/// Threads that turn a head.
+fn threads_of_head(d: u64) -> u32 {
+    (d / 2).next_multiple_of(64).clamp(64, 256) as u32
 }
 
 /// How far each pair turns from one position to the next, in whole turns.

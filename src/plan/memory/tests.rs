@@ -16,6 +16,7 @@ fn kernel(args: &[(Access, u64)], aliases: &[(u16, u16)]) -> Implementation {
         spec: KernelSpec { kernel: None, computes: Computation::Op(Op::Add), args },
         layouts: vec![],
         workspace: vec![],
+        precision: DType::F32,
         may_alias: aliases.iter().map(|(write, read)| Alias { write: *write, read: *read }).collect(),
         launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid: vec![] }],
     }

@@ -122,6 +122,7 @@ pub fn kernel(computes: Computation, args: Vec<Arg>, grid: Vec<Extent>) -> Imple
         spec: KernelSpec { kernel: None, computes, args },
         layouts: vec![],
         workspace: vec![],
+        precision: DType::F32,
         may_alias: vec![],
         launches: vec![LaunchSpec { code: Code::Cpu(CpuCode::Whole), grid }],
     }

@@ -9,13 +9,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The headers that sources include, by name.
-pub const HEADERS: [(&str, &str); 11] = [
+pub const HEADERS: [(&str, &str); 13] = [
     ("attention.h", include_str!("../../../kernels/attention.h")),
     ("device.h", include_str!("../../../kernels/device.h")),
     ("elementwise.h", include_str!("../../../kernels/elementwise.h")),
     ("embed.h", include_str!("../../../kernels/embed.h")),
     ("matmul.h", include_str!("../../../kernels/matmul.h")),
     ("matvec.h", include_str!("../../../kernels/matvec.h")),
+    ("prefill_attention.h", include_str!("../../../kernels/prefill_attention.h")),
+    ("primitive.h", include_str!("../../../kernels/primitive.h")),
     ("quant.h", include_str!("../../../kernels/quant.h")),
     ("reduce.h", include_str!("../../../kernels/reduce.h")),
     ("rmsnorm.h", include_str!("../../../kernels/rmsnorm.h")),

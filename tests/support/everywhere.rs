@@ -1,0 +1,39 @@
+//! Where tests run that run kernels: on the CPU and, where there is one, on a GPU.
+
+use sinter::runtime::hip::gpu;
+use sinter::target::Target;
+use std::cell::RefCell;
+use std::io::Write;
+use std::sync::Once;
+
+thread_local! {
+    static TARGET: RefCell<Target> = RefCell::new(Target::cpu());
+}
+
+/// The target of what the test runs now.
+pub fn target() -> Target {
+    TARGET.with_borrow(Clone::clone)
+}
+
+/// The target of the first GPU here; where there is none, a line says so once.
+pub fn gpu_target() -> Option<Target> {
+    static SAID: Once = Once::new();
+    match gpu(0) {
+        Ok(gpu) => Some(Target::gpu(&gpu.arch).expect("a target for every architecture")),
+        Err(why) => {
+            // Not println, which a test that passes keeps to itself.
+            SAID.call_once(|| _ = writeln!(std::io::stderr(), "skipped on GPUs: {why}"));
+            None
+        }
+    }
+}
+
+/// Runs a test on the CPU, then on a GPU.
+pub fn everywhere(test: impl Fn()) {
+    test();
+    if let Some(gpu) = gpu_target() {
+        TARGET.set(gpu);
+        test();
+        TARGET.set(Target::cpu());
+    }
+}
