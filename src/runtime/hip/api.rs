@@ -30,12 +30,26 @@ pub type Handle = *mut c_void;
 /// An address in the memory of a device.
 pub type Address = u64;
 
+/// A function of a library, and what it is called there.
+pub struct Call<F> {
+    pub function: F,
+    pub name: &'static str,
+}
+
+impl<F> std::ops::Deref for Call<F> {
+    type Target = F;
+
+    fn deref(&self) -> &F {
+        &self.function
+    }
+}
+
 /// Loads `$library` by the first of some names, and each function by its name there.
 macro_rules! functions {
     ($(#[$about:meta])* $table:ident { $($field:ident($($arg:ty),*) = $cuda:literal, $hip:literal;)* }) => {
         $(#[$about])*
         pub struct $table {
-            $(pub $field: unsafe extern "C" fn($($arg),*) -> c_int,)*
+            $(pub $field: Call<unsafe extern "C" fn($($arg),*) -> c_int>,)*
             #[allow(dead_code, reason = "functions are there while it is loaded")]
             pub library: Library,
         }
@@ -44,7 +58,7 @@ macro_rules! functions {
             /// # Errors
             /// If there is no such library here, or it lacks a function.
             pub fn load(platform: Platform, names: &[String]) -> Result<$table, HipError> {
-                let library = open(names)?;
+                let (library, library_name) = open(names)?;
                 $(
                     let name = match platform {
                         Platform::Nvidia => $cuda,
@@ -52,7 +66,8 @@ macro_rules! functions {
                     };
                     // SAFETY: both libraries declare the function so.
                     let $field = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> c_int>(name.as_bytes()) };
-                    let $field = *$field.map_err(|_| HipError::Symbol { library: names.join(", "), symbol: name })?;
+                    let function = *$field.map_err(|_| HipError::Symbol { library: library_name.clone(), symbol: name })?;
+                    let $field = Call { function, name };
                 )*
                 Ok($table { $($field,)* library })
             }
@@ -60,12 +75,13 @@ macro_rules! functions {
     };
 }
 
-fn open(names: &[String]) -> Result<Library, HipError> {
+/// The first library of some names, and which it is.
+fn open(names: &[String]) -> Result<(Library, String), HipError> {
     let mut why = String::new();
     for name in names {
         // SAFETY: a driver's library may be loaded at any time; its initialisers are the vendor's.
         match unsafe { Library::new(name) } {
-            Ok(library) => return Ok(library),
+            Ok(library) => return Ok((library, name.clone())),
             Err(e) => why = e.to_string(),
         }
     }
@@ -191,7 +207,10 @@ impl Rtc {
         };
         let mut all: Vec<String> = names.iter().map(|name| name.to_string()).collect();
         all.extend(in_folders(platform, names));
-        Rtc::load(platform, &all)
+        Rtc::load(platform, &all).map_err(|e| match e {
+            HipError::Library { why } => HipError::NoCompiler { why },
+            other => other,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! A GPU that is in use, and what lies on it. Everything gives back what it took when it goes, on whatever thread that is.
 
 use super::HipError;
-use super::api::{Address, Api, Handle, Platform};
+use super::api::{Address, Api, Call, Handle, Platform};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
@@ -68,16 +68,16 @@ impl Context {
         let mut count = 0;
         // SAFETY: every pointer is to a variable of its type.
         unsafe {
-            check((api.init)(0), "init")?;
-            check((api.device_count)(&mut count), "device count")?;
+            check((*api.init)(0), api.init.name)?;
+            check((*api.device_count)(&mut count), api.device_count.name)?;
         }
         let wanted = c_int::try_from(ordinal).ok().filter(|n| *n < count);
         let ordinal = wanted.ok_or(HipError::NoDevice { ordinal, count: count.max(0) as usize })?;
         let (mut device, mut name) = (0, [0 as c_char; 256]);
         // SAFETY: as above; the name is cut to what there is room for.
         unsafe {
-            check((api.device_get)(&mut device, ordinal), "device")?;
-            check((api.device_name)(name.as_mut_ptr(), 256, device), "device name")?;
+            check((*api.device_get)(&mut device, ordinal), api.device_get.name)?;
+            check((*api.device_name)(name.as_mut_ptr(), 256, device), api.device_name.name)?;
         }
         let name = text(&name);
         let handle = match platform {
@@ -86,7 +86,7 @@ impl Context {
                 let mut handle = std::ptr::null_mut();
                 let retain = symbol::<Retain>(&api, "cuDevicePrimaryCtxRetain")?;
                 // SAFETY: so cuda.h declares it.
-                check(unsafe { retain(&mut handle, device) }, "context")?;
+                check(unsafe { retain(&mut handle, device) }, "cuDevicePrimaryCtxRetain")?;
                 handle
             }
             Platform::Amd => std::ptr::null_mut(),
@@ -107,13 +107,13 @@ impl Context {
                 type Set = unsafe extern "C" fn(Handle) -> c_int;
                 let set = symbol::<Set>(&self.api, "cuCtxSetCurrent")?;
                 // SAFETY: the context lives until this is dropped.
-                self.check(unsafe { set(self.handle) }, "bind")
+                self.check(unsafe { set(self.handle) }, "cuCtxSetCurrent")
             }
             Platform::Amd => {
                 type Set = unsafe extern "C" fn(c_int) -> c_int;
                 let set = symbol::<Set>(&self.api, "hipSetDevice")?;
                 // SAFETY: there is a device of this number.
-                self.check(unsafe { set(self.ordinal) }, "bind")
+                self.check(unsafe { set(self.ordinal) }, "hipSetDevice")
             }
         }
     }
@@ -125,6 +125,16 @@ impl Context {
         }
     }
 
+    /// Gives something back; if that fails, nobody is there to be told, so it is logged. It is tried even if the device cannot be
+    /// made the thread's: most drivers find what it is without.
+    fn give_back<F>(&self, call: &Call<F>, with: impl FnOnce(&F) -> c_int) {
+        let bound = self.bind();
+        let given = self.check(with(&call.function), call.name);
+        if let Err(e) = bound.and(given) {
+            tracing::warn!("something of the GPU's was not given back: {e}");
+        }
+    }
+
     /// The version of the driver, as it counts them.
     ///
     /// # Errors
@@ -132,7 +142,7 @@ impl Context {
     pub fn driver(&self) -> Result<i32> {
         let mut version = 0;
         // SAFETY: `version` is a variable.
-        self.check(unsafe { (self.api.driver_version)(&mut version) }, "driver version")?;
+        self.check(unsafe { (*self.api.driver_version)(&mut version) }, self.api.driver_version.name)?;
         Ok(version)
     }
 
@@ -144,7 +154,7 @@ impl Context {
         let (mut free, mut all) = (0, 0);
         self.bind()?;
         // SAFETY: both are variables.
-        self.check(unsafe { (self.api.memory_info)(&mut free, &mut all) }, "memory info")?;
+        self.check(unsafe { (*self.api.memory_info)(&mut free, &mut all) }, self.api.memory_info.name)?;
         Ok((free as u64, all as u64))
     }
 }
@@ -171,7 +181,7 @@ fn arch_of(api: &Api, platform: Platform, device: c_int) -> Result<String> {
                 let code = unsafe { attribute(value, which, device) };
                 if code != 0 {
                     let name = api.error_name(platform, code);
-                    return Err(HipError::Driver { call: "device attribute", name });
+                    return Err(HipError::Driver { call: "cuDeviceGetAttribute", name });
                 }
             }
             Ok(format!("sm_{}{}", values[0], values[1]))
@@ -185,7 +195,7 @@ fn arch_of(api: &Api, platform: Platform, device: c_int) -> Result<String> {
             let code = unsafe { get(&mut *properties, device) };
             if code != 0 {
                 let name = api.error_name(platform, code);
-                return Err(HipError::Driver { call: "device properties", name });
+                return Err(HipError::Driver { call: "hipGetDevicePropertiesR0600", name });
             }
             // As gfx90a:sramecc+:xnack-.
             Ok(text(&properties.gcnArchName).split(':').next().unwrap_or_default().to_string())
@@ -208,7 +218,7 @@ impl Buffer {
         context.bind()?;
         let size = usize::try_from(bytes.max(1)).map_err(|_| HipError::Size(bytes))?;
         // SAFETY: `at` is a variable.
-        context.check(unsafe { (context.api.malloc)(&mut at, size) }, "malloc")?;
+        context.check(unsafe { (*context.api.malloc)(&mut at, size) }, context.api.malloc.name)?;
         Ok(Buffer { context: Arc::clone(context), at, bytes })
     }
 }
@@ -216,13 +226,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: allocated by `new`, and given back once. Streams that use it are waited for before.
-        let freed = self
-            .context
-            .bind()
-            .and_then(|()| self.context.check(unsafe { (self.context.api.free)(self.at) }, "free"));
-        if let Err(e) = freed {
-            tracing::warn!(error = %e, "memory of the device was not given back");
-        }
+        self.context.give_back(&self.context.api.free, |free| unsafe { free(self.at) });
     }
 }
 
@@ -243,7 +247,10 @@ impl Pinned {
         let mut at = std::ptr::null_mut();
         context.bind()?;
         // SAFETY: `at` is a variable.
-        context.check(unsafe { (context.api.host_malloc)(&mut at, len.max(1), 0) }, "host malloc")?;
+        context.check(
+            unsafe { (*context.api.host_malloc)(&mut at, len.max(1), 0) },
+            context.api.host_malloc.name,
+        )?;
         // SAFETY: so many bytes were allocated.
         unsafe { at.cast::<u8>().write_bytes(0, len) };
         Ok(Pinned { context: Arc::clone(context), at: at.cast(), len })
@@ -258,12 +265,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: allocated by `new`, and given back once.
-        let freed = self.context.bind().and_then(|()| {
-            self.context.check(unsafe { (self.context.api.host_free)(self.at.cast()) }, "host free")
-        });
-        if let Err(e) = freed {
-            tracing::warn!(error = %e, "pinned memory was not given back");
-        }
+        self.context.give_back(&self.context.api.host_free, |free| unsafe { free(self.at.cast()) });
     }
 }
 
@@ -288,7 +290,10 @@ impl Stream {
         let mut handle = std::ptr::null_mut();
         context.bind()?;
         // SAFETY: `handle` is a variable.
-        context.check(unsafe { (context.api.stream_create)(&mut handle, NON_BLOCKING) }, "stream")?;
+        context.check(
+            unsafe { (*context.api.stream_create)(&mut handle, NON_BLOCKING) },
+            context.api.stream_create.name,
+        )?;
         Ok(Stream { context: Arc::clone(context), handle })
     }
 
@@ -299,7 +304,8 @@ impl Stream {
     pub fn wait(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the stream lives.
-        self.context.check(unsafe { (self.context.api.stream_wait)(self.handle) }, "wait")
+        self.context
+            .check(unsafe { (*self.context.api.stream_wait)(self.handle) }, self.context.api.stream_wait.name)
     }
 
     /// Copies to the device.
@@ -313,8 +319,8 @@ impl Stream {
         self.context.bind()?;
         // SAFETY: the caller's.
         let code =
-            unsafe { (self.context.api.copy_to_device)(to, from.as_ptr().cast(), from.len(), self.handle) };
-        self.context.check(code, "copy to the device")
+            unsafe { (*self.context.api.copy_to_device)(to, from.as_ptr().cast(), from.len(), self.handle) };
+        self.context.check(code, self.context.api.copy_to_device.name)
     }
 
     /// Copies from the device.
@@ -328,8 +334,8 @@ impl Stream {
         self.context.bind()?;
         // SAFETY: the caller's.
         let code =
-            unsafe { (self.context.api.copy_to_host)(to.as_mut_ptr().cast(), from, to.len(), self.handle) };
-        self.context.check(code, "copy from the device")
+            unsafe { (*self.context.api.copy_to_host)(to.as_mut_ptr().cast(), from, to.len(), self.handle) };
+        self.context.check(code, self.context.api.copy_to_host.name)
     }
 
     /// Copies on the device.
@@ -343,8 +349,8 @@ impl Stream {
         self.context.bind()?;
         // SAFETY: the caller's.
         self.context.check(
-            unsafe { (self.context.api.copy_within)(to, from, bytes, self.handle) },
-            "copy on the device",
+            unsafe { (*self.context.api.copy_within)(to, from, bytes, self.handle) },
+            self.context.api.copy_within.name,
         )
     }
 
@@ -358,7 +364,10 @@ impl Stream {
     pub unsafe fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the caller's.
-        self.context.check(unsafe { (self.context.api.fill)(at, byte, bytes, self.handle) }, "fill")
+        self.context.check(
+            unsafe { (*self.context.api.fill)(at, byte, bytes, self.handle) },
+            self.context.api.fill.name,
+        )
     }
 
     /// Launches a function on a grid of blocks.
@@ -395,7 +404,7 @@ impl Stream {
                     };
                     launch(&config, function.handle, pointers.as_mut_ptr(), std::ptr::null_mut())
                 }
-                None => (self.context.api.launch)(
+                None => (*self.context.api.launch)(
                     function.handle,
                     x,
                     y,
@@ -410,7 +419,8 @@ impl Stream {
                 ),
             }
         };
-        self.context.check(code, "launch")
+        let early = self.context.launch_early.map(|_| "cuLaunchKernelEx");
+        self.context.check(code, early.unwrap_or(self.context.api.launch.name))
     }
 
     /// From now on, what is put on the stream is captured, not done.
@@ -420,8 +430,8 @@ impl Stream {
     pub fn begin_capture(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the stream lives.
-        let code = unsafe { (self.context.api.capture_begin)(self.handle, THREAD_LOCAL) };
-        self.context.check(code, "begin capture")
+        let code = unsafe { (*self.context.api.capture_begin)(self.handle, THREAD_LOCAL) };
+        self.context.check(code, self.context.api.capture_begin.name)
     }
 
     /// What was captured, as a graph.
@@ -433,15 +443,13 @@ impl Stream {
         let api = &self.context.api;
         let mut graph = std::ptr::null_mut();
         // SAFETY: the stream lives; `graph` is a variable.
-        self.context.check(unsafe { (api.capture_end)(self.handle, &mut graph) }, "end capture")?;
+        self.context.check(unsafe { (*api.capture_end)(self.handle, &mut graph) }, api.capture_end.name)?;
         let mut exec = std::ptr::null_mut();
         // SAFETY: the graph was captured; it is not needed beyond this, and destroyed once.
-        let made = unsafe {
-            let made = (api.graph_instantiate)(&mut exec, graph, 0);
-            (api.graph_destroy)(graph);
-            made
-        };
-        self.context.check(made, "graph")?;
+        let made = unsafe { (*api.graph_instantiate)(&mut exec, graph, 0) };
+        // SAFETY: as above.
+        self.context.give_back(&api.graph_destroy, |destroy| unsafe { destroy(graph) });
+        self.context.check(made, api.graph_instantiate.name)?;
         Ok(Graph { context: Arc::clone(&self.context), handle: exec })
     }
 
@@ -452,8 +460,10 @@ impl Stream {
     pub fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.bind()?;
         // SAFETY: both live.
-        self.context
-            .check(unsafe { (self.context.api.graph_launch)(graph.handle, self.handle) }, "graph launch")
+        self.context.check(
+            unsafe { (*self.context.api.graph_launch)(graph.handle, self.handle) },
+            self.context.api.graph_launch.name,
+        )
     }
 
     /// A moment in the stream's work.
@@ -473,20 +483,16 @@ impl Stream {
     pub fn record(&self, event: &Event) -> Result<()> {
         self.context.bind()?;
         // SAFETY: both live.
-        let code = unsafe { (self.context.api.event_record)(event.handle, self.handle) };
-        self.context.check(code, "event record")
+        let code = unsafe { (*self.context.api.event_record)(event.handle, self.handle) };
+        self.context.check(code, self.context.api.event_record.name)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: created by `new`, and destroyed once, when its work is done.
-        let done = self.wait().and_then(|()| {
-            self.context.check(unsafe { (self.context.api.stream_destroy)(self.handle) }, "stream destroy")
-        });
-        if let Err(e) = done {
-            tracing::warn!(error = %e, "a stream did not end well");
-        }
+        // SAFETY: it lives; then, created by `new`, it is destroyed once, when its work is done.
+        self.context.give_back(&self.context.api.stream_wait, |wait| unsafe { wait(self.handle) });
+        self.context.give_back(&self.context.api.stream_destroy, |destroy| unsafe { destroy(self.handle) });
     }
 }
 
@@ -501,10 +507,8 @@ unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: made by `end_capture`, and destroyed once.
-            unsafe { (self.context.api.graph_exec_destroy)(self.handle) };
-        }
+        // SAFETY: made by `end_capture`, and destroyed once.
+        self.context.give_back(&self.context.api.graph_exec_destroy, |give| unsafe { give(self.handle) });
     }
 }
 
@@ -524,7 +528,8 @@ impl Event {
         context.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: `handle` is a variable.
-        context.check(unsafe { (context.api.event_create)(&mut handle, 0) }, "event")?;
+        context
+            .check(unsafe { (*context.api.event_create)(&mut handle, 0) }, context.api.event_create.name)?;
         Ok(Event { context: Arc::clone(context), handle })
     }
 
@@ -535,7 +540,8 @@ impl Event {
     pub fn wait(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: it lives.
-        self.context.check(unsafe { (self.context.api.event_wait)(self.handle) }, "event wait")
+        self.context
+            .check(unsafe { (*self.context.api.event_wait)(self.handle) }, self.context.api.event_wait.name)
     }
 
     /// Milliseconds from this to a later one; both must have been.
@@ -547,8 +553,8 @@ impl Event {
         self.context.bind()?;
         // SAFETY: both live; `ms` is a variable.
         self.context.check(
-            unsafe { (self.context.api.event_elapsed)(&mut ms, self.handle, later.handle) },
-            "elapsed",
+            unsafe { (*self.context.api.event_elapsed)(&mut ms, self.handle, later.handle) },
+            self.context.api.event_elapsed.name,
         )?;
         Ok(ms)
     }
@@ -556,10 +562,8 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: made by `new`, and destroyed once.
-            unsafe { (self.context.api.event_destroy)(self.handle) };
-        }
+        // SAFETY: made by `new`, and destroyed once.
+        self.context.give_back(&self.context.api.event_destroy, |give| unsafe { give(self.handle) });
     }
 }
 
@@ -588,7 +592,10 @@ impl Module {
         context.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: code objects say how long they are; these bytes are of a compiler.
-        context.check(unsafe { (context.api.module_load)(&mut handle, code.as_ptr().cast()) }, "module")?;
+        context.check(
+            unsafe { (*context.api.module_load)(&mut handle, code.as_ptr().cast()) },
+            context.api.module_load.name,
+        )?;
         Ok(Module { context: Arc::clone(context), handle })
     }
 
@@ -599,18 +606,16 @@ impl Module {
         let mut handle = std::ptr::null_mut();
         let name = CString::new(entry).map_err(|_| HipError::Entry(entry.into()))?;
         // SAFETY: the name ends in 0; `handle` is a variable.
-        let code = unsafe { (self.context.api.module_function)(&mut handle, self.handle, name.as_ptr()) };
-        self.context.check(code, "function")?;
+        let code = unsafe { (*self.context.api.module_function)(&mut handle, self.handle, name.as_ptr()) };
+        self.context.check(code, self.context.api.module_function.name)?;
         Ok(Function { handle })
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: loaded by `new`, and unloaded once.
-            unsafe { (self.context.api.module_unload)(self.handle) };
-        }
+        // SAFETY: loaded by `new`, and unloaded once.
+        self.context.give_back(&self.context.api.module_unload, |give| unsafe { give(self.handle) });
     }
 }
 

@@ -90,32 +90,48 @@ fn one(rtc: &Rtc, platform: Platform, arch: &str, code: &HipCode) -> Result<Vec<
     let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
     let (texts, names, options) = (pointers(&texts), pointers(&names), pointers(&options));
     let mut program = std::ptr::null_mut();
-    // SAFETY: every pointer is to a string that ends in 0, or to as many of them as is said; they outlive the calls. The program is
-    // destroyed once.
-    unsafe {
-        let n = HEADERS.len() as c_int;
-        let made =
-            (rtc.create)(&mut program, source.as_ptr(), name.as_ptr(), n, texts.as_ptr(), names.as_ptr());
-        if made != 0 {
-            return Err(failed(format!("error {made}")));
-        }
-        let compiled = (rtc.compile)(program, options.len() as c_int, options.as_ptr());
+    let check = |answer: c_int, call: &'static str| match answer {
+        0 => Ok(()),
+        answer => Err(HipError::Compiler { kernel: code.entry.clone(), arch: arch.into(), call, answer }),
+    };
+    let n = HEADERS.len() as c_int;
+    // SAFETY: every pointer is to a string that ends in 0, or to as many of them as is said; they outlive the calls.
+    let made = unsafe {
+        (*rtc.create)(&mut program, source.as_ptr(), name.as_ptr(), n, texts.as_ptr(), names.as_ptr())
+    };
+    check(made, rtc.create.name)?;
+    let result = || {
         let mut size = 0;
-        let result = if compiled != 0 {
-            (rtc.log_size)(program, &mut size);
-            let mut log = vec![0u8; size];
-            (rtc.log)(program, log.as_mut_ptr().cast());
-            Err(failed(String::from_utf8_lossy(&log).trim_end_matches('\0').to_string()))
-        } else if (rtc.code_size)(program, &mut size) == 0 {
-            let mut binary = vec![0u8; size];
-            match (rtc.code)(program, binary.as_mut_ptr().cast()) {
-                0 => Ok(binary),
-                e => Err(failed(format!("error {e}"))),
+        // SAFETY: the program lives, and there is room for as many bytes as it says that it has.
+        unsafe {
+            let compiled = (*rtc.compile)(program, options.len() as c_int, options.as_ptr());
+            if compiled != 0 {
+                check((*rtc.log_size)(program, &mut size), rtc.log_size.name)?;
+                let mut log = vec![0u8; size];
+                check((*rtc.log)(program, log.as_mut_ptr().cast()), rtc.log.name)?;
+                let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
+                // A compiler that failed itself has nothing to say of the source.
+                return Err(if log.is_empty() {
+                    HipError::Compiler {
+                        kernel: code.entry.clone(),
+                        arch: arch.into(),
+                        call: rtc.compile.name,
+                        answer: compiled,
+                    }
+                } else {
+                    failed(log)
+                });
             }
-        } else {
-            Err(failed("no machine code".into()))
-        };
-        (rtc.destroy)(&mut program);
-        result
+            check((*rtc.code_size)(program, &mut size), rtc.code_size.name)?;
+            let mut binary = vec![0u8; size];
+            check((*rtc.code)(program, binary.as_mut_ptr().cast()), rtc.code.name)?;
+            Ok(binary)
+        }
+    };
+    let result = result();
+    // SAFETY: made above, and destroyed once.
+    if let Err(e) = check(unsafe { (*rtc.destroy)(&mut program) }, rtc.destroy.name) {
+        tracing::warn!("something of the compiler's was not given back: {e}");
     }
+    result
 }

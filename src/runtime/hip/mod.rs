@@ -7,7 +7,7 @@ mod api;
 mod context;
 mod device;
 mod kernels;
-mod planes;
+pub mod planes;
 mod weights;
 
 pub use api::Platform;
@@ -34,6 +34,10 @@ pub enum HipError {
     Entry(String),
     #[error("the kernel {kernel} does not compile for {arch}:\n{log}")]
     Compile { kernel: String, arch: String, log: String },
+    #[error("the compiler answers error {answer} to {call}, for the kernel {kernel} on {arch}")]
+    Compiler { kernel: String, arch: String, call: &'static str, answer: i32 },
+    #[error("kernels cannot be compiled, as no library of a compiler can be loaded: {why}")]
+    NoCompiler { why: String },
     #[error("the plan is for {wants}, and this GPU is {has} ({name})")]
     OtherArch { wants: String, has: String, name: String },
     #[error("{kernel} of {node:?}, launch {launch}: {source}")]
