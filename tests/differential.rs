@@ -488,8 +488,11 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
             waits += case.plan.programs[0].calls.iter().map(|l| l.slot.waits.len()).sum::<usize>();
             for features in Features::available().into_iter().take(if on_cpu { usize::MAX } else { 1 }) {
                 let what = format!("{}, {}", case.what, features.name());
-                let options =
-                    DeviceOptions { threads: Some(1 + seed as usize % 2), features: Some(features), gpu: 0 };
+                let options = DeviceOptions {
+                    threads: Some(1 + seed as usize % 2),
+                    features: Some(features),
+                    ..DeviceOptions::default()
+                };
                 let mut device = Executor::new(case.plan.clone(), case.file.clone(), &options).unwrap();
                 let plan = Arc::new(case.plan.clone());
                 let mut alone = OnDevice { device: open(&plan, case.file.clone(), &options).unwrap(), plan };

@@ -268,6 +268,9 @@ pub struct DeviceArgs {
     /// Threads of the CPU device [default: all cores].
     #[arg(short = 't', long, value_name = "N")]
     pub threads: Option<usize>,
+    /// On a GPU, make every launch of every step by itself: replay nothing as a graph.
+    #[arg(long)]
+    pub no_graph: bool,
 }
 
 impl DeviceArgs {
@@ -277,6 +280,6 @@ impl DeviceArgs {
             Device::Cpu => 0,
             Device::Hip(number) => number,
         };
-        DeviceOptions { threads: self.threads, gpu, ..DeviceOptions::default() }
+        DeviceOptions { threads: self.threads, gpu, eager: self.no_graph, ..DeviceOptions::default() }
     }
 }

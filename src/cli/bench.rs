@@ -52,6 +52,9 @@ pub struct Args {
     /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER.
     #[arg(long, default_value = "cpu")]
     device: Device,
+    /// On a GPU, make every launch of every step by itself: replay nothing as a graph.
+    #[arg(long)]
+    no_graph: bool,
     /// Threads of the CPU device, or several numbers of them [default: all cores].
     #[arg(short, long, value_delimiter = ',', value_name = "N,…")]
     threads: Vec<usize>,
@@ -73,7 +76,7 @@ pub fn run(args: Args) -> super::Outcome {
         return Err("there is nothing to measure: all lengths of -p and -n are 0".into());
     };
     let file = args.model.open()?;
-    let device = |threads| DeviceArgs { device: args.device, threads };
+    let device = |threads| DeviceArgs { device: args.device, threads, no_graph: args.no_graph };
     let options = args.compile.options_on(&device(None), false)?;
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;

@@ -121,6 +121,8 @@ pub struct DeviceOptions {
     pub features: Option<Features>,
     /// The number of the GPU.
     pub gpu: usize,
+    /// Whether a GPU is given each launch of each step, rather than graphs of steps that it saw before.
+    pub eager: bool,
 }
 
 /// Why a device cannot take a plan, or failed.

@@ -47,6 +47,8 @@ pub struct HipDevice {
     pending: Vec<(u64, Vec<u8>)>,
     launches: Vec<u64>,
     submitted: u64,
+    /// Whether nothing is captured.
+    eager: bool,
     /// Whether everything that was submitted is done.
     idle: bool,
     timed: Vec<(usize, usize, Event)>,
@@ -134,6 +136,7 @@ impl HipDevice {
             pending: vec![],
             launches: vec![0; plan.kernels.len()],
             submitted: 0,
+            eager: options.eager,
             idle: false,
             timed: vec![],
             began: None,
@@ -375,7 +378,7 @@ impl Device for HipDevice {
         let key = (work.program, at);
         self.send_pending()?;
         self.idle = false;
-        if !whole || work.timed || bounds.t > GRAPH_TOKENS {
+        if self.eager || !whole || work.timed || bounds.t > GRAPH_TOKENS {
             self.launch(work)?;
         } else {
             match self.graphs.remove(&key) {
