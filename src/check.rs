@@ -96,6 +96,26 @@ pub fn check_step(
     cached: u64,
     caches: &mut Caches,
 ) -> Result<StepCheck, CheckError> {
+    let open: Open<'_> = &|plan, file| open(plan, file, device);
+    check_step_on(open, file, options, step, tokens, cached, caches)
+}
+
+/// How a plan is put on a device.
+pub type Open<'a> = &'a dyn Fn(&Arc<LoadedPlan>, Arc<GgufFile>) -> Result<Box<dyn Device>, DeviceError>;
+
+/// The same, on whatever device `open` gives.
+///
+/// # Errors
+/// As [`check_step`].
+pub fn check_step_on(
+    open: Open<'_>,
+    file: &Arc<GgufFile>,
+    options: &Options,
+    step: &Step,
+    tokens: &[i32],
+    cached: u64,
+    caches: &mut Caches,
+) -> Result<StepCheck, CheckError> {
     let config = Config::from_gguf(file.gguf()).map_err(CompileError::from)?;
     let lowered = lower::lower(file.gguf(), &config, step).map_err(CompileError::from)?;
     let rows = step_rows(step, tokens, cached);
@@ -119,7 +139,7 @@ pub fn check_step(
     let layouts = Layouts::choose([&fused], &options.target).map_err(CompileError::from)?;
     let generated = codegen::generate_traced(&fused, &options.target, &layouts);
     let (program, nodes) = generated.map_err(CompileError::from)?;
-    let mut device = on_device(file, options, program, device)?;
+    let mut device = on_device(open, file, options, program)?;
     let found = check_kernels(&fused, device.calls_of(&nodes), syms, &leaf)?;
 
     let whole = largest_distance(&found.results, &expected.results)?;
@@ -129,14 +149,14 @@ pub fn check_step(
 
 /// Puts one program of a model on a device, by way of the bytes of a plan.
 fn on_device(
+    open: Open<'_>,
     file: &Arc<GgufFile>,
     options: &Options,
     program: Program,
-    device: &DeviceOptions,
 ) -> Result<OnDevice, CheckError> {
     let plan = Plan::build(model::parts(file, None, options, vec![(program, vec![])])?)?;
     let plan = Arc::new(LoadedPlan::from_bytes(&plan.to_bytes()?)?);
-    Ok(OnDevice { device: open(&plan, Arc::clone(file), device)?, plan })
+    Ok(OnDevice { device: open(&plan, Arc::clone(file))?, plan })
 }
 
 /// The inputs of a step on tokens of one sequence, whose pages lie in order.
@@ -465,7 +485,8 @@ mod tests {
         let layouts = Layouts::choose([&graph], &options.target).unwrap();
         let (mut program, nodes) = codegen::generate_traced(&graph, &options.target, &layouts).unwrap();
         program.kernels.iter_mut().for_each(|kernel| change(&mut kernel.spec.computes));
-        let mut device = on_device(&file, options, program, &DeviceOptions::default()).unwrap();
+        let here: Open<'_> = &|plan, file| open(plan, file, &DeviceOptions::default());
+        let mut device = on_device(here, &file, options, program).unwrap();
         let (syms, before) = (rows.syms(), Caches::new());
         let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, &rows, op, ty);
         check_kernels(&graph, device.calls_of(&nodes), syms, &leaf).unwrap().nodes
@@ -530,7 +551,8 @@ mod tests {
         let (file, options) = (Arc::new(model::embedded().unwrap()), default_path());
         let (program, nodes) =
             codegen::generate_traced(&graph, &options.target, &Layouts::default()).unwrap();
-        let mut device = on_device(&file, &options, program, &DeviceOptions::default()).unwrap();
+        let here: Open<'_> = &|plan, file| open(plan, file, &DeviceOptions::default());
+        let mut device = on_device(here, &file, &options, program).unwrap();
         let x: Vec<f32> = (0..128).map(|i| (i as f32).sin()).collect();
         let leaf = |_: &Op, _: &TensorType| {
             Ok(Tensor::new(DType::F32, vec![2, 64], bytemuck::cast_slice(&x).to_vec())?)
