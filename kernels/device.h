@@ -11,7 +11,11 @@ typedef int i32;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#if defined(__CUDACC__)
+#if defined(SINTER_HOST)
+// Tests run kernels on a CPU, as those of AMD's GPUs are.
+#include "lanes.h"
+#define SINTER_AMD 1
+#elif defined(__CUDACC__)
 #define SINTER_NVIDIA 1
 #elif defined(__AMDGCN__) || defined(__HIP__)
 #define SINTER_AMD 1
@@ -26,12 +30,14 @@ typedef unsigned long long u64;
 #endif
 
 // Functions are inlined: arguments and shapes are constants of each kernel.
+#if !defined(DEVICE)
 #define DEVICE __device__ __attribute__((always_inline)) inline
+#endif
 
 // A kernel of blocks of `threads` threads, called `name`, of which at least `blocks` share a multiprocessor of NVIDIA's.
 #if SINTER_NVIDIA
 #define KERNEL(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
-#else
+#elif !defined(KERNEL)
 #define KERNEL(name, threads, blocks) \
     extern "C" __global__ __attribute__((amdgpu_flat_work_group_size(threads, threads))) void name
 #endif
@@ -91,6 +97,8 @@ DEVICE void let_next_start() {
 DEVICE void wait_for_previous() {
 #if SINTER_NVIDIA && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif SINTER_HOST
+    lanes_previous_is_done();
 #endif
 }
 

@@ -266,6 +266,11 @@ impl Model {
 
     /// The model as a file in memory.
     pub fn file(&self) -> Arc<GgufFile> {
+        Arc::new(GgufFile::from_bytes(self.bytes()).unwrap())
+    }
+
+    /// What a file of the model has.
+    pub fn bytes(&self) -> Vec<u8> {
         let mut writer = GgufWriter::new();
         for (key, value) in &self.metadata {
             writer.metadata(key, value.clone());
@@ -276,7 +281,7 @@ impl Model {
         }
         let mut file = vec![];
         writer.write_to(&mut file).unwrap();
-        Arc::new(GgufFile::from_bytes(file).unwrap())
+        file
     }
 
     /// What a file of this model would say about itself, without one.

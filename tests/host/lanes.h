@@ -1,0 +1,154 @@
+// What kernels take of a compiler for AMD's GPUs, for a CPU: so tests run the kernels as they are. Each lane is a fiber (lanes.cpp).
+//
+// kernels/device.h includes this where SINTER_HOST is defined, and then believes that it is compiled for the GPU that the other macros
+// name, as __gfx1100__ and __GFX11__. A builtin that it uses from now on has to be added here.
+#pragma once
+
+#define __global__
+#define __device__
+// To inline all takes a compiler four times as long.
+#define DEVICE inline
+#define KERNEL(name, threads, blocks) void kernel_##name
+// In a section of its own, which is filled with ones before each block. As its name is no identifier, AddressSanitizer guards what
+// lies there.
+#define __shared__ static __attribute__((section(".lanes.shared")))
+
+extern "C" {
+// The lane that runs.
+struct LanesNow {
+    int thread, block[3];
+};
+extern LanesNow lanes_now;
+void lanes_barrier();
+// The value that lane `from` of the warp gives.
+unsigned lanes_permute(int from, unsigned value);
+void lanes_previous_is_done();
+// Shows what this lane has to all of its warp, all of which come here; the first of what they show, `bytes` apart.
+const void* lanes_show(const void* mine, int bytes);
+}
+
+static inline int __builtin_amdgcn_workitem_id_x() { return lanes_now.thread; }
+static inline int __builtin_amdgcn_workgroup_id_x() { return lanes_now.block[0]; }
+static inline int __builtin_amdgcn_workgroup_id_y() { return lanes_now.block[1]; }
+static inline int __builtin_amdgcn_workgroup_id_z() { return lanes_now.block[2]; }
+static inline void __builtin_amdgcn_fence(int, const char*) {}
+static inline void __builtin_amdgcn_s_barrier() { lanes_barrier(); }
+static inline int __builtin_amdgcn_ds_bpermute(int address, int value) {
+    return (int)lanes_permute(address >> 2, (unsigned)value);
+}
+
+// Four products of bytes, signed or not, and `sum`, which wraps.
+static inline int lanes_dot4(bool a_is_signed, int a, bool b_is_signed, int b, int sum) {
+    unsigned total = (unsigned)sum;
+    for (int i = 0; i < 32; i += 8) {
+        const int x = a_is_signed ? (signed char)(a >> i) : (unsigned char)(a >> i);
+        const int y = b_is_signed ? (signed char)(b >> i) : (unsigned char)(b >> i);
+        total += (unsigned)(x * y);
+    }
+    return (int)total;
+}
+static inline int __builtin_amdgcn_sdot4(int a, int b, int sum, bool) { return lanes_dot4(true, a, true, b, sum); }
+static inline int __builtin_amdgcn_sudot4(bool a_is_signed, int a, bool b_is_signed, int b, int sum, bool) {
+    return lanes_dot4(a_is_signed, a, b_is_signed, b, sum);
+}
+
+// V_PERM_B32: selectors 0 to 3 are bytes of `low`, 4 to 7 of `high`, 8 to 11 a sign of one of the four halves, 12 is zeros, others ones.
+static inline unsigned __builtin_amdgcn_perm(unsigned high, unsigned low, unsigned selectors) {
+    const unsigned long long both = (unsigned long long)high << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 32; i += 8) {
+        const unsigned s = selectors >> i & 255;
+        const unsigned byte = s < 8    ? (unsigned)(both >> (8 * s)) & 255
+                              : s < 12 ? (both >> (16 * (s - 8) + 15) & 1) * 255
+                                       : (s == 12 ? 0 : 255);
+        result |= byte << i;
+    }
+    return result;
+}
+
+// Matrix units, as the ISAs of RDNA 3 and 4 and CDNA lay out what a lane has: row or column `lane % 16`, and of its `K` bytes those from
+// `first` on. Of the result it has column `lane % 16`, and the rows that `row_of` says.
+typedef int LanesInt2 __attribute__((ext_vector_type(2)));
+typedef int LanesInt4 __attribute__((ext_vector_type(4)));
+typedef int LanesInt8 __attribute__((ext_vector_type(8)));
+
+template <class Share, class Sums, class RowOf>
+static inline Sums lanes_matrix(bool a_is_signed, Share a, bool b_is_signed, Share b, Sums sums, int lanes_of_row, RowOf row_of) {
+    struct Both {
+        signed char a[sizeof(Share)], b[sizeof(Share)];
+    } both;
+    __builtin_memcpy(both.a, &a, sizeof a);
+    __builtin_memcpy(both.b, &b, sizeof b);
+    const Both* all = (const Both*)lanes_show(&both, sizeof both);
+    for (unsigned i = 0; i < sizeof(Sums) / 4; i++) {
+        int sum = sums[i];
+        for (int part = 0; part < lanes_of_row; part++) {
+            const Both &left = all[row_of((int)i) + 16 * part], &right = all[lanes_now.thread % 16 + 16 * part];
+            for (unsigned k = 0; k < sizeof(Share); k++) {
+                sum += (a_is_signed ? left.a[k] : (unsigned char)left.a[k]) * (b_is_signed ? right.b[k] : (unsigned char)right.b[k]);
+            }
+        }
+        sums[i] = sum;
+    }
+    return sums;
+}
+static inline LanesInt8 __builtin_amdgcn_wmma_i32_16x16x16_iu8_w32(bool a_is_signed, LanesInt4 a, bool b_is_signed, LanesInt4 b,
+                                                                   LanesInt8 sums, bool) {
+    const int lane = lanes_now.thread % 32;
+    return lanes_matrix(a_is_signed, a, b_is_signed, b, sums, 1, [=](int i) { return 2 * i + lane / 16; });
+}
+static inline LanesInt8 __builtin_amdgcn_wmma_i32_16x16x16_iu8_w32_gfx12(bool a_is_signed, LanesInt2 a, bool b_is_signed, LanesInt2 b,
+                                                                         LanesInt8 sums, bool) {
+    const int lane = lanes_now.thread % 32;
+    return lanes_matrix(a_is_signed, a, b_is_signed, b, sums, 2, [=](int i) { return lane / 16 * 8 + i; });
+}
+static inline LanesInt4 __builtin_amdgcn_mfma_i32_16x16x16i8(int a, int b, LanesInt4 sums, int, int, int) {
+    const int lane = lanes_now.thread % 64;
+    return lanes_matrix(true, a, true, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
+}
+static inline LanesInt4 __builtin_amdgcn_mfma_i32_16x16x32_i8(long a, long b, LanesInt4 sums, int, int, int) {
+    const int lane = lanes_now.thread % 64;
+    return lanes_matrix(true, a, true, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
+}
+
+#define __HIP_MEMORY_SCOPE_AGENT 4
+#define __hip_atomic_load(from, order, scope) __atomic_load_n(from, order)
+
+// A kernel, as it is called with addresses of its arguments. Those that are addresses themselves are marked.
+extern "C" struct LanesKernel {
+    void (*call)(void** arguments);
+    int count;
+    bool is_address[64];
+};
+
+template <int... I>
+struct LanesIndices {};
+template <class, int... I>
+using LanesIndicesOf = LanesIndices<I...>;
+template <class T>
+constexpr bool lanes_is_address = false;
+template <class T>
+constexpr bool lanes_is_address<T*> = true;
+
+template <class... A>
+struct LanesCall {
+    template <void (*FUNCTION)(A...), int... I>
+    static void at(void** arguments, LanesIndices<I...>) {
+        FUNCTION(*(A*)arguments[I]...);
+    }
+    template <void (*FUNCTION)(A...)>
+    static void call(void** arguments) {
+        at<FUNCTION>(arguments, __make_integer_seq<LanesIndicesOf, int, sizeof...(A)>());
+    }
+    template <void (*FUNCTION)(A...)>
+    static constexpr LanesKernel kernel() {
+        return {call<FUNCTION>, sizeof...(A), {lanes_is_address<A>...}};
+    }
+};
+template <class... A>
+LanesCall<A...> lanes_call_of(void (*)(A...));
+
+// Makes a kernel one that lanes_find finds by a name.
+#define LANES_EXPORT(name, function)                                                        \
+    extern "C" __attribute__((visibility("default"))) const LanesKernel lanes_kernel_##name = \
+        decltype(lanes_call_of(function))::kernel<function>();

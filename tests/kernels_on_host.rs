@@ -1,0 +1,210 @@
+//! The kernels of GPUs, compiled for the CPU under AddressSanitizer and UndefinedBehaviorSanitizer, against the interpreter: what they
+//! compute, and that they touch nothing but their arguments, read nothing that nobody wrote, and miss no barrier. Needs clang-19.
+
+#[allow(dead_code)]
+#[path = "support/lanes.rs"]
+mod lanes;
+#[allow(dead_code)]
+#[path = "support/synthetic.rs"]
+mod synthetic;
+
+use lanes::{LaneDevice, Lanes};
+use sinter::check::{Caches, CheckError, Open, StepCheck, check_step_on};
+use sinter::compile::{Options, Purpose};
+use sinter::gguf::GgufFile;
+use sinter::ir::DType;
+use sinter::lower::Config;
+use sinter::runtime::DeviceError;
+use sinter::target::Target;
+use std::cell::RefCell;
+use std::io::Write;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+use synthetic::{Model, Shape, TINY, q4_k_m, shape, uniform};
+
+/// Says something that is seen where tests that pass keep what they print to themselves.
+fn say(what: &str) {
+    _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// Names an architecture and a seed in the environment of a process of this test that has the sanitizers' library.
+const LANES: &str = "SINTER_TEST_LANES";
+
+/// Runs `cases` in a process with sanitizers.
+fn under_sanitizers(cases: &str, arch: &str, seed: u64) {
+    let library = match lanes::sanitizers() {
+        Ok(library) => library,
+        Err(why) => return say(&format!("skipped: {why}")),
+    };
+    let out = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", cases, "--ignored", "--nocapture"])
+        .env(LANES, format!("{arch} {seed}"))
+        .env("LD_PRELOAD", library)
+        .env("ASAN_OPTIONS", "detect_leaks=0")
+        .env("UBSAN_OPTIONS", "print_stacktrace=1")
+        .output()
+        .unwrap();
+    let said = format!("{}\n{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.contains("1 passed"), "{arch}, seed {seed}: {said}");
+}
+
+/// The lanes of a process that was begun so.
+fn lanes() -> Option<(Arc<Lanes>, Target)> {
+    let told = std::env::var(LANES).ok()?;
+    let (arch, seed) = told.split_once(' ').unwrap();
+    Some((Arc::new(Lanes::new(arch, seed.parse().unwrap())), Target::gpu(arch).unwrap()))
+}
+
+/// Rows and heads that are normed by several warps of 64.
+const WIDE: Shape = Shape {
+    name: "wide",
+    architecture: "qwen3",
+    layers: 1,
+    width: 768,
+    ffn: 256,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 256,
+    rotated: 256,
+    vocab: 96,
+    ..TINY[0]
+};
+
+/// A model, and how its kernels are made.
+struct Case {
+    name: String,
+    file: Arc<GgufFile>,
+    options: Options,
+    purpose: Purpose,
+}
+
+/// Kernels against their bodies: those of a prompt of 13 tokens, which is no whole number of tiles, and of a single token after it.
+fn check(lanes: &Arc<Lanes>, cases: &[Case]) {
+    // All are compiled at once, before the first runs.
+    let codes = RefCell::new(vec![]);
+    let only_codes: Open<'_> = &|plan, _| {
+        codes.borrow_mut().extend(lanes::codes(plan).concat());
+        Err(DeviceError::Threads("nothing runs yet".into()))
+    };
+    let start = Instant::now();
+    for case in cases {
+        for result in steps(only_codes, case) {
+            result.unwrap_err();
+        }
+    }
+    let collected = start.elapsed();
+    lanes.compile(&codes.take());
+    let compiled = start.elapsed();
+    for case in cases {
+        for result in steps(&|plan, model| LaneDevice::open(lanes, plan, &model), case) {
+            let step = result.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            for node in &step.nodes {
+                assert!(node.passes(), "{}: {} of {}: {}", case.name, node.kernel, node.at, node.error);
+            }
+        }
+    }
+    println!(
+        "sources {collected:.1?}, compiled {:.1?}, ran {:.1?}",
+        compiled - collected,
+        start.elapsed() - compiled
+    );
+}
+
+/// The steps of a case on a device.
+fn steps(open: Open<'_>, case: &Case) -> Vec<Result<StepCheck, CheckError>> {
+    let config = Config::from_gguf(case.file.gguf()).unwrap();
+    let vocab = case.file.gguf().tensor("token_embd.weight").unwrap().shape[0] as i32;
+    let tokens: Vec<i32> = (0..13).map(|i| (i * 37 + 5) % vocab).collect();
+    let options = Options { context: Some(64), chunk: 13, ..case.options.clone() };
+    let steps = case.purpose.steps(&config, &options);
+    let mut caches = Caches::new();
+    [(&steps[steps.len() - 1], &tokens[..], 0), (&steps[0], &tokens[..1], 13)]
+        .map(|(step, tokens, cached)| {
+            check_step_on(open, &case.file, &options, step, tokens, cached, &mut caches)
+        })
+        .into()
+}
+
+/// A layer of each format, and of some in float32 throughout; models of all families and of an odd shape; the best token; and
+/// operations that nothing fused.
+fn cases_of(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) -> Vec<Case> {
+    let one = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..shape("tiny-llama") };
+    let options = Options::new(target.clone());
+    let case = |name: String, file: Arc<GgufFile>, options: &Options| Case {
+        name,
+        file,
+        options: options.clone(),
+        purpose: Purpose::Score,
+    };
+    let mut cases = vec![];
+    for dtype in formats {
+        cases.push(case(dtype.to_string(), Model::new(&one, uniform(*dtype)).file(), &options));
+    }
+    for dtype in exact {
+        let name = format!("{dtype} exact");
+        cases.push(case(name, Model::new(&one, uniform(*dtype)).file(), &options.clone().exact()));
+    }
+    for shape in shapes {
+        let shape = Shape { layers: 1, vocab: shape.vocab.min(128), ..*shape };
+        let format = |name: &str| match shape.allows(DType::Q4_K) {
+            true => q4_k_m(name),
+            false => uniform(DType::Q8_0)(name),
+        };
+        cases.push(case(shape.name.into(), Model::new(&shape, format).file(), &options));
+    }
+    let file = Model::new(&one, q4_k_m).file();
+    let greedy = Options { greedy: true, ..options.clone() };
+    cases.push(Case { purpose: Purpose::Generate, ..case("greedy".into(), file.clone(), &greedy) });
+    let apart = ["-swiglu", "-add_rmsnorm", "-dequant_rmsnorm", "-merge", "-dequant_matmul"];
+    let pipeline = |options: &Options| options.pipeline.clone().select(&apart).unwrap();
+    for options in [options.clone(), options.clone().exact()] {
+        let options = Options { pipeline: pipeline(&options), ..options };
+        cases.push(case("unfused".into(), file.clone(), &options));
+    }
+    cases
+}
+
+#[test]
+#[ignore = "run by others in a process with sanitizers"]
+fn some() {
+    let Some((lanes, target)) = lanes() else { return };
+    use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q6_K, Q8_0};
+    let cases = match target.wave {
+        32 => cases_of(&target, &DType::WEIGHTS, &[Q4_0, Q2_K, Q6_K, F16], &TINY),
+        _ => cases_of(
+            &target,
+            &[Q4_0, Q4_K, Q8_0, F16],
+            &[Q3_K],
+            &[shape("tiny-odd"), shape("tiny-phi3"), WIDE],
+        ),
+    };
+    check(&lanes, &cases);
+}
+
+#[test]
+#[ignore = "run by others in a process with sanitizers"]
+fn all() {
+    let Some((lanes, target)) = lanes() else { return };
+    check(&lanes, &cases_of(&target, &DType::WEIGHTS, &DType::WEIGHTS, &[&TINY[..], &[WIDE]].concat()));
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
+fn kernels_compute_what_their_bodies_say_in_waves_of_32() {
+    under_sanitizers("some", "gfx1100", 1);
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
+fn kernels_compute_what_their_bodies_say_in_waves_of_64() {
+    under_sanitizers("some", "gfx942", 2);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn all_kernels_compute_what_their_bodies_say_in_any_order_of_lanes() {
+    for (arch, seed) in [("gfx1100", 3), ("gfx1030", 4), ("gfx942", 5), ("gfx900", 6)] {
+        under_sanitizers("all", arch, seed);
+    }
+}
