@@ -1,0 +1,460 @@
+//! The platform of AMD's GPUs on a machine that has none: the real command with stubs of ROCm's libraries (`tests/host`), whose memory
+//! is the host's and whose kernels are compiled for the CPU. What it computes; that each failure of each call is one clear error, and
+//! nothing is left behind; that steps are captured once and replay as they ran. Needs clang-19.
+
+#[path = "support/command.rs"]
+#[allow(dead_code)]
+mod command;
+#[allow(dead_code)]
+#[path = "support/lanes.rs"]
+mod lanes;
+#[allow(dead_code)]
+#[path = "support/synthetic.rs"]
+mod synthetic;
+
+use command::{report, said, text};
+use lanes::{build_lanes, clang, write_headers};
+use sinter::check::{Caches, check_step_on};
+use sinter::codegen::spec::{Code, HipCode};
+use sinter::compile::{Options, Purpose, compile};
+use sinter::gguf::GgufFile;
+use sinter::ir::{DType, KvTypes};
+use sinter::lower::Config;
+use sinter::runtime::DeviceError;
+use sinter::target::Target;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use synthetic::{Model, Shape, q4_k_m, shape};
+
+/// The functions that the runtime takes from the libraries.
+const API: &str = include_str!("../src/runtime/hip/api.rs");
+
+/// Says something that is seen where tests that pass keep what they print to themselves.
+fn say(what: &str) {
+    _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// Where the stubs are, which are built once; none, said so, where they cannot be.
+fn stubs() -> Option<&'static Path> {
+    static STUBS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let built = STUBS.get_or_init(|| {
+        if let Err(why) = lanes::sanitizers() {
+            say(&format!("skipped: {why}"));
+            return None;
+        }
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hip_platform");
+        _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(folder.join("models")).unwrap();
+        build_lanes(&folder, false).unwrap();
+        write_headers(&folder);
+        build(&folder, "rocm", &[]);
+        Some(folder)
+    });
+    built.as_deref()
+}
+
+/// Builds the stubs as if ROCm were in a folder of this name.
+fn build(folder: &Path, name: &str, flags: &[&str]) {
+    use hip_sys::hipDeviceProp_tR0600 as Properties;
+    let lib = folder.join(name).join("lib");
+    std::fs::create_dir_all(&lib).unwrap();
+    let bytes = format!("-DPROPERTIES_BYTES={}", size_of::<Properties>());
+    let arch = format!("-DPROPERTIES_ARCH={}", std::mem::offset_of!(Properties, gcnArchName));
+    let lanes = lanes::text(&folder.join("liblanes.so"));
+    let path = format!("-Wl,-rpath,{}", lanes::text(folder));
+    for (source, library) in [("hip.cpp", "libamdhip64.so"), ("hiprtc.cpp", "libhiprtc.so")] {
+        let [source, out] = [lanes::sources().join(source), lib.join(library)].map(|path| lanes::text(&path));
+        // The runtime unloads libraries; the stubs stay, and count on.
+        let args = ["-O1", "-Wl,-z,nodelete", &bytes, &arch, &source, "-o", &out, &lanes, &path];
+        clang(&[&args[..], flags].concat(), false).unwrap();
+    }
+}
+
+/// What a command did, and what the stubs counted.
+struct Ran {
+    output: Output,
+    counts: BTreeMap<String, i64>,
+}
+
+impl Ran {
+    fn calls(&self, name: &str) -> i64 {
+        self.counts.get(&format!("calls {name}")).copied().unwrap_or(0)
+    }
+
+    /// What was left behind.
+    fn leaks(&self) -> Vec<String> {
+        let live = self.counts.iter().filter(|(name, n)| name.starts_with("live ") && **n != 0);
+        live.map(|(name, n)| format!("{name}: {n}")).collect()
+    }
+}
+
+/// Runs the command on the stubs.
+fn sinter(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let log = folder.join(format!("log_{}", RUNS.fetch_add(1, Ordering::Relaxed)));
+    let mut command = command::sinter();
+    command
+        .args(args)
+        .env("ROCM_PATH", folder.join("rocm"))
+        .env("LD_LIBRARY_PATH", folder.join("rocm/lib"))
+        .env("SINTER_STUB_FOLDER", folder)
+        .env("SINTER_STUB_LOG", &log)
+        .envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    let counted = std::fs::read_to_string(&log).unwrap_or_default();
+    let counts = counted.lines().filter_map(|line| {
+        let (name, n) = line.rsplit_once(' ')?;
+        Some((name.to_string(), n.parse().ok()?))
+    });
+    Ran { output, counts: counts.collect() }
+}
+
+/// Compiles kernels before a command asks for them one by one, which takes longer.
+fn compile_ahead(folder: &Path, arch: &str, codes: &[HipCode]) {
+    for (code, library, symbol) in lanes::compile(folder, arch, false, codes) {
+        let hash = format!("{arch}\n{}", code.source)
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, c| (h ^ u64::from(c)).wrapping_mul(0x100_0000_01b3));
+        let object = format!("lanes:{}:{symbol}:{}\n", lanes::text(&library), code.entry);
+        std::fs::write(folder.join(format!("{hash:016x}.code")), object).unwrap();
+    }
+}
+
+/// The kernels of a model's programs.
+fn codes(file: &GgufFile, options: &Options, purpose: Purpose) -> Vec<HipCode> {
+    let compiled = compile(file.gguf(), options, purpose).unwrap();
+    let launches = compiled.iter().flat_map(|c| &c.program.kernels).flat_map(|kernel| &kernel.launches);
+    let code = |code: &Code| match code {
+        Code::Hip(code) => code.clone(),
+        Code::Cpu(_) => panic!("a kernel of another device"),
+    };
+    launches.map(|launch| code(&launch.code)).collect()
+}
+
+/// The kernels that `check` makes for some tokens.
+fn codes_of_check(file: &Arc<GgufFile>, options: &Options, tokens: u64) -> Vec<HipCode> {
+    let options = Options { context: Some(tokens), chunk: tokens, ..options.clone() };
+    let steps = Purpose::Score.steps(&Config::from_gguf(file.gguf()).unwrap(), &options);
+    let codes = RefCell::new(vec![]);
+    for (step, tokens, cached) in
+        [(steps.last().unwrap(), vec![0; tokens as usize - 1], 0), (&steps[0], vec![0], tokens - 1)]
+    {
+        let open = |plan: &Arc<_>, _| {
+            codes.borrow_mut().extend(lanes::codes(plan).concat());
+            Err(DeviceError::Threads("nothing runs yet".into()))
+        };
+        check_step_on(&open, file, &options, step, &tokens, cached, &mut Caches::new()).unwrap_err();
+    }
+    codes.take()
+}
+
+fn options(arch: &str) -> Options {
+    Options::new(Target::gpu(arch).unwrap())
+}
+
+/// A model of one layer, and the folder that it is in.
+fn tiny(folder: &Path) -> (String, Arc<GgufFile>) {
+    static MODEL: OnceLock<Arc<GgufFile>> = OnceLock::new();
+    let path = folder.join("models/tiny.gguf");
+    let file = MODEL.get_or_init(|| {
+        let shape = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..shape("tiny-llama") };
+        let model = Model::new(&shape, q4_k_m);
+        std::fs::write(&path, model.bytes()).unwrap();
+        model.file()
+    });
+    (lanes::text(&path), Arc::clone(file))
+}
+
+/// Tokens as the command takes them.
+fn tokens(n: u64) -> String {
+    (0..n).map(|i| (i * 37 % 96).to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The floats of a file that `logits` wrote to stdout.
+fn floats(npy: &[u8]) -> Vec<f32> {
+    npyz::NpyFile::new(npy).unwrap().into_vec().unwrap()
+}
+
+/// How far logits are from others, relative to those.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let apart = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(x - y)));
+    apart / norm(&mut b.iter().map(|x| f64::from(*x)))
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn the_default_model_runs_in_waves_of_32() {
+    let Some(folder) = stubs() else { return };
+    let file = Arc::new(sinter::model::embedded().unwrap());
+    let exact = options("gfx1100").exact();
+    let few = Options { chunk: 8, greedy: true, kv: KvTypes::both(DType::F32), ..exact.clone() };
+    let mut all = codes(&file, &few, Purpose::Generate);
+    all.extend(codes_of_check(&file, &options("gfx1100"), 6));
+    all.extend(codes_of_check(&file, &Options { kv: KvTypes::both(DType::F32), ..exact }, 6));
+    compile_ahead(folder, "gfx1100", &all);
+    let run = ["run", "-p", "The borrow checker", "-n", "3", "--temp", "0", "--chunk", "8", "--exact"];
+    let on_cpu = command::stdout(&run);
+    let ran = sinter(folder, &[&run[..], &["--device", "hip"]].concat(), &[]);
+    assert_eq!(said(&ran.output).0, on_cpu);
+    assert_eq!(ran.leaks(), [""; 0]);
+    assert!(ran.calls("kernels that ran") > 100, "{:?}", ran.counts);
+    for exact in [&[][..], &["--exact"]] {
+        let check = ["check", "--tokens", "33,280,5,17,90,1", "--device", "hip"];
+        let ran = sinter(folder, &[&check[..], exact].concat(), &[]);
+        let (out, _) = said(&ran.output);
+        assert!(out.contains("every kernel computes what its body says"), "{out}");
+        assert_eq!(ran.leaks(), [""; 0]);
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_small_model_runs_in_waves_of_64() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = Options { chunk: 4, context: Some(13), ..options("gfx942") };
+    let mut all = codes(&file, &at, Purpose::Score);
+    all.extend(codes_of_check(&file, &options("gfx942"), 6));
+    compile_ahead(folder, "gfx942", &all);
+    let arch = [("SINTER_STUB_ARCH", "gfx942")];
+    let ran = sinter(folder, &["devices"], &arch);
+    assert!(said(&ran.output).0.contains("(gfx942, platform amd, driver 60443484)"));
+    let logits = ["logits", &path, "--tokens", &tokens(13), "--chunk", "4", "-o", "-"];
+    let on_cpu = floats(&command::run(&logits).stdout);
+    let ran = sinter(folder, &[&logits[..], &["--device", "hip"]].concat(), &arch);
+    assert!(ran.output.status.success(), "{}", text(&ran.output.stderr));
+    let apart = distance(&floats(&ran.output.stdout), &on_cpu);
+    assert!(apart < 4e-2, "{apart}");
+    assert_eq!(ran.leaks(), [""; 0]);
+    let ran = sinter(folder, &["check", &path, "--tokens", "33,80,5,17,90,1", "--device", "hip"], &arch);
+    said(&ran.output);
+    assert_eq!(ran.leaks(), [""; 0]);
+}
+
+/// All formats, one for each matrix of two layers.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn weights_of_every_format_lie_as_kernels_read_them() {
+    use DType::*;
+    let Some(folder) = stubs() else { return };
+    let shape = Shape { layers: 2, width: 256, ffn: 256, vocab: 96, ..shape("tiny-llama") };
+    // Gate and up are shared by as many lanes, so their chunks have one size.
+    let first = [
+        ("attn_q", Q4_0),
+        ("attn_k", Q4_1),
+        ("attn_v", Q5_0),
+        ("attn_output", Q5_1),
+        ("ffn_gate", Q8_0),
+        ("ffn_up", MXFP4),
+        ("ffn_down", F16),
+    ];
+    let second = [
+        ("attn_q", Q2_K),
+        ("attn_k", Q3_K),
+        ("attn_v", Q4_K),
+        ("attn_output", BF16),
+        ("ffn_gate", Q5_K),
+        ("ffn_up", Q6_K),
+    ];
+    let format = |name: &str| {
+        let of = |layer, matrices: &[(&str, DType)]| {
+            let found = matrices.iter().find(|(matrix, _)| name == format!("blk.{layer}.{matrix}.weight"));
+            found.map(|(_, format)| *format)
+        };
+        of(0, &first).or(of(1, &second)).unwrap_or(F32)
+    };
+    let model = Model::new(&shape, format);
+    let used: BTreeSet<String> = model.tensors.values().map(|(dtype, _)| dtype.to_string()).collect();
+    assert_eq!(used.len(), DType::WEIGHTS.len());
+    let path = lanes::text(&folder.join("models/formats.gguf"));
+    std::fs::write(&path, model.bytes()).unwrap();
+    for (arch, n) in [("gfx1100", 3), ("gfx942", 2)] {
+        let options = Options { chunk: 1, context: Some(n), kv: KvTypes::both(F32), ..options(arch).exact() };
+        compile_ahead(folder, arch, &codes(&model.file(), &options, Purpose::Score));
+        let tokens = tokens(n);
+        let args = ["logits", &path, "--tokens", &tokens, "--chunk", "1", "--exact", "-o", "-"];
+        let on_cpu = floats(&command::run(&args).stdout);
+        let ran = sinter(folder, &[&args[..], &["--device", "hip"]].concat(), &[("SINTER_STUB_ARCH", arch)]);
+        assert!(ran.output.status.success(), "{}", text(&ran.output.stderr));
+        let apart = distance(&floats(&ran.output.stdout), &on_cpu);
+        assert!(apart < 1e-5, "{arch}: {apart}");
+    }
+}
+
+/// Names of the functions of AMD's libraries that the runtime knows.
+fn functions() -> Vec<&'static str> {
+    let names: Vec<&str> = API.split("\", \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let mut names: Vec<&str> = names.into_iter().filter(|name| name.starts_with("hip")).collect();
+    names.extend(["hipSetDevice", "hipGetDevicePropertiesR0600"]);
+    assert!(names.len() > 40, "{names:?}");
+    names
+}
+
+/// What gives something back. If that fails, the work is done all the same.
+const GIVE_BACK: [&str; 8] = [
+    "hipFree",
+    "hipHostFree",
+    "hipStreamDestroy",
+    "hipEventDestroy",
+    "hipModuleUnload",
+    "hipGraphDestroy",
+    "hipGraphExecDestroy",
+    "hiprtcDestroyProgram",
+];
+
+/// What `logits` does not call.
+const UNUSED: [&str; 4] =
+    ["hipMemcpyDtoDAsync", "hipEventElapsedTime", "hiprtcGetProgramLogSize", "hiprtcGetProgramLog"];
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn each_call_that_fails_is_one_clear_error() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = Options { chunk: 4, context: Some(13), ..options("gfx1100") };
+    compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
+    let thirteen = tokens(13);
+    let args = ["logits", &path, "--tokens", &thirteen, "--chunk", "4", "-o", "-", "--device", "hip"];
+    let whole = sinter(folder, &args, &[]);
+    assert!(whole.output.status.success(), "{}", text(&whole.output.stderr));
+    assert_eq!(whole.leaks(), [""; 0]);
+    let unused: Vec<&str> = functions().into_iter().filter(|name| whole.calls(name) == 0).collect();
+    assert_eq!(unused, UNUSED);
+
+    let faults: Vec<(&str, i64)> = functions()
+        .into_iter()
+        .flat_map(|name| {
+            let n = whole.calls(name);
+            let mut which = if n > 0 { vec![1, (n + 1) / 2, n] } else { vec![] };
+            which.dedup();
+            which.into_iter().map(move |n| (name, n))
+        })
+        .collect();
+    assert!(faults.len() > 60, "{faults:?}");
+    let next = AtomicUsize::new(0);
+    let wrong = std::sync::Mutex::new(vec![]);
+    std::thread::scope(|scope| {
+        let work = || {
+            while let Some((name, n)) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let fault = format!("{name}:{n}");
+                let ran = sinter(folder, &args, &[("SINTER_STUB_FAIL", &fault)]);
+                // The last of these are of what ends the stream.
+                let ends = ["hipSetDevice", "hipStreamSynchronize"].contains(name) && *n == whole.calls(name);
+                let gives_back = GIVE_BACK.contains(name) || ends;
+                if let Some(why) = what_is_wrong(&ran, name, gives_back, &whole) {
+                    wrong.lock().unwrap().push(format!("{fault}: {why}\n{}", text(&ran.output.stderr)));
+                }
+            }
+        };
+        (0..2).for_each(|_| _ = scope.spawn(work));
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), faults.len(), wrong.join("\n"));
+}
+
+/// What should not be so when a call of this name failed.
+fn what_is_wrong(ran: &Ran, name: &str, gives_back: bool, whole: &Ran) -> Option<String> {
+    let said = text(&ran.output.stderr);
+    if ran.counts.is_empty() {
+        return Some(format!("it ended by {:?}", ran.output.status));
+    }
+    if !ran.leaks().is_empty() {
+        return Some(format!("it leaves {:?}", ran.leaks()));
+    }
+    if said.contains("panicked") {
+        return Some("it panics".into());
+    }
+    if !said.contains(name) {
+        return Some("the call is not named".into());
+    }
+    if gives_back {
+        let same = ran.output.status.success() && ran.output.stdout == whole.output.stdout;
+        return (!same || said.matches("WARN").count() != 1).then(|| "not the same with one warning".into());
+    }
+    if ran.output.status.code() != Some(1) || said.matches("error: ").count() != 1 {
+        return Some("it is not one error".into());
+    }
+    if name == "hipModuleLaunchKernel" && !(said.contains(" of \"") && said.contains("launch 0")) {
+        return Some("the kernel, its node and the launch are not named".into());
+    }
+    None
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn what_a_machine_lacks_is_said() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = Options { chunk: 4, context: Some(5), ..options("gfx1100") };
+    compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
+    let args = ["logits", &path, "--tokens", "1,2,3,4,5", "--chunk", "4", "-o", "-", "--device", "hip"];
+    let fails = |variables: &[(&str, &str)], with: &[&str]| {
+        let ran = sinter(folder, &args, variables);
+        let said = report(&ran.output);
+        for with in with {
+            assert!(said.contains(with), "{with:?}: {said}");
+        }
+        assert_eq!(ran.leaks(), [""; 0]);
+    };
+    fails(&[("SINTER_STUB_MEMORY", "300000")], &["beside", "of weights, but 300.0 kB are free"]);
+    // It says that it has more than it gives.
+    fails(&[("SINTER_STUB_FAIL", "hipMalloc:2")], &["hipErrorOutOfMemory", "hipMalloc"]);
+    fails(&[("SINTER_STUB_ARCH", "gfx803")], &["is gfx803, for which there are no kernels"]);
+    // The compiler's log has errors of its own.
+    let ran = sinter(folder, &args, &[("SINTER_STUB_BREAK", "#error broken")]);
+    let said = text(&ran.output.stderr);
+    assert_eq!(ran.output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: the kernel "), "{said}");
+    assert!(said.contains(" does not compile for gfx1100:\n") && said.contains("broken"), "{said}");
+    assert_eq!(said.matches("does not compile").count(), 1, "{said}");
+    assert_eq!(ran.leaks(), [""; 0]);
+    // Without a device, the CPU is used, which is said.
+    let ran = sinter(folder, &args, &[("SINTER_STUB_DEVICES", "0")]);
+    assert!(ran.output.status.success());
+    assert!(
+        text(&ran.output.stderr).contains("no GPU is used, but the CPU: there is no GPU 0: the driver has 0")
+    );
+    let fails_on = |rocm: &str, with: &[&str]| {
+        let rocm = folder.join(rocm);
+        let lib = lanes::text(&rocm.join("lib"));
+        fails(&[("ROCM_PATH", rocm.to_str().unwrap()), ("LD_LIBRARY_PATH", &lib)], with);
+    };
+    build(folder, "without_replay", &["-DhipGraphLaunch=hipGraphLaunchOfLater"]);
+    fails_on("without_replay", &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"]);
+    build(folder, "without_compiler", &[]);
+    std::fs::remove_file(folder.join("without_compiler/lib/libhiprtc.so")).unwrap();
+    fails_on("without_compiler", &["libamdhip64.so has no hiprtcCreateProgram"]);
+}
+
+/// Each position of a cache, from the first to the last, launch by launch and as one graph that is captured once.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn one_graph_replays_at_every_depth() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = Options { chunk: 1, context: Some(513), ..options("gfx1100") };
+    compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
+    let all = tokens(513);
+    let args = ["logits", &path, "--tokens", &all, "--chunk", "1", "-o", "-", "--device", "hip"];
+    let eager = sinter(folder, &[&args[..], &["--no-graph"]].concat(), &[]);
+    let replayed = sinter(folder, &args, &[("SINTER_STUB_SEED", "77")]);
+    for ran in [&eager, &replayed] {
+        assert!(ran.output.status.success(), "{}", text(&ran.output.stderr));
+        assert_eq!(ran.leaks(), [""; 0]);
+    }
+    assert!(eager.output.stdout == replayed.output.stdout, "a replayed step computes something else");
+    let counts = |ran: &Ran| {
+        ["hipStreamBeginCapture", "hipGraphInstantiateWithFlags", "hipGraphLaunch"]
+            .map(|name| ran.calls(name))
+    };
+    assert_eq!(counts(&eager), [0, 0, 0]);
+    assert_eq!(counts(&replayed), [1, 1, 512]);
+    assert_eq!(eager.calls("kernels that ran"), replayed.calls("kernels that ran"));
+}
