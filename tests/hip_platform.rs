@@ -104,6 +104,7 @@ fn sinter(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> Ran {
         .env("LD_LIBRARY_PATH", folder.join("rocm/lib"))
         .env("SINTER_STUB_FOLDER", folder)
         .env("SINTER_STUB_LOG", &log)
+        .env("SINTER_KERNEL_CACHE", "off")
         .envs(variables.iter().copied());
     let output = command.output().unwrap();
     let counted = std::fs::read_to_string(&log).unwrap_or_default();
@@ -457,4 +458,38 @@ fn one_graph_replays_at_every_depth() {
     assert_eq!(counts(&eager), [0, 0, 0]);
     assert_eq!(counts(&replayed), [1, 1, 512]);
     assert_eq!(eager.calls("kernels that ran"), replayed.calls("kernels that ran"));
+}
+
+/// Machine code is kept: what was compiled is not compiled again, unless what was kept is damaged.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn kernels_are_compiled_once() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = Options { chunk: 2, context: Some(8), ..options("gfx1100") };
+    compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
+    let cache = tempfile::tempdir().unwrap();
+    let kept = || {
+        let entries = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries.collect::<BTreeSet<PathBuf>>()
+    };
+    let run = |cache: &str| {
+        let args = ["logits", &path, "--tokens", "1,2,3", "--chunk", "2", "-o", "-", "--device", "hip"];
+        let ran = sinter(folder, &args, &[("SINTER_KERNEL_CACHE", cache)]);
+        assert!(ran.output.status.success(), "{}", text(&ran.output.stderr));
+        assert_eq!(ran.leaks(), [""; 0]);
+        (ran.calls("hiprtcCompileProgram"), ran.output.stdout)
+    };
+    let (all, logits) = run("off");
+    assert_eq!(run(lanes::text(cache.path()).as_str()), (all, logits.clone()));
+    let entries = kept();
+    assert!(all > 5 && entries.len() as i64 == all, "{all} compiled, {} kept", entries.len());
+    assert_eq!(run(lanes::text(cache.path()).as_str()), (0, logits.clone()));
+    let damaged = entries.first().unwrap();
+    let mut bytes = std::fs::read(damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(damaged, bytes).unwrap();
+    assert_eq!(run(lanes::text(cache.path()).as_str()), (1, logits.clone()));
+    assert_eq!(run(lanes::text(cache.path()).as_str()), (0, logits));
+    assert_eq!(kept(), entries);
 }

@@ -33,6 +33,7 @@ static inline int __builtin_amdgcn_workgroup_id_y() { return lanes_now.block[1];
 static inline int __builtin_amdgcn_workgroup_id_z() { return lanes_now.block[2]; }
 static inline void __builtin_amdgcn_fence(int, const char*) {}
 static inline void __builtin_amdgcn_s_barrier() { lanes_barrier(); }
+static inline void __builtin_amdgcn_wave_barrier() { lanes_show("", 1); }
 static inline int __builtin_amdgcn_ds_bpermute(int address, int value) {
     return (int)lanes_permute(address >> 2, (unsigned)value);
 }
@@ -109,6 +110,45 @@ static inline LanesInt4 __builtin_amdgcn_mfma_i32_16x16x16i8(int a, int b, Lanes
 static inline LanesInt4 __builtin_amdgcn_mfma_i32_16x16x32_i8(long a, long b, LanesInt4 sums, int, int, int) {
     const int lane = lanes_now.thread % 64;
     return lanes_matrix(true, a, true, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
+}
+
+// The same of halves, of which sums are floats.
+typedef float LanesFloat4 __attribute__((ext_vector_type(4)));
+typedef float LanesFloat8 __attribute__((ext_vector_type(8)));
+typedef _Float16 LanesHalf4 __attribute__((ext_vector_type(4)));
+typedef _Float16 LanesHalf8 __attribute__((ext_vector_type(8)));
+typedef _Float16 LanesHalf16 __attribute__((ext_vector_type(16)));
+
+template <class Share, class Sums, class RowOf>
+static inline Sums lanes_matrix_of_halves(const Share& a, const Share& b, Sums sums, int lanes_of_row, RowOf row_of) {
+    constexpr unsigned COUNT = sizeof(Share) / 2;
+    struct Both {
+        _Float16 a[COUNT], b[COUNT];
+    } both;
+    __builtin_memcpy(both.a, &a, sizeof a);
+    __builtin_memcpy(both.b, &b, sizeof b);
+    const Both* all = (const Both*)lanes_show(&both, sizeof both);
+    for (unsigned i = 0; i < sizeof(Sums) / 4; i++) {
+        float sum = sums[i];
+        for (int part = 0; part < lanes_of_row; part++) {
+            const Both &left = all[row_of((int)i) + 16 * part], &right = all[lanes_now.thread % 16 + 16 * part];
+            for (unsigned k = 0; k < COUNT; k++) sum += (float)left.a[k] * (float)right.b[k];
+        }
+        sums[i] = sum;
+    }
+    return sums;
+}
+static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(const LanesHalf16& a, const LanesHalf16& b, LanesFloat8 sums) {
+    const int lane = lanes_now.thread % 32;
+    return lanes_matrix_of_halves(a, b, sums, 1, [=](int i) { return 2 * i + lane / 16; });
+}
+static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(const LanesHalf8& a, const LanesHalf8& b, LanesFloat8 sums) {
+    const int lane = lanes_now.thread % 32;
+    return lanes_matrix_of_halves(a, b, sums, 2, [=](int i) { return lane / 16 * 8 + i; });
+}
+static inline LanesFloat4 __builtin_amdgcn_mfma_f32_16x16x16f16(const LanesHalf4& a, const LanesHalf4& b, LanesFloat4 sums, int, int, int) {
+    const int lane = lanes_now.thread % 64;
+    return lanes_matrix_of_halves(a, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
 }
 
 #define __HIP_MEMORY_SCOPE_AGENT 4

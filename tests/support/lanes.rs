@@ -41,7 +41,7 @@ pub fn sanitizers() -> Result<PathBuf, String> {
 /// Runs clang on a file of C++ that becomes a library.
 pub fn clang(what: &[&str], sanitized: bool) -> Result<(), String> {
     let mut command = Command::new("clang++-19");
-    command.args(["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Werror"]);
+    command.args(["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-psabi"]);
     if sanitized {
         command.args([
             "-fsanitize=address,undefined,float-cast-overflow",

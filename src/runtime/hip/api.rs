@@ -138,6 +138,7 @@ functions! {
         code_size(Handle, *mut usize) = "nvrtcGetCUBINSize", "hiprtcGetCodeSize";
         code(Handle, *mut c_char) = "nvrtcGetCUBIN", "hiprtcGetCode";
         destroy(*mut Handle) = "nvrtcDestroyProgram", "hiprtcDestroyProgram";
+        version_to(*mut c_int, *mut c_int) = "nvrtcVersion", "hiprtcVersion";
     }
 }
 
@@ -194,6 +195,20 @@ impl Api {
 }
 
 impl Rtc {
+    /// The version of the compiler: of what it makes, one version may differ from another.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub fn version(&self) -> Result<[c_int; 2], HipError> {
+        let mut version = [0; 2];
+        let [major, minor] = &mut version;
+        // SAFETY: both are variables.
+        match unsafe { (*self.version_to)(major, minor) } {
+            0 => Ok(version),
+            answer => Err(HipError::Driver { call: self.version_to.name, name: format!("error {answer}") }),
+        }
+    }
+
     /// The compiler of a platform.
     ///
     /// # Errors

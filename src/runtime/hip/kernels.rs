@@ -1,12 +1,13 @@
-//! Kernels from their sources: compiled at run time, on all cores.
+//! Kernels from their sources: compiled at run time, on all cores, and kept for the next time.
 
 use super::HipError;
 use super::api::{Platform, Rtc};
+use super::cache::{KernelCache, Key};
 use crate::codegen::spec::HipCode;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The headers that sources include, by name.
 pub const HEADERS: [(&str, &str); 13] = [
@@ -41,12 +42,28 @@ pub fn compile<'a>(
         }
     }
     let rtc = Rtc::open(platform)?;
+    let cache = KernelCache::of_user();
+    let version = rtc.version()?;
     let next = AtomicUsize::new(0);
     let done = Mutex::new(HashMap::new());
+    let made_some = AtomicBool::new(false);
     let failed = Mutex::new(None);
     let work = || {
         while let Some(code) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match one(&rtc, platform, arch, code) {
+            let key = key(platform, arch, version, code);
+            let kept = cache.as_ref().and_then(|cache| cache.get(&key));
+            let made = kept.map_or_else(
+                || {
+                    let binary = one(&rtc, platform, arch, code)?;
+                    if let Some(cache) = &cache {
+                        cache.put(&key, &binary);
+                        made_some.store(true, Ordering::Relaxed);
+                    }
+                    Ok(binary)
+                },
+                Ok,
+            );
+            match made {
                 Ok(binary) => _ = lock(&done).insert(code.source.as_str(), binary),
                 Err(e) => {
                     lock(&failed).get_or_insert(e);
@@ -62,6 +79,9 @@ pub fn compile<'a>(
         }
         work();
     });
+    if let (Some(cache), true) = (&cache, made_some.into_inner()) {
+        cache.trim();
+    }
     match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some(e) => Err(e),
         None => Ok(done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
@@ -78,6 +98,15 @@ fn options(platform: Platform, arch: &str) -> Vec<String> {
         Platform::Nvidia => vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()],
         Platform::Amd => vec![format!("--offload-arch={arch}"), "-std=c++17".into(), "-O3".into()],
     }
+}
+
+/// Everything that the machine code of a source follows from.
+fn key(platform: Platform, arch: &str, version: [i32; 2], code: &HipCode) -> Key {
+    let version = format!("{} {} {version:?}", env!("CARGO_PKG_VERSION"), platform.name());
+    let mut parts = vec![version, code.entry.clone(), code.source.clone()];
+    parts.extend(options(platform, arch));
+    let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
+    Key::of(parts.iter().map(String::as_str).chain(headers).map(str::as_bytes))
 }
 
 fn one(rtc: &Rtc, platform: Platform, arch: &str, code: &HipCode) -> Result<Vec<u8>, HipError> {

@@ -4,6 +4,7 @@
 //! A plan for a GPU holds the source of its kernels, or their machine code: run only plans that you trust.
 
 mod api;
+mod cache;
 mod context;
 mod device;
 mod kernels;
