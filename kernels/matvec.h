@@ -307,9 +307,10 @@ DEVICE void rows_of_32(M weight, X x, int block, int token, int tokens, float (&
     }
 }
 
-// silu(gate) * up for 32 rows of both, which have one format or two, stored by `out`. Each group of lanes takes `P` rows at once.
+// silu(gate) * up for 32 rows of both, which have one format or two and may have biases, stored by `out`. Each group of lanes takes `P`
+// rows at once.
 template <int THREADS, int P, int N, class G, class U, class X, class Out>
-DEVICE void matvec_swiglu(G gate, U up, X x, int block, int tokens, Out out) {
+DEVICE void matvec_swiglu(G gate, U up, const float* gate_bias, const float* up_bias, X x, int block, int tokens, Out out) {
     __shared__ float gates[N][32];
     __shared__ float ups[N][32];
     const int token = block_y() * N;
@@ -324,7 +325,10 @@ DEVICE void matvec_swiglu(G gate, U up, X x, int block, int tokens, Out out) {
         const int row = block * 32 + thread() % 32;
         // Rows are whole runs of 32 where lanes quantise together.
         if (token + n < tokens && row < G::HEIGHT) {
-            const float value[1] = {silu(gates[n][thread() % 32]) * ups[n][thread() % 32]};
+            float g = gates[n][thread() % 32], u = ups[n][thread() % 32];
+            if (gate_bias) g += gate_bias[row];
+            if (up_bias) u += up_bias[row];
+            const float value[1] = {silu(g) * u};
             out.store(token + n, row, value);
         }
     }

@@ -29,7 +29,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// How many random graphs there are, unless `SINTER_FUZZ_GRAPHS` says otherwise: fewer where arithmetic is checked, which takes longer.
-const GRAPHS: u64 = if cfg!(debug_assertions) { 80 } else { 160 };
+const GRAPHS: u64 = if cfg!(debug_assertions) { 40 } else { 160 };
 
 /// What must have been launched this often, or the run says nothing.
 const LEAST: u64 = 10;
@@ -567,10 +567,20 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
     .unwrap();
     assert!(waits > 100 && shuffled > 100, "{waits} waits, {shuffled} steps in another order");
     assert!(overflows * 20 < runs, "{overflows} of {runs} runs overflow");
-    // Where arithmetic is checked, the graphs are half of those that an optimised build is held to.
+    // Where arithmetic is checked, the graphs are a quarter of those that an optimised build is held to.
     if !cfg!(debug_assertions) {
         for kind in wanted() {
             assert!(launched.get(&kind).is_some_and(|n| *n >= LEAST), "{kind} was launched too rarely");
+        }
+    }
+}
+
+/// GPUs have a kernel for everything that graphs can hold, and it takes as many launches as the cost model says.
+#[test]
+fn random_graphs_have_kernels_on_gpus() {
+    for seed in 0..300 {
+        for arch in ["sm_90", "gfx1100", "gfx942"] {
+            Case::new(seed, Target::gpu(arch).unwrap(), seed % 2 == 0);
         }
     }
 }

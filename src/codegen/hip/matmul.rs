@@ -63,14 +63,13 @@ impl Unit<'_> {
                 if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
                     return Err(format!("{} rows are no whole blocks", gate.rows));
                 }
-                if gate.bias.is_some() || up.bias.is_some() {
-                    return Err("a gate or an up with a bias".into());
-                }
                 body += &format!(
-                    "matvec_swiglu<{THREADS}, {}, {most}>({}, {}, x, block_x(), {count}, {to});\n",
+                    "matvec_swiglu<{THREADS}, {}, {most}>({}, {}, {}, {}, x, block_x(), {count}, {to});\n",
                     at_once(gate.format),
                     g?,
-                    u?
+                    u?,
+                    floats(gate.bias),
+                    floats(up.bias)
                 );
                 let blocks = gate.rows.div_ceil(32);
                 self.file(&["matvec.h"], THREADS, vec![token_tiles, Extent::each(blocks)], body);

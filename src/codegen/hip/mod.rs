@@ -176,8 +176,9 @@ impl Unit<'_> {
 
     fn file(&mut self, headers: &[&'static str], threads: u32, grid: Vec<Extent>, body: String) {
         let n = self.files.len();
-        let entry =
-            if n == 0 { self.spec.name().to_string() } else { format!("{}_{}", self.spec.name(), n + 1) };
+        // As C++ may call a function.
+        let name = if self.spec.name() == "const" { "constant" } else { self.spec.name() };
+        let entry = if n == 0 { name.to_string() } else { format!("{name}_{}", n + 1) };
         let about = format!("{}, launch {} of the kernel", self.spec.name(), n + 1);
         let headers = headers.to_vec();
         self.files.push(File {
