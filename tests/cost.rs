@@ -155,8 +155,9 @@ fn every_gated_fusion_wins_on_one_target_and_loses_on_another() {
             let target = target(case.kernel, efficiency, launch_us);
             let report = fuse(&mut input(case.input), case.passes, &target);
             let (fired, fused, unfused) = decided(&report, pass, case.kernel);
-            // The best of some rows each, and the best of those.
-            let launches = if case.kernel == Kernel::SampleHead { 2.0 } else { 1.0 };
+            // The best of some rows each, and the best of those; some parts of the positions each, and their join.
+            let joins = matches!(case.kernel, Kernel::SampleHead | Kernel::Attention);
+            let launches = if joins { 2.0 } else { 1.0 };
             let expected =
                 (launches * launch_us + us(case.fused) / efficiency, case.launches * launch_us + us(moved));
             assert!(close(fused, expected.0), "{}: fused {fused} µs, expected {}", case.input, expected.0);
