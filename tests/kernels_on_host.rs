@@ -77,9 +77,14 @@ struct Case {
     file: Arc<GgufFile>,
     options: Options,
     purpose: Purpose,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Whether kernels of a few tokens run too.
+    few: bool,
 }
 
-/// Kernels against their bodies: those of a prompt of 13 tokens, which is no whole number of tiles, and of a single token after it.
+/// Kernels against their bodies: those of a prompt, which is no whole number of tiles, of a few tokens and of a single one
+/// after it.
 fn check(lanes: &Arc<Lanes>, cases: &[Case]) {
     // All are compiled at once, before the first runs.
     let codes = RefCell::new(vec![]);
@@ -115,15 +120,20 @@ fn check(lanes: &Arc<Lanes>, cases: &[Case]) {
 fn steps(open: Open<'_>, case: &Case) -> Vec<Result<StepCheck, CheckError>> {
     let config = Config::from_gguf(case.file.gguf()).unwrap();
     let vocab = case.file.gguf().tensor("token_embd.weight").unwrap().shape[0] as i32;
-    let tokens: Vec<i32> = (0..13).map(|i| (i * 37 + 5) % vocab).collect();
-    let options = Options { context: Some(64), chunk: 13, ..case.options.clone() };
+    let tokens: Vec<i32> = (0..case.prompt as i32).map(|i| (i * 37 + 5) % vocab).collect();
+    let options = Options { context: Some(96), chunk: case.prompt as u64, ..case.options.clone() };
     let steps = case.purpose.steps(&config, &options);
-    let mut caches = Caches::new();
-    [(&steps[steps.len() - 1], &tokens[..], 0), (&steps[0], &tokens[..1], 13)]
-        .map(|(step, tokens, cached)| {
-            check_step_on(open, &case.file, &options, step, tokens, cached, &mut caches)
-        })
-        .into()
+    let five = steps.iter().find(|step| step.tokens >= 5).filter(|_| case.few);
+    let mut runs = vec![(&steps[steps.len() - 1], &tokens[..])];
+    runs.extend(five.map(|step| (step, &tokens[..5])));
+    runs.push((&steps[0], &tokens[..1]));
+    let (mut caches, mut cached) = (Caches::new(), 0);
+    let mut results = vec![];
+    for (step, tokens) in runs {
+        results.push(check_step_on(open, &case.file, &options, step, tokens, cached, &mut caches));
+        cached += tokens.len() as u64;
+    }
+    results
 }
 
 /// A layer of each format, and of some in float32 throughout; models of all families and of an odd shape; the best token; and
@@ -136,14 +146,17 @@ fn cases_of(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape
         file,
         options: options.clone(),
         purpose: Purpose::Score,
+        prompt: 13,
+        few: false,
     };
     let mut cases = vec![];
-    for dtype in formats {
+    for dtype in formats.iter().filter(|dtype| !exact.contains(dtype)) {
         cases.push(case(dtype.to_string(), Model::new(&one, uniform(*dtype)).file(), &options));
     }
     for dtype in exact {
-        let name = format!("{dtype} exact");
-        cases.push(case(name, Model::new(&one, uniform(*dtype)).file(), &options.clone().exact()));
+        let file = Model::new(&one, uniform(*dtype)).file();
+        cases.push(Case { few: true, ..case(format!("{dtype}, a few"), file.clone(), &options) });
+        cases.push(Case { few: true, ..case(format!("{dtype} exact"), file, &options.clone().exact()) });
     }
     for shape in shapes {
         let shape = Shape { layers: 1, vocab: shape.vocab.min(128), ..*shape };
@@ -151,9 +164,11 @@ fn cases_of(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape
             true => q4_k_m(name),
             false => uniform(DType::Q8_0)(name),
         };
-        cases.push(case(shape.name.into(), Model::new(&shape, format).file(), &options));
+        let file = Model::new(&shape, format).file();
+        cases.push(Case { few: shape.name == "tiny-odd", ..case(shape.name.into(), file, &options) });
     }
     let file = Model::new(&one, q4_k_m).file();
+    cases.push(Case { prompt: 70, ..case("long".into(), file.clone(), &options) });
     let greedy = Options { greedy: true, ..options.clone() };
     cases.push(Case { purpose: Purpose::Generate, ..case("greedy".into(), file.clone(), &greedy) });
     let apart = ["-swiglu", "-add_rmsnorm", "-dequant_rmsnorm", "-merge", "-dequant_matmul"];
@@ -171,7 +186,7 @@ fn some() {
     let Some((lanes, target)) = lanes() else { return };
     use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q6_K, Q8_0};
     let cases = match target.wave {
-        32 => cases_of(&target, &DType::WEIGHTS, &[Q4_0, Q2_K, Q6_K, F16], &TINY),
+        32 => cases_of(&target, &DType::WEIGHTS, &[Q4_0, Q2_K, Q6_K], &TINY),
         _ => cases_of(
             &target,
             &[Q4_0, Q4_K, Q8_0, F16],

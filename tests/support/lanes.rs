@@ -223,6 +223,9 @@ pub fn write_headers(folder: &Path) {
     }
 }
 
+/// Where some bytes begin, and how many they are.
+type Span = (usize, usize);
+
 /// Bytes of a buffer, and no more.
 struct Block {
     at: *mut u8,
@@ -333,50 +336,36 @@ impl LaneDevice {
         let call = &planned.calls[index];
         let kernel = &plan.kernels[call.kernel as usize];
         let written = written(&plan, planned);
-        let mut arguments: Vec<u64> = vec![];
-        let mut whole_blocks: HashMap<usize, usize> = HashMap::new();
-        // What kernels write, and how much of it there is in this step.
-        let (mut held, mut tails, mut read): (Vec<(usize, usize)>, Vec<(usize, usize)>, Vec<_>) =
-            Default::default();
-        let writes: HashSet<usize> = kernel
+        let is_read = |access| access == Access::Read;
+        let changes: HashSet<usize> = kernel
             .args()
             .zip(&call.args)
-            .filter(|(arg, _)| arg.access != Access::Read)
+            .filter(|(arg, _)| !is_read(arg.access))
             .map(|(_, place)| self.block(program, *place).at as usize)
             .collect();
+        let (mut arguments, mut held, mut before): (Vec<u64>, Vec<Span>, Vec<_>) = Default::default();
+        // Of each block, how much this step has of it, and its length. Of two arguments in one block the longer counts.
+        let mut used: HashMap<usize, (usize, usize)> = HashMap::new();
         for (arg, place) in kernel.args().zip(&call.args) {
             // Scales of activations lie behind all rows of the bounds, and so do parts in scratch memory.
-            let whole = arg.ty.dtype == DType::Q8Act || arg.access == Access::Scratch;
+            let is_whole = arg.ty.dtype == DType::Q8Act || arg.access == Access::Scratch;
             let block = self.block(program, *place);
             let (start, len) = (block.at as usize, block.len);
-            let used = if whole { len } else { len.min(arg.ty.bytes(&at) as usize) };
+            let has = if is_whole { len } else { len.min(arg.ty.bytes(&at) as usize) };
             if arg.access == Access::Scratch {
                 block.bytes().fill(0xff);
             }
-            if arg.access == Access::Read && !writes.contains(&start) && !matches!(place, BufRef::Weight(_)) {
-                read.push((*place, block.bytes().to_vec()));
+            if is_read(arg.access) && !changes.contains(&start) && !matches!(place, BufRef::Weight(_)) {
+                before.push((*place, block.bytes().to_vec()));
             }
             arguments.push(start as u64);
-            whole_blocks.insert(start, len);
             if written.contains(place) {
-                held.push((start, used));
+                held.push((start, has));
             }
-            // Of two of one block the larger counts.
-            tails.push((start, used));
+            let most = used.entry(start).or_insert((0, len));
+            most.0 = has.max(most.0);
         }
-        let mut tails: Vec<(usize, usize)> = {
-            let mut most: HashMap<usize, usize> = HashMap::new();
-            tails.into_iter().for_each(|(start, used)| {
-                let known = most.entry(start).or_default();
-                *known = used.max(*known);
-            });
-            most.into_iter().collect()
-        };
-        for (start, used) in &mut tails {
-            let (first, end) = (*start, *start + whole_blocks[start]);
-            *start = first + *used;
-            *used = end - *start;
-        }
+        let tails: Vec<Span> = used.iter().map(|(start, (has, len))| (start + has, len - has)).collect();
         let [t, r] = [at.t as i32, at.r as i32];
         for (i, launch) in kernel.launches.iter().enumerate() {
             let mut grid = [1; 3];
@@ -394,7 +383,7 @@ impl LaneDevice {
             static TURN: Mutex<()> = Mutex::new(());
             let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let [poison, unpoison] = [0, 1].map(|which| {
-                move |lanes: &Lanes, (start, len): (usize, usize)| {
+                move |lanes: &Lanes, (start, len): Span| {
                     if let Some(regions) = lanes.poison {
                         // SAFETY: part of a block that lives.
                         unsafe { regions[which](start as *mut c_void, len) };
@@ -425,7 +414,7 @@ impl LaneDevice {
             tails.iter().for_each(|tail| unpoison(&self.lanes, *tail));
             self.launches[call.kernel as usize] += 1;
         }
-        for (place, before) in read {
+        for (place, before) in before {
             assert!(self.block(program, place).bytes() == before, "{} writes what it reads", call.label);
         }
     }
