@@ -2,7 +2,7 @@
 // ends is written down.
 //
 //   SINTER_STUB_FAIL=hipMalloc:3   the third call of hipMalloc fails; several are separated by commas
-//   SINTER_STUB_LOG=FILE           gets lines `calls NAME N` and `live WHAT N` at the end of the process
+//   SINTER_STUB_LOG=FILE           gets `ended 1` and lines `calls NAME N` and `live WHAT N` at the end of the process
 #pragma once
 
 #include <cstdio>
@@ -23,6 +23,7 @@ struct Record {
         const char* path = getenv("SINTER_STUB_LOG");
         FILE* file = path ? fopen(path, "a") : nullptr;
         if (!file) return;
+        fprintf(file, "ended 1\n");
         for (auto& [name, n] : calls) fprintf(file, "calls %s %ld\n", name.c_str(), n);
         for (auto& [name, n] : live) fprintf(file, "live %s %ld\n", name.c_str(), n);
         fclose(file);
