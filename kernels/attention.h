@@ -106,6 +106,13 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
         run[h].most = LOWEST, run[h].sum = 0;
         for (int i = 0; i < PV::EACH; i++) run[h].values[i] = 0;
     }
+    // The pages of the next keys are looked up while these are met.
+    const auto page_of = [&](int position) {
+        return load_index(tables + sequence * S::PAGES + (position < to ? position : from) / S::PAGE, S::ROWS / S::PAGE);
+    };
+    int pages[KEYS];
+#pragma unroll
+    for (int n = 0; n < KEYS; n++) pages[n] = page_of(from + n * AT_ONCE + thread() / 8);
     for (int first = from; first < to; first += AT_ONCE * KEYS) {
         float key[KEYS][QK::EACH], value[KEYS][PV::EACH];
         bool is_there[KEYS];
@@ -114,11 +121,12 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
             const int position = first + n * AT_ONCE + thread() / 8;
             is_there[n] = position < to;
             const int near = is_there[n] ? position : from;
-            const int page = load_index(tables + sequence * S::PAGES + near / S::PAGE, S::ROWS / S::PAGE);
-            const u64 row = ((u64)page * S::PAGE + near % S::PAGE) * S::KV + kv;
+            const u64 row = ((u64)pages[n] * S::PAGE + near % S::PAGE) * S::KV + kv;
             QK::load(k + row * S::D, key[n]);
             PV::load(v + row * S::D, value[n]);
         }
+#pragma unroll
+        for (int n = 0; n < KEYS; n++) pages[n] = page_of(first + (KEYS + n) * AT_ONCE + thread() / 8);
 #pragma unroll
         for (int h = 0; h < GROUP; h++) {
             float score[KEYS], most = run[h].most;
@@ -191,12 +199,25 @@ DEVICE void join_parts(const float* parts, const i32* lengths, const i32* sequen
     if (S::JOINS_ALONE && seen.parts() == 1) return;
     const float* of_head = parts + ((u64)token * S::HEADS + column / S::D) * S::PARTS * S::PART;
     const int count = seen.parts();
+    constexpr int AT_ONCE = S::PARTS < 8 ? S::PARTS : 8;
     float most = LOWEST, sum = 0, value = 0;
-    for (int p = 0; p < count; p++) most = largest(most, of_head[p * S::PART]);
-    for (int p = 0; p < count; p++) {
-        const float by = exponential(of_head[p * S::PART] - most);
-        sum = fused(by, of_head[p * S::PART + 1], sum);
-        value = fused(by, of_head[p * S::PART + 2 + column % S::D], value);
+    for (int first = 0; first < count; first += AT_ONCE) {
+        float mosts[AT_ONCE], sums[AT_ONCE], values[AT_ONCE], now = most;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float* part = of_head + least(first + i, count - 1) * S::PART;
+            mosts[i] = part[0], sums[i] = part[1], values[i] = part[2 + column % S::D];
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) now = largest(now, mosts[i]);
+        const float by = exponential(most - now);
+        most = now, sum *= by, value *= by;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float of_part = first + i < count ? exponential(mosts[i] - now) : 0.0f;
+            sum = fused(of_part, sums[i], sum);
+            value = fused(of_part, values[i], value);
+        }
     }
     // A query that sees nothing gets nothing.
     const float result[1] = {sum > 0 ? value / sum : 0.0f};
