@@ -556,6 +556,18 @@ fn a_failed_compile_leaves_what_was_there() {
 
 /// A file that grows to its limit while it is written, as on a disk that is full.
 #[cfg(target_os = "linux")]
+/// Whoever wants to read what runs on a GPU can, without one.
+#[test]
+fn dump_shows_the_source_of_gpu_kernels() {
+    let shown = stdout(&["dump", "--stage", "kernels", "--target", "gfx1100"]);
+    for what in
+        ["\nsource of k3, launch 2\n// attention, launch 2 of the kernel\n", "\nKERNEL(attention_2, 256, 1)("]
+    {
+        assert!(shown.contains(what), "{shown}");
+    }
+    assert!(!stdout(&["dump", "--stage", "kernels"]).contains("source of"));
+}
+
 #[test]
 fn what_cannot_be_written_whole_is_not_there() {
     let dir = temp();

@@ -1,6 +1,6 @@
 //! Programs as people and Graphviz read them.
 
-use super::spec::{Access, ArgId, Implementation, Layout, Place, Program};
+use super::spec::{Access, ArgId, Code, Implementation, Layout, Place, Program};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -68,6 +68,13 @@ impl fmt::Display for Program {
                 }
             }
             writeln!(f, ")  {}", call.label)?;
+        }
+        for (i, kernel) in self.kernels.iter().enumerate() {
+            for (n, launch) in kernel.launches.iter().enumerate() {
+                if let Code::Hip(code) = &launch.code {
+                    write!(f, "\nsource of k{i}, launch {}\n{}", n + 1, code.source)?;
+                }
+            }
         }
         Ok(())
     }
