@@ -134,6 +134,12 @@ impl Target {
         }
     }
 
+    /// Whether it is a GPU whose rates and shapes of kernels nobody measured: those are of its generation, and portable.
+    pub fn is_unmeasured(&self) -> bool {
+        // A target of another name has rates that somebody wrote down.
+        self.kind != TargetKind::Cpu && self.name == self.arch && self.arch != "sm_90"
+    }
+
     /// The host's processor. Rates are those of two cores of a server with AVX2; only their ratios matter
     /// to the passes.
     pub fn cpu() -> Target {

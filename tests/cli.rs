@@ -274,6 +274,16 @@ fn explain_tells_what_fused() {
     assert!(fired > 80 && found == wanted, "{found}\nis not\n{wanted}");
 }
 
+/// A GPU that nobody measured is said to be one.
+#[test]
+fn explain_says_what_nobody_measured() {
+    let says = |target: &str| {
+        stdout(&["explain", "--target", target]).contains(&format!("\nnobody measured {target}:"))
+    };
+    let said = ["gfx1100", "gfx942", "sm_80", "sm_90", "cpu", "test-wave32"].map(says);
+    assert_eq!(said, [true, true, true, false, false, false]);
+}
+
 /// The report of the frozen target, as a user reads it.
 #[test]
 fn the_report() {

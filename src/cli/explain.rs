@@ -58,6 +58,13 @@ pub fn run(args: Args) -> super::Outcome {
         return Ok(());
     }
     writeln!(out, "{} on {}", explanation.model.escape_debug(), explanation.target)?;
+    if options.target.is_unmeasured() {
+        writeln!(
+            out,
+            "nobody measured {}: rates are of its generation, kernels as they are portable",
+            explanation.target
+        )?;
+    }
     for report in &explanation.steps {
         write!(out, "\n{}", table(report, args.all))?;
     }
