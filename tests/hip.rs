@@ -75,7 +75,7 @@ fn clang(dir: &Path, file: &str, arch: &str) -> Result<(), String> {
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
 }
 
-/// Compiles the kernels of the default model, all of them or those of one and two tokens, for some architectures.
+/// Compiles the kernels of the default model, all of them or those of one and two tokens and of prompts, for some architectures.
 fn compiles(archs: &[&str], all: bool) {
     if Command::new("clang-19").arg("--version").output().is_err() {
         say("there is no clang-19 here");
@@ -92,7 +92,19 @@ fn compiles(archs: &[&str], all: bool) {
             options = Options { chunk: 2, ..options };
         }
         let kinds = if all { vec![options.clone(), options.exact()] } else { vec![options] };
-        let sources: Vec<HipCode> = kinds.iter().flat_map(|options| sources(file.gguf(), options)).collect();
+        let mut sources: Vec<HipCode> =
+            kinds.iter().flat_map(|options| sources(file.gguf(), options)).collect();
+        // Of prompts those in tiles alone: matvecs of eight tokens take a compiler minutes.
+        let of_prompts = |code: &HipCode| {
+            ["matmul.h", "prefill_attention.h"]
+                .iter()
+                .any(|header| code.source.contains(&format!("\"{header}\"")))
+        };
+        if !all {
+            let options = Options { chunk: 16, ..Options::new(Target::named(arch).unwrap()) };
+            sources.extend(self::sources(file.gguf(), &options).into_iter().filter(of_prompts));
+            assert!(sources.iter().filter(|code| of_prompts(code)).count() > 4);
+        }
         assert!(sources.len() > 15);
         let name = format!("{arch}.hip");
         std::fs::write(dir.path().join(&name), together(&sources)).unwrap();

@@ -66,10 +66,12 @@ impl Unit<'_> {
                 Ok((vec![Extent::each(*tokens), Extent::each(*heads)], row))
             }
             [first, rest @ .., _] => {
-                let rest = rest.iter().map(|dim| size(*dim).map(u64::from));
-                let each = rest.product::<Result<u64, String>>()?;
-                let row = format!("block_y() * {} + block_x()", size(Dim::n(each))?);
-                Ok((vec![Extent::each(*first), Extent::each(each)], row))
+                // Each product is a size, so the next fits 64 bits.
+                let each = rest
+                    .iter()
+                    .try_fold(1, |n: u32, dim| size(Dim::n(u64::from(n) * u64::from(size(*dim)?))))?;
+                let row = format!("block_y() * {each} + block_x()");
+                Ok((vec![Extent::each(*first), Extent::each(u64::from(each))], row))
             }
             [] => Err("rows of a scalar".into()),
         }

@@ -103,7 +103,7 @@ impl Unit<'_> {
             }
             Op::Rope(rope) => self.rope(rope),
             Op::KvAppend => {
-                let (height, k) = (self.constant(0, 0)?, self.constant(0, 1)? * self.constant(0, 2)?);
+                let (height, k) = (self.constant(0, 0)?, self.row_of_cache()?);
                 let (element, cast) = self.cache(0)?;
                 let body = format!(
                     "{WAIT}kv_append<{THREADS}, {k}, {height}, {cast}>((const float*)a1, (const i32*)a2, block_x(), ({element}*)a0);\n"
@@ -112,7 +112,7 @@ impl Unit<'_> {
                 Ok(())
             }
             Op::KvRead { page } => {
-                let (height, k) = (self.constant(0, 0)?, self.constant(0, 1)? * self.constant(0, 2)?);
+                let (height, k) = (self.constant(0, 0)?, self.row_of_cache()?);
                 let (sequences, pages) = (self.constant(1, 0)?, self.constant(1, 1)?);
                 let (element, _) = self.cache(0)?;
                 let body = format!(
@@ -207,6 +207,12 @@ impl Unit<'_> {
         );
         self.file(&["primitive.h"], THREADS, vec![Extent { dim: m.n.into(), per: THREADS }], body);
         Ok(())
+    }
+
+    /// Elements of a row of the first argument, a cache.
+    fn row_of_cache(&self) -> Result<u32, String> {
+        let [heads, head_dim] = [self.constant(0, 1)?, self.constant(0, 2)?].map(u64::from);
+        size((heads * head_dim).into())
     }
 
     /// The type of a cache's elements, and how they are stored.

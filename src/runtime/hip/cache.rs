@@ -95,7 +95,7 @@ impl KernelCache {
         let mut files: Vec<(std::time::SystemTime, u64, PathBuf)> = entries
             .flatten()
             .filter_map(|entry| {
-                let of = entry.metadata().ok().filter(|of| of.is_file())?;
+                let of = entry.metadata().ok().filter(|of| of.is_file() && is_ours(&entry.file_name()))?;
                 Some((of.modified().ok()?, of.len(), entry.path()))
             })
             .collect();
@@ -109,6 +109,15 @@ impl KernelCache {
             _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Whether a file is an entry, or one on its way: the user may have named a folder that holds other things.
+fn is_ours(name: &std::ffi::OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let on_its_way = name.strip_suffix(".new").and_then(|own| own.split_once('-'));
+    blake3::Hash::from_hex(name).is_ok()
+        || on_its_way.is_some_and(|(process, n)| is_number(process) && is_number(n))
 }
 
 #[cfg(test)]
@@ -208,10 +217,20 @@ mod tests {
             file.set_modified(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(age))
                 .unwrap();
         }
+        // What is not of the cache is not its to drop, however old and large it is.
+        let others = ["model.gguf", "1-x.new", "notes.new"].map(|name| dir.path().join(name));
+        for other in &others {
+            std::fs::write(other, [7; 1000]).unwrap();
+            let file = std::fs::File::options().write(true).open(other).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }
         cache.trim_to(300);
         let there: Vec<bool> = keys.iter().map(|key| cache.get(key).is_some()).collect();
         assert_eq!(there, [true, true, true, false, false]);
         cache.trim_to(300);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3 + others.len());
+        std::fs::write(dir.path().join("12-3.new"), [7; 300]).unwrap();
+        cache.trim_to(0);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), others.len());
     }
 }
