@@ -36,16 +36,14 @@ struct Shape {
     static constexpr int PART = D + 2;
 };
 
-struct HalfCache {
-    typedef u16 Element;
+struct HalfCache : AsHalf {
     static constexpr int VECTOR = 8;
     static DEVICE void unpack(const Words& w, float* to) {
         for (int i = 0; i < 4; i++) to[2 * i] = half_to_float((u16)w.x[i]), to[2 * i + 1] = half_to_float((u16)(w.x[i] >> 16));
     }
     static DEVICE float one(u16 x) { return half_to_float(x); }
 };
-struct FloatCache {
-    typedef float Element;
+struct FloatCache : AsFloat {
     static constexpr int VECTOR = 4;
     static DEVICE void unpack(const Words& w, float* to) {
         for (int i = 0; i < 4; i++) to[i] = float_of(w.x[i]);
@@ -60,11 +58,16 @@ struct Columns {
     static constexpr int VECTOR = WHOLE ? C::VECTOR : 1, COUNT = (D + 8 * VECTOR - 1) / (8 * VECTOR), EACH = COUNT * VECTOR;
     static DEVICE int column(int i) { return (i / VECTOR * 8 + lane() % 8) * VECTOR + i % VECTOR; }
     static DEVICE bool is_there(int i) { return WHOLE || column(i) < D; }
-    static DEVICE void load(const typename C::Element* row, float (&to)[EACH]) {
+    // Zeros of a row that is not `wanted`, which is not touched.
+    static DEVICE void load(const typename C::Element* row, bool wanted, float (&to)[EACH]) {
         if constexpr (WHOLE) {
-            for (int c = 0; c < COUNT; c++) C::unpack(*(const Words*)(row + column(c * VECTOR)), to + c * VECTOR);
+            for (int c = 0; c < COUNT; c++) {
+                Words words = {};
+                if (wanted) words = *(const Words*)(row + column(c * VECTOR));
+                C::unpack(words, to + c * VECTOR);
+            }
         } else {
-            for (int i = 0; i < EACH; i++) to[i] = is_there(i) ? C::one(row[column(i)]) : 0.0f;
+            for (int i = 0; i < EACH; i++) to[i] = wanted && is_there(i) ? C::one(row[column(i)]) : 0.0f;
         }
     }
 };
@@ -75,6 +78,10 @@ constexpr float LOWEST = -1e30f;
 template <int EACH>
 struct Running {
     float most, sum, values[EACH];
+    DEVICE void add(float weight, const float (&value)[EACH]) {
+        sum += weight;
+        for (int i = 0; i < EACH; i++) values[i] = fused(weight, value[i], values[i]);
+    }
     DEVICE void scale_to(float to) {
         const float by = exponential(most - to);
         sum *= by;
@@ -83,9 +90,24 @@ struct Running {
     }
 };
 
-// The part `block_x()` of the positions, for `GROUP` heads from `block_y() * GROUP` on and token `block_z()`.
-template <int THREADS, int GROUP, class S, class KC, class VC, class Out>
-DEVICE void attend_part(const float* q, const typename KC::Element* k, const typename VC::Element* v, const i32* tables,
+// Queries that another kernel turned, as it appended the keys and values of the step.
+template <class S>
+struct Stored {
+    // Keys of the step that are not in the cache yet.
+    static constexpr int COUNT = 0;
+    const float* q;
+    DEVICE void begin(int, int, bool, bool) { wait_for_previous(); }
+    DEVICE float query(int token, int head, int, int column) const { return q[((u64)token * S::HEADS + head) * S::D + column]; }
+    DEVICE bool meets(int) { return false; }
+    DEVICE int times(int) const { return 0; }
+    template <class K, class V>
+    DEVICE void load(int, K&, V&) const {}
+};
+
+// The part `block_x()` of the positions, for `GROUP` heads from `block_y() * GROUP` on and token `block_z()`. `step` has the queries,
+// and what of the caches is not there yet.
+template <int THREADS, int GROUP, class S, class KC, class VC, class Step, class Out>
+DEVICE void attend_part(Step step, const typename KC::Element* k, const typename VC::Element* v, const i32* tables,
                         const i32* lengths, const i32* sequences, const i32* positions, float scale, float* parts, Out out) {
     typedef Columns<KC, S::D> QK;
     typedef Columns<VC, S::D> PV;
@@ -94,15 +116,16 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
     const int sequence = load_index(sequences + token, S::SEQUENCES);
     const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
     const int from = seen.begin + part * seen.each, to = least(from + seen.each, seen.end);
-    wait_for_previous();
+    step.begin(token, head, part == 0, from < to);
     if (S::PARTS > 1 && from >= to) return;
     const int kv = head / (S::HEADS / S::KV);
 
     float query[GROUP][QK::EACH];
     Running<PV::EACH> run[GROUP];
     for (int h = 0; h < GROUP; h++) {
-        const float* row = q + ((u64)token * S::HEADS + head + h) * S::D;
-        for (int i = 0; i < QK::EACH; i++) query[h][i] = QK::is_there(i) ? row[QK::column(i)] * scale : 0.0f;
+        for (int i = 0; i < QK::EACH; i++) {
+            query[h][i] = QK::is_there(i) ? step.query(token, head + h, h, QK::column(i)) * scale : 0.0f;
+        }
         run[h].most = LOWEST, run[h].sum = 0;
         for (int i = 0; i < PV::EACH; i++) run[h].values[i] = 0;
     }
@@ -119,11 +142,10 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
 #pragma unroll
         for (int n = 0; n < KEYS; n++) {
             const int position = first + n * AT_ONCE + thread() / 8;
-            is_there[n] = position < to;
-            const int near = is_there[n] ? position : from;
-            const u64 row = ((u64)pages[n] * S::PAGE + near % S::PAGE) * S::KV + kv;
-            QK::load(k + row * S::D, key[n]);
-            PV::load(v + row * S::D, value[n]);
+            const int row = pages[n] * S::PAGE + position % S::PAGE;
+            is_there[n] = position < to && !step.meets(row);
+            QK::load(k + ((u64)row * S::KV + kv) * S::D, is_there[n], key[n]);
+            PV::load(v + ((u64)row * S::KV + kv) * S::D, is_there[n], value[n]);
         }
 #pragma unroll
         for (int n = 0; n < KEYS; n++) pages[n] = page_of(first + (KEYS + n) * AT_ONCE + thread() / 8);
@@ -141,10 +163,23 @@ DEVICE void attend_part(const float* q, const typename KC::Element* k, const typ
             run[h].scale_to(most);
 #pragma unroll
             for (int n = 0; n < KEYS; n++) {
-                const float weight = exponential(score[n] - most);
-                run[h].sum += weight;
-                for (int i = 0; i < PV::EACH; i++) run[h].values[i] = fused(weight, value[n][i], run[h].values[i]);
+                run[h].add(exponential(score[n] - most), value[n]);
             }
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < Step::COUNT; t++) {
+        const int times = step.times(t);
+        if (!any_of_warp(times > 0)) continue;
+        float key[QK::EACH], value[PV::EACH];
+        step.load(t, key, value);
+        for (int h = 0; h < GROUP; h++) {
+            float dot = 0;
+            for (int i = 0; i < QK::EACH; i++) dot = fused(query[h][i], key[i], dot);
+            dot = sum_of_lanes<8>(dot);
+            const float score = times > 0 ? dot : -INFINITE;
+            run[h].scale_to(largest(run[h].most, score));
+            run[h].add(times * exponential(score - run[h].most), value);
         }
     }
     // The eights of a warp, then the warps.

@@ -111,6 +111,17 @@ DEVICE u32 exchange(u32 value, int mask) {
 #endif
 }
 
+// Whether it is so for any lane of the warp, all of which come here.
+DEVICE bool any_of_warp(bool x) {
+#if SINTER_NVIDIA
+    return __any_sync(0xffffffffu, x);
+#elif defined(__GFX9__)
+    return __builtin_amdgcn_ballot_w64(x) != 0;
+#else
+    return __builtin_amdgcn_ballot_w32(x) != 0;
+#endif
+}
+
 DEVICE u32 bits_of(float x) {
 #if SINTER_NVIDIA
     return __float_as_uint(x);
@@ -176,6 +187,16 @@ DEVICE u16 float_to_half(float x) {
     return __builtin_bit_cast(u16, (_Float16)x);
 #endif
 }
+
+// Elements that are stored as one or the other.
+struct AsFloat {
+    typedef float Element;
+    static DEVICE void put(float* to, float x) { *to = x; }
+};
+struct AsHalf {
+    typedef u16 Element;
+    static DEVICE void put(u16* to, float x) { *to = float_to_half(x); }
+};
 
 #if SINTER_NVIDIA
 DEVICE float exponential(float x) { return expf(x); }

@@ -17,34 +17,58 @@ DEVICE void cos_sin_of_turns(double turns, float& cosine, float& sine) {
     sine = quarter == 2 || quarter == 3 ? -b : b;
 }
 
-// Elements of caches.
-struct AsFloat {
-    typedef float Element;
-    static DEVICE void put(float* to, float x) { *to = x; }
-};
-struct AsHalf {
-    typedef u16 Element;
-    static DEVICE void put(u16* to, float x) { *to = float_to_half(x); }
+// How far the pairs of a head turn, of which each of `LANES` lanes has some. Pairs are neighbours where `INTERLEAVED`, else columns `i`
+// and `i + DIMS / 2`.
+template <int LANES, int D, int DIMS, bool INTERLEAVED>
+struct Turn {
+    static constexpr int PAIRS = DIMS / 2, EACH = (PAIRS + LANES - 1) / LANES;
+    float c[EACH > 0 ? EACH : 1], s[EACH > 0 ? EACH : 1];
+
+    // `turns` has the turns of each pair for one position.
+    DEVICE void to(int position, int lane, const double* turns, const float* factors) {
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const int i = e * LANES + lane;
+            if (i >= PAIRS) break;
+            double of_pair = turns[i] * position;
+            if (factors) of_pair /= factors[i];
+            cos_sin_of_turns(of_pair, c[e], s[e]);
+        }
+    }
+
+    // Puts the columns of the head that has `at(i)`: turned, and those after `DIMS` as they are.
+    template <class At, class Put>
+    DEVICE void apply(int lane, const At& at, const Put& put) const {
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const int i = e * LANES + lane;
+            if (i >= PAIRS) break;
+            const int first = INTERLEAVED ? 2 * i : i, second = INTERLEAVED ? 2 * i + 1 : i + PAIRS;
+            const float a = at(first), b = at(second);
+            put(first, a * c[e] - b * s[e]);
+            put(second, a * s[e] + b * c[e]);
+        }
+        for (int i = DIMS + lane; i < D; i += LANES) put(i, at(i));
+    }
 };
 
-// A head of `D` columns to `to`: normed by `norm` where that is not null, then its first `DIMS` columns turned, if any. `turns` has
-// the turns of each pair for one position. Pairs are neighbours where `INTERLEAVED`, else columns `i` and `i + DIMS / 2`.
+// The columns of a head, normed by `norm` where that is not null.
+struct HeadNorm {
+    const float* norm;
+    float eps;
+    // What columns are scaled by whose squares have this sum.
+    DEVICE float scale(float squares, int columns) const { return 1.0f / square_root(squares / (float)columns + eps); }
+};
+
+// A head of `D` columns to `to`, by the threads of a block: normed, then its first `DIMS` columns turned, if any.
 template <int THREADS, int D, int DIMS, bool INTERLEAVED, class As>
-DEVICE void rope_head(const float* x, const float* norm, float eps, const double* turns, const float* factors, int position,
+DEVICE void rope_head(const float* x, HeadNorm by, const double* turns, const float* factors, int position,
                       typename As::Element* to) {
-    constexpr int PAIRS = DIMS / 2, EACH = (PAIRS + THREADS - 1) / THREADS;
     __shared__ float room[THREADS / WARP];
     __shared__ float head[D];
     // Angles, before the heads are there.
-    float c[EACH > 0 ? EACH : 1], s[EACH > 0 ? EACH : 1];
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        const int i = e * THREADS + thread();
-        if (i >= PAIRS) break;
-        double of_pair = turns[i] * position;
-        if (factors) of_pair /= factors[i];
-        cos_sin_of_turns(of_pair, c[e], s[e]);
-    }
+    Turn<THREADS, D, DIMS, INTERLEAVED> turn;
+    turn.to(position, thread(), turns, factors);
     wait_for_previous();
     float squares = 0;
     for (int i = thread(); i < D; i += THREADS) {
@@ -52,18 +76,9 @@ DEVICE void rope_head(const float* x, const float* norm, float eps, const double
         head[i] = value;
         squares = fused(value, value, squares);
     }
-    float scale = 1;
-    if (norm) scale = 1.0f / square_root(sum_of_block<THREADS>(squares, room) / (float)D + eps);
+    const float* norm = by.norm;
+    const float scale = norm ? by.scale(sum_of_block<THREADS>(squares, room), D) : 1.0f;
     barrier();
-    const auto at = [&](int i) { return norm ? head[i] * scale * norm[i] : head[i]; };
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        const int i = e * THREADS + thread();
-        if (i >= PAIRS) break;
-        const int first = INTERLEAVED ? 2 * i : i, second = INTERLEAVED ? 2 * i + 1 : i + PAIRS;
-        const float a = at(first), b = at(second);
-        As::put(to + first, a * c[e] - b * s[e]);
-        As::put(to + second, a * s[e] + b * c[e]);
-    }
-    for (int i = DIMS + thread(); i < D; i += THREADS) As::put(to + i, at(i));
+    turn.apply(
+        thread(), [&](int i) { return norm ? head[i] * scale * norm[i] : head[i]; }, [&](int i, float y) { As::put(to + i, y); });
 }

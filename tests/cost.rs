@@ -23,7 +23,7 @@ struct Case {
     fused: u64,
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     // 4 rows of 256: silu 4+4 KiB, mul 8+4 KiB, quant_act 4 KiB + 4·8·40.
     Case {
         input: "swiglu",
@@ -98,6 +98,19 @@ const CASES: [Case; 9] = [
         ],
         fused: 2048 + 2 * 16_384 + 24 + 16 + 16 + 640,
     },
+    // What "rope_kv" and "attention" move, but for the queries that one wrote and the other read, and positions twice.
+    Case {
+        input: "rope_attention",
+        passes: &["rope_kv", "attention", "rope_attention"],
+        kernel: Kernel::RopeAttention,
+        launches: 3.0,
+        unfused: &[
+            2048 + 16 + 16 + 1024 + 128 + 1024 + 2048 + 512 + 512,
+            2048 + 2 * 16_384 + 24 + 16 + 16 + 640,
+            0,
+        ],
+        fused: 2048 + 16 + 16 + 1024 + 128 + 1024 + 512 + 512 + 2 * 16_384 + 24 + 16 + 640,
+    },
     // 4 rows of 256 as in "swiglu"; the recurrence takes decay and input, gives as many rows, and goes through two rows of state.
     Case {
         input: "gated_scan",
@@ -156,7 +169,7 @@ fn every_gated_fusion_wins_on_one_target_and_loses_on_another() {
             let report = fuse(&mut input(case.input), case.passes, &target);
             let (fired, fused, unfused) = decided(&report, pass, case.kernel);
             // The best of some rows each, and the best of those; some parts of the positions each, and their join.
-            let joins = matches!(case.kernel, Kernel::SampleHead | Kernel::Attention);
+            let joins = matches!(case.kernel, Kernel::SampleHead | Kernel::Attention | Kernel::RopeAttention);
             let launches = if joins { 2.0 } else { 1.0 };
             let expected =
                 (launches * launch_us + us(case.fused) / efficiency, case.launches * launch_us + us(moved));

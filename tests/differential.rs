@@ -295,6 +295,8 @@ fn kinds(kernel: &Implementation, step: &RandomStep) -> Vec<String> {
             kinds.push(format!("attention over pages of {}", a.page));
             kinds.push(several());
         }
+        // Of GPUs.
+        Computation::RopeAttention(_) => kinds.push(several()),
         Computation::Swiglu(s) => kinds.push(format!("swiglu to {}", dtype(s.out))),
         Computation::GatedScan(s) => {
             kinds.push(format!("gated_scan {} gate", if s.gate.is_some() { "with" } else { "without" }));

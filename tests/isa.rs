@@ -56,16 +56,20 @@ fn step_data_is_never_a_scalar_load() {
     let model = Model::new(&shape("tiny-llama"), uniform(DType::Q4_0)).description();
     for arch in ["gfx1100", "gfx942"] {
         let options = Options { chunk: 1, ..Options::new(Target::gpu(arch).unwrap()) };
-        let compiled = compile(&model, &options, Purpose::Generate).unwrap();
+        let apart = options.pipeline.clone().select(&["-rope_attention"]).unwrap();
+        let apart = Options { pipeline: apart, ..options.clone() };
+        let compiled = [options, apart].map(|options| compile(&model, &options, Purpose::Generate).unwrap());
         let mut seen: Vec<&str> = vec![];
-        for code in compiled.iter().flat_map(|c| &c.program.kernels).flat_map(|kernel| &kernel.launches) {
+        let kernels = compiled.iter().flatten().flat_map(|c| &c.program.kernels);
+        for code in kernels.flat_map(|kernel| &kernel.launches) {
             let Code::Hip(code) = &code.code else { panic!("a kernel of another device") };
             // Where tokens are read, positions and rows, and lengths and tables; each as often as here at least.
             let least = match code.entry.as_str() {
                 "dequant_rmsnorm" => 1,
                 "rope_kv" => 2,
                 "attention" => 4,
-                "attention_2" => 3,
+                "rope_attention" => 6,
+                "attention_2" | "rope_attention_2" => 3,
                 _ => continue,
             };
             if seen.contains(&code.entry.as_str()) {
@@ -76,6 +80,6 @@ fn step_data_is_never_a_scalar_load() {
             assert_eq!(others, [""; 0], "{arch}: {}", code.entry);
             assert!(past >= least, "{arch}: {} goes past the cache {past} times", code.entry);
         }
-        assert_eq!(seen.len(), 4, "{seen:?}");
+        assert_eq!(seen.len(), 6, "{seen:?}");
     }
 }

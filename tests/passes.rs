@@ -46,6 +46,7 @@ goldens! {
     attention: "attention", ["attention"];
     attention_of_float_caches: "attention_f32", ["attention"];
     attention_with_a_window: "window", ["attention"];
+    rope_attention: "rope_attention", ["rope_kv", "attention", "rope_attention"];
     gated_scan: "gated_scan", ["gated_scan"];
     sample_head: "sample_head", ["dequant_matmul", "sample_head"];
     pipeline: "layer", names();
@@ -80,6 +81,23 @@ fn multi_use_probabilities_that_are_returned() {
     assert!(
         matches!(&whys(&text, &["attention"], &wave32())[..], [Why::MultiUse { value }] if value.starts_with("softmax"))
     );
+}
+
+/// Of more tokens than attention is split for, each block would turn what all of them do.
+#[test]
+fn shape_of_many_tokens_that_are_turned_where_they_attend() {
+    let passes = ["rope_kv", "attention", "rope_attention"];
+    let of = |text: &str| whys(text, &passes, &wave32());
+    assert_eq!(of(&edited("rope_attention", "T<=4", "T<=8")), []);
+    let many = of(&edited("rope_attention", "T<=4", "T<=9"));
+    assert!(matches!(&many[..], [Why::Shape { detail }] if detail.contains("9 tokens")), "{many:?}");
+    // Queries that turn by another base, so in a kernel of their own.
+    let other = of(&edited(
+        "rope_attention",
+        "%2 = rope %1, %positions {base=10000,",
+        "%2 = rope %1, %positions {base=500,",
+    ));
+    assert!(matches!(&other[..], [Why::Shape { detail }] if detail.contains("one rope_kv")), "{other:?}");
 }
 
 #[test]

@@ -83,6 +83,7 @@ impl Backend for Cpu {
                 let heads = Extent { dim: Dim::n(m.heads), per: per(heads) };
                 (whole(vec![heads, Extent { dim: rows(m.q), per: per(tokens) }]), vec![])
             }
+            Computation::RopeAttention(_) => return Err("the CPU turns before it attends".into()),
             Computation::GatedScan(m) => {
                 (whole(vec![Extent { dim: Dim::n(m.n), per: SCAN_COLUMNS }]), vec![])
             }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::ir::fused::{
     ArgId, AttentionSpec, CacheRows, Computation, Epilogue, GatedScanSpec, HeadNorm, MatmulPart, MatmulSpec,
-    NormSource, NormSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec,
+    NormSource, NormSpec, RopeAttentionSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec,
 };
 
 /// How a kernel touches an argument.
@@ -83,6 +83,7 @@ impl KernelSpec {
             (None, Computation::RopeKv(_)) => Kernel::RopeKv.name(),
             (None, Computation::Swiglu(_)) => Kernel::Swiglu.name(),
             (None, Computation::Attention(_)) => Kernel::Attention.name(),
+            (None, Computation::RopeAttention(_)) => Kernel::RopeAttention.name(),
         }
     }
 }

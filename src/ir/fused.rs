@@ -24,6 +24,7 @@ pub enum Computation {
     RopeKv(RopeKvSpec),
     Swiglu(SwigluSpec),
     Attention(AttentionSpec),
+    RopeAttention(RopeAttentionSpec),
     GatedScan(GatedScanSpec),
     /// A primitive operation, which has its semantics from [`Op`].
     Op(Op),
@@ -208,6 +209,16 @@ pub struct AttentionSpec {
     /// Rows of a page.
     pub page: u32,
     pub window: Option<u32>,
+}
+
+/// What `rope_kv` and then `attention` compute, in one: queries that are turned are stored nowhere.
+///
+/// `rope_kv` has queries and values; its caches are those of the attention, which reads them as they are after the append. The
+/// queries' `out` is the attention's, and `attention.q` is what they are turned from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RopeAttentionSpec {
+    pub rope_kv: RopeKvSpec,
+    pub attention: AttentionSpec,
 }
 
 /// A gated linear recurrence over the tokens of each sequence: `h = decay·h + silu(gate)·x`, or `+ x` without a gate. See

@@ -25,6 +25,8 @@ pub enum Kernel {
     Swiglu,
     /// Scores → mask → softmax → weighted sum (→ quant_act).
     Attention,
+    /// (QK-norm →) RoPE → KV append, and attention over it, of a few tokens.
+    RopeAttention,
     /// Head matmul → argmax.
     SampleHead,
     /// SiLU·mul → gated linear recurrence.
@@ -32,7 +34,7 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    pub const ALL: [Kernel; 10] = [
+    pub const ALL: [Kernel; 11] = [
         Kernel::DequantMatmul,
         Kernel::Merge,
         Kernel::MatmulSwiglu,
@@ -41,6 +43,7 @@ impl Kernel {
         Kernel::RopeKv,
         Kernel::Swiglu,
         Kernel::Attention,
+        Kernel::RopeAttention,
         Kernel::SampleHead,
         Kernel::GatedScan,
     ];
@@ -56,6 +59,7 @@ impl Kernel {
             Kernel::RopeKv => "rope_kv",
             Kernel::Swiglu => "swiglu",
             Kernel::Attention => "attention",
+            Kernel::RopeAttention => "rope_attention",
             Kernel::SampleHead => "sample_head",
             Kernel::GatedScan => "gated_scan",
         }

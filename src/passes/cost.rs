@@ -86,6 +86,8 @@ fn launches(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target:
             let quantised = y.first().is_some_and(|y| y.dtype == DType::Q8Act);
             if attends_at_once(tokens, m.head_dim, quantised) { 1 } else { 2 }
         }
+        // Of so few tokens that it is split.
+        Some(Kernel::RopeAttention) => 2,
         Some(
             Kernel::DequantMatmul
             | Kernel::Merge
@@ -163,6 +165,13 @@ fn body_bytes(body: &Graph, bounds: &Syms) -> u64 {
         }
         if whole {
             bytes = bytes.saturating_add(ty.bytes(bounds));
+        }
+    }
+    // Rows of caches that are appended to first.
+    for id in body.ids() {
+        let of_next = body.operand(id, 0).is_some_and(|v| matches!(body.op(v.node), Op::KvAppend));
+        if of_next && reads_rows(body.op(id), 0) {
+            bytes = bytes.saturating_add(body.ty(id.into()).bytes(bounds));
         }
     }
     for v in body.results() {

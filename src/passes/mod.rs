@@ -13,6 +13,7 @@ mod gated_scan;
 mod merge;
 mod quantise_acts;
 mod report;
+mod rope_attention;
 mod rope_kv;
 mod rule;
 mod sample_head;
@@ -36,7 +37,7 @@ pub struct Pass {
 }
 
 /// Every pass in the order it runs. `cleanup` runs first and once more after `quantise_acts`.
-pub const PASSES: [Pass; 11] = [
+pub const PASSES: [Pass; 12] = [
     cleanup::PASS,
     quantise_acts::PASS,
     dequant_matmul::PASS,
@@ -47,6 +48,7 @@ pub const PASSES: [Pass; 11] = [
     gated_scan::PASS,
     swiglu::PASS,
     attention::PASS,
+    rope_attention::PASS,
     sample_head::PASS,
 ];
 

@@ -391,6 +391,7 @@ fn lookups(kernel: &KernelSpec) -> Option<(ArgId, ArgId)> {
         | Computation::RopeKv(_)
         | Computation::Swiglu(_)
         | Computation::Attention(_)
+        | Computation::RopeAttention(_)
         | Computation::GatedScan(_) => None,
     }
 }

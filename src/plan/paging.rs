@@ -1,7 +1,7 @@
 //! The pages of the caches, as the kernels of a plan have them.
 
 use super::{Plan, PlanError};
-use crate::codegen::spec::{ArgId, Computation, Implementation};
+use crate::codegen::spec::{ArgId, Computation, Implementation, RopeAttentionSpec};
 use crate::ir::{MAX_SEQUENCES, Op, StateRole};
 
 /// How the rows of the appended states are handed out: in pages, which every sequence finds by its block table.
@@ -29,7 +29,8 @@ impl Plan {
         let mut windows = vec![];
         for kernel in &self.kernels {
             let paging = match &kernel.spec.computes {
-                Computation::Attention(a) => {
+                Computation::Attention(a)
+                | Computation::RopeAttention(RopeAttentionSpec { attention: a, .. }) => {
                     windows.push(a.window);
                     of_kernel(kernel, a.k, a.tables, a.page)?
                 }

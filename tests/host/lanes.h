@@ -38,6 +38,16 @@ static inline int __builtin_amdgcn_ds_bpermute(int address, int value) {
     return (int)lanes_permute(address >> 2, (unsigned)value);
 }
 
+// A bit for each lane of the warp.
+static inline unsigned long long lanes_ballot(bool mine, int lanes) {
+    const bool* all = (const bool*)lanes_show(&mine, sizeof mine);
+    unsigned long long ballot = 0;
+    for (int i = 0; i < lanes; i++) ballot |= (unsigned long long)all[i] << i;
+    return ballot;
+}
+static inline unsigned __builtin_amdgcn_ballot_w32(bool mine) { return (unsigned)lanes_ballot(mine, 32); }
+static inline unsigned long long __builtin_amdgcn_ballot_w64(bool mine) { return lanes_ballot(mine, 64); }
+
 // Four products of bytes, signed or not, and `sum`, which wraps.
 static inline int lanes_dot4(bool a_is_signed, int a, bool b_is_signed, int b, int sum) {
     unsigned total = (unsigned)sum;

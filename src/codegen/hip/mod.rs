@@ -39,6 +39,7 @@ impl Backend for Hip {
             | Computation::RopeKv(_)
             | Computation::Swiglu(_)
             | Computation::Attention(_)
+            | Computation::RopeAttention(_)
             | Computation::GatedScan(_)
             | Computation::Op(_) => false,
         };
@@ -71,6 +72,7 @@ impl Backend for Hip {
             Computation::RopeKv(m) => unit.rope_kv(m)?,
             Computation::Swiglu(m) => unit.swiglu(m)?,
             Computation::Attention(m) => unit.attention(m)?,
+            Computation::RopeAttention(m) => unit.rope_attention(m)?,
             Computation::GatedScan(m) => unit.gated_scan(m)?,
             Computation::Op(op) => unit.primitive(op)?,
         }

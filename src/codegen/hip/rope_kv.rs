@@ -24,13 +24,10 @@ impl Unit<'_> {
                         input: u16,
                         to: String,
                         cast: &str| {
-            let (norm, eps) = match norm {
-                Some(norm) => (floats(Some(norm.weight)), float(norm.eps)),
-                None => (floats(None), float(0.0)),
-            };
+            let norm = head_norm(norm.as_ref());
             let interleaved = m.rope.style == RopeStyle::Interleaved;
             let text = format!(
-                "if (block_x() < {}) {{\n    const i32 head = block_x() - {heads};\n    return rope_head<{threads}, {d}, {dims}, {interleaved}, {cast}>((const float*)a{input} + ((u64)t * {count} + head) * {d}, {norm}, {eps}, TURNS, {}, position, {to});\n}}\n",
+                "if (block_x() < {}) {{\n    const i32 head = block_x() - {heads};\n    return rope_head<{threads}, {d}, {dims}, {interleaved}, {cast}>((const float*)a{input} + ((u64)t * {count} + head) * {d}, {norm}, TURNS, {}, position, {to});\n}}\n",
                 heads + count,
                 floats(m.factors),
             );
@@ -63,9 +60,10 @@ impl Unit<'_> {
         let threads = threads_of_head(u64::from(d));
         let factors = (self.spec.args.len() == 4).then_some(2);
         let body = format!(
-            "{WAIT}const u64 at = ((u64)block_y() * {heads} + block_x()) * {d};\nrope_head<{threads}, {d}, {}, {}, AsFloat>((const float*)a0 + at, nullptr, 0.0f, TURNS, {}, load_step((const i32*)a1 + block_y()), (float*)a{} + at);\n",
+            "{WAIT}const u64 at = ((u64)block_y() * {heads} + block_x()) * {d};\nrope_head<{threads}, {d}, {}, {}, AsFloat>((const float*)a0 + at, {}, TURNS, {}, load_step((const i32*)a1 + block_y()), (float*)a{} + at);\n",
             rope.dims,
             rope.style == RopeStyle::Interleaved,
+            head_norm(None),
             floats(factors),
             self.spec.args.len() - 1
         );
@@ -76,11 +74,17 @@ impl Unit<'_> {
     }
 
     /// What stands before the last kernel.
-    fn constants(&mut self, text: String) {
+    pub(super) fn constants(&mut self, text: String) {
         if let Some(file) = self.files.last_mut() {
             file.constants = text;
         }
     }
+}
+
+/// An expression for how heads are normed.
+pub(super) fn head_norm(norm: Option<&HeadNorm>) -> String {
+    let eps = norm.map_or(0.0, |norm| norm.eps);
+    format!("HeadNorm{{{}, {}}}", floats(norm.map(|norm| norm.weight)), float(eps))
 }
 
 /// Threads that turn a head.
@@ -89,7 +93,7 @@ fn threads_of_head(d: u64) -> u32 {
 }
 
 /// How far each pair turns from one position to the next, in whole turns.
-fn turns(rope: &Rope) -> String {
+pub(super) fn turns(rope: &Rope) -> String {
     let dims = f64::from(rope.dims);
     let one = |pair: u32| format!("{:e}", f64::from(rope.base).powf(-2.0 * f64::from(pair) / dims) / TAU);
     let all: Vec<String> = (0..rope.dims / 2).map(one).collect();

@@ -2,7 +2,7 @@
 
 use super::{
     ArgId, AttentionSpec, CacheRows, Computation, Epilogue, GatedScanSpec, HeadNorm, MatmulPart, MatmulSpec,
-    NormSource, NormSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec,
+    NormSource, NormSpec, RopeAttentionSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec,
 };
 use crate::ir::{DType, Dim, Fused, Graph, Kernel, Op, TensorType, Value};
 use std::cell::RefCell;
@@ -23,6 +23,7 @@ impl Fused {
             Kernel::RopeKv => body.rope_kv(),
             Kernel::Swiglu => body.swiglu(),
             Kernel::Attention => body.attention(),
+            Kernel::RopeAttention => body.rope_attention(),
             Kernel::GatedScan => body.gated_scan(),
         }?;
         let found = body.found.into_inner();
@@ -224,11 +225,17 @@ impl Body<'_> {
     }
 
     fn rope_kv(&self) -> Parsed<Computation> {
+        let results = self.g.results().into_iter().enumerate();
+        let results: Vec<_> = results.map(|(i, v)| (v, self.result(i))).collect();
+        Ok(Computation::RopeKv(self.turned_and_appended(&results)?))
+    }
+
+    /// Values that are turned or appended, and where they go.
+    fn turned_and_appended(&self, results: &[(Value, ArgId)]) -> Parsed<RopeKvSpec> {
         let (mut turn, mut to) = (None, None);
         let (mut q, mut k, mut v) = (None, None, None);
-        for (i, result) in self.g.results().into_iter().enumerate() {
+        for &(result, out) in results {
             let heads = constant(self.ty(result).shape.get(1), "no heads")?;
-            let out = self.result(i);
             let rows = match self.op(result) {
                 Op::KvAppend => self.operand(result, 1)?,
                 _ => result,
@@ -267,7 +274,7 @@ impl Body<'_> {
         let (rope, positions, factors) = turn.ok_or("no rope")?;
         let head_dim = constant(self.arg_ty(k.rows.cache).shape.last(), "heads of symbolic size")?;
         let rows = to.ok_or("no rows")?;
-        Ok(Computation::RopeKv(RopeKvSpec { rope, head_dim, positions, rows, factors, q, k, v }))
+        Ok(RopeKvSpec { rope, head_dim, positions, rows, factors, q, k, v })
     }
 
     fn swiglu(&self) -> Parsed<Computation> {
@@ -278,7 +285,35 @@ impl Body<'_> {
     }
 
     fn attention(&self) -> Parsed<Computation> {
-        let mut sum = self.only_result()?;
+        let found = self.attended(self.only_result()?)?;
+        let [q, k, v] = [found.q, found.k, found.v].map(|v| self.arg(v));
+        Ok(Computation::Attention(found.of(q?, k?, v?, self.result(0))))
+    }
+
+    fn rope_attention(&self) -> Parsed<Computation> {
+        let results = self.g.results();
+        let is_cache = |v: &Value| matches!(self.op(*v), Op::KvAppend);
+        let out = results.iter().position(|v| !is_cache(v)).ok_or("nothing but caches")?;
+        let found = self.attended(results[out])?;
+        let out = self.result(out);
+        let cache = |v: Value| match results.iter().position(|result| *result == v) {
+            Some(i) if is_cache(&v) => Ok(self.result(i)),
+            _ => Err(format!("attention to {}, which is no result", self.op(v).name())),
+        };
+        let (k, v) = (cache(found.k)?, cache(found.v)?);
+        let rope_kv = self.turned_and_appended(&[(found.q, out), (found.k, k), (found.v, v)])?;
+        let (Some(q), true) = (&rope_kv.q, results.len() == 3 && rope_kv.k.rows.cache == k) else {
+            return Err("queries, keys and values are not all turned or appended".into());
+        };
+        let attention = found.of(q.x, k, v, out);
+        if attention.positions != rope_kv.positions {
+            return Err("queries are not where they are turned to".into());
+        }
+        Ok(Computation::RopeAttention(RopeAttentionSpec { rope_kv, attention }))
+    }
+
+    /// Attention whose result is `sum`.
+    fn attended(&self, mut sum: Value) -> Parsed<Attended> {
         if matches!(self.op(sum), Op::QuantAct) {
             sum = self.skip_reshape(self.operand(sum, 0)?)?;
         }
@@ -292,7 +327,7 @@ impl Body<'_> {
         let cache = |rows: Value| {
             let read = if matches!(self.op(rows), Op::Dequant) { self.operand(rows, 0)? } else { rows };
             let &Op::KvRead { page } = self.op(read) else { return Err("no kv_read".to_string()) };
-            Ok((self.operand_arg(read, 0)?, (page, self.operand_arg(read, 1)?, self.operand_arg(read, 2)?)))
+            Ok((self.operand(read, 0)?, (page, self.operand_arg(read, 1)?, self.operand_arg(read, 2)?)))
         };
         let (k, pages) = cache(self.operand(scores, 1)?)?;
         let (v, v_pages) = cache(self.operand(sum, 1)?)?;
@@ -301,28 +336,12 @@ impl Body<'_> {
         if pages != v_pages || sequences != self.operand_arg(sum, 2)? {
             return Err("keys and values of different sequences".into());
         }
-        let q = self.operand_arg(scores, 0)?;
+        let q = self.operand(scores, 0)?;
         let positions = self.operand_arg(masked, 1)?;
-        let size =
-            |arg: ArgId, axis: usize| constant(self.arg_ty(arg).shape.get(axis), "heads of symbolic size");
+        let size = |v: Value, axis: usize| constant(self.ty(v).shape.get(axis), "heads of symbolic size");
         let (heads, kv_heads, head_dim) = (size(q, 1)?, size(k, 1)?, size(q, 2)?);
-        let out = self.result(0);
-        Ok(Computation::Attention(AttentionSpec {
-            q,
-            k,
-            v,
-            tables,
-            lengths,
-            sequences,
-            positions,
-            out,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            page,
-            window,
-        }))
+        let sizes = [heads, kv_heads, head_dim];
+        Ok(Attended { q, k, v, tables, lengths, sequences, positions, sizes, scale, page, window })
     }
 
     /// `gated_scan state, decay, (mul (silu gate), x), sequences, positions`, with or without the gate.
@@ -350,4 +369,43 @@ impl Body<'_> {
 
 fn constant(dim: Option<&Dim>, or: &str) -> Parsed<u64> {
     dim.and_then(|dim| dim.as_const()).ok_or_else(|| or.to_string())
+}
+
+/// Attention to caches that may be arguments or results.
+struct Attended {
+    q: Value,
+    k: Value,
+    v: Value,
+    tables: ArgId,
+    lengths: ArgId,
+    sequences: ArgId,
+    positions: ArgId,
+    /// Heads, those of the caches, and their columns.
+    sizes: [u64; 3],
+    scale: f32,
+    page: u32,
+    window: Option<u32>,
+}
+
+impl Attended {
+    fn of(&self, q: ArgId, k: ArgId, v: ArgId, out: ArgId) -> AttentionSpec {
+        let &Attended { tables, lengths, sequences, positions, scale, page, window, .. } = self;
+        let [heads, kv_heads, head_dim] = self.sizes;
+        AttentionSpec {
+            q,
+            k,
+            v,
+            tables,
+            lengths,
+            sequences,
+            positions,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            page,
+            window,
+        }
+    }
 }

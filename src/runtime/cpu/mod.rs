@@ -101,6 +101,7 @@ pub fn bind(kernel: &Implementation, features: &Features) -> Result<Vec<Box<dyn 
         Computation::RopeKv(m) => whole(boxed(rope_kv::RopeKv::bind(kernel, m)?, launches, level)),
         Computation::Swiglu(m) => whole(boxed(swiglu::Swiglu::bind(kernel, m)?, launches, level)),
         Computation::Attention(m) => whole(boxed(attention::Attention::bind(kernel, m)?, launches, level)),
+        Computation::RopeAttention(_) => return binding::parameter("the CPU turns before it attends"),
         Computation::GatedScan(m) => whole(boxed(gated_scan::GatedScan::bind(kernel, m)?, launches, level)),
         Computation::Op(op) => whole(boxed(primitive::PrimitiveKernel::bind(kernel, op)?, launches, level)),
     })

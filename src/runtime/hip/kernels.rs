@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The headers that sources include, by name.
-pub const HEADERS: [(&str, &str); 13] = [
+pub const HEADERS: [(&str, &str); 14] = [
     ("attention.h", include_str!("../../../kernels/attention.h")),
     ("device.h", include_str!("../../../kernels/device.h")),
     ("elementwise.h", include_str!("../../../kernels/elementwise.h")),
@@ -22,6 +22,7 @@ pub const HEADERS: [(&str, &str); 13] = [
     ("quant.h", include_str!("../../../kernels/quant.h")),
     ("reduce.h", include_str!("../../../kernels/reduce.h")),
     ("rmsnorm.h", include_str!("../../../kernels/rmsnorm.h")),
+    ("rope_attention.h", include_str!("../../../kernels/rope_attention.h")),
     ("rope_kv.h", include_str!("../../../kernels/rope_kv.h")),
     ("sample.h", include_str!("../../../kernels/sample.h")),
 ];

@@ -1,0 +1,46 @@
+//! rope_attention: attention of a few tokens turns its queries, and the keys that it appends, itself.
+//!
+//! ```text
+//! fused attention((fused rope_kv(%q, %k, %v, %k0, %v0, ..)), ..)   =>  fused rope_attention(%q, %k, %v, %k0, %v0, ..) -> y, k1, v1
+//! ```
+//!
+//! On GPUs, for as many tokens as attention is split over the positions: each block turns what it meets of the step again, which is
+//! little then.
+
+use super::Pass;
+use super::rule::{Cx, Fusion, Patch, Reject};
+use crate::ir::fused::Computation;
+use crate::ir::{Graph, Kernel, NodeId, TensorType, Value, Why};
+use crate::target::{FEW_TOKENS, TargetKind};
+
+pub const PASS: Pass = Pass {
+    name: "rope_attention",
+    summary: "(QK-norm →) RoPE → KV append → attention, of a few tokens on a GPU",
+    rule: try_fuse,
+    repeat: false,
+};
+
+fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+    let of_gpu = cx.target.kind != TargetKind::Cpu;
+    if g.op(id).kernel() != Some(Kernel::Attention) || !of_gpu {
+        return Err(Reject::NoMatch);
+    }
+    let operands = g.operands(id);
+    let types: Vec<&TensorType> = operands.iter().map(|v| g.ty(*v)).collect();
+    let Ok(Computation::Attention(m)) = Computation::of(g.op(id), &types) else {
+        return Err(Reject::NoMatch);
+    };
+    let [q, k, v] = [m.q, m.k, m.v].map(|arg| operands[usize::from(arg)]);
+    let shape = |detail: String| Reject::near(id, Why::Shape { detail });
+    let is_turned = |v: &Value| g.op(v.node).kernel() == Some(Kernel::RopeKv);
+    if ![q, k, v].iter().all(|v| is_turned(v) && v.node == q.node) {
+        return Err(shape("queries, keys and values are not of one rope_kv".into()));
+    }
+    let tokens = g.ty(q).first().eval(&g.bounds);
+    if tokens > FEW_TOKENS {
+        return Err(shape(format!("blocks of {tokens} tokens would each turn the keys of all")));
+    }
+    let members = vec![id, q.node];
+    let results = vec![id.into(), k, v];
+    Fusion { graph: g, kernel: Kernel::RopeAttention, members, results }.patch(id, cx)?.if_it_pays(id)
+}
