@@ -1,87 +1,110 @@
 // Weights times the activations of many tokens, in tiles: y[t, row] = sum over columns of w[row, column] * x[t, column].
 //
-// A block takes 128 rows of weights and 64 tokens, and 64 columns at a time: those of one chunk of 64, or of two of 32. Each thread
-// unpacks a row's into shared memory as bytes, and loads the next while the warps multiply what is there, each its share of the tile,
-// on matrix units where there are some. What is in 8 bits is summed as integers, run by run.
+// A thread unpacks 64 columns of a row at a time, those of one chunk of 64 or of two of 32, into shared memory as bytes, and loads the
+// next while the warps multiply what is there, each its share of the tile, on matrix units where there are some. What is in 8 bits is
+// summed as integers, run by run.
+//
+// A tile is of 64 tokens and, `WIDE`, of 128 rows and 64 columns. Of few tokens there are too few of those to keep a GPU busy: `NARROW` it
+// is of 32 rows and 256 columns, of which each warp has a part, and the sums of the parts are added at the end.
 #pragma once
 #include "matvec.h"
 
-constexpr int TILE_ROWS = 128, TILE_TOKENS = 64, TILE_COLUMNS = 64, TILE_THREADS = 128;
+constexpr int TILE_TOKENS = 64, TILE_COLUMNS = 64, TILE_THREADS = 128;
+// Parts of 64 columns.
+constexpr int WIDE = 1, NARROW = 4;
 // Bytes from row to row: no two of eight neighbouring rows share a bank.
 constexpr int TILE_STRIDE = TILE_COLUMNS + 16;
 
-// Shared memory of a tile whose scales are of `RUN` columns.
-template <int RUN>
+// How the warps share a tile of `PARTS` parts, each in squares of 16 tokens and 16 rows: in four quarters, or part by part.
+template <int PARTS>
+struct Division {
+    static constexpr int WARPS = TILE_THREADS / WARP, ROWS = TILE_THREADS / PARTS, WARPS_OF_ROWS = PARTS == WIDE ? 2 : 1,
+                         WARPS_OF_TOKENS = PARTS == WIDE ? WARPS / 2 : 1, WARPS_OF_PARTS = PARTS == WIDE ? 1 : WARPS;
+    static constexpr int DOWN = TILE_TOKENS / WARPS_OF_TOKENS / 16, ACROSS = ROWS / WARPS_OF_ROWS / 16;
+    static DEVICE int token() { return PARTS == WIDE ? warp() / WARPS_OF_ROWS * DOWN * 16 : 0; }
+    static DEVICE int row() { return PARTS == WIDE ? warp() % WARPS_OF_ROWS * ACROSS * 16 : 0; }
+    // Parts of this warp.
+    static constexpr int EACH = PARTS / WARPS_OF_PARTS;
+    static DEVICE int part() { return PARTS == WIDE ? 0 : warp() * EACH; }
+};
+
+// Shared memory of a tile whose scales are of `RUN` columns. Thread `i` fills row `i` of weights: row `i % ROWS` of part `i / ROWS`.
+template <int RUN, int PARTS>
 struct Tile {
     static constexpr int RUNS = TILE_COLUMNS / RUN;
-    alignas(16) u8 w[TILE_ROWS][TILE_STRIDE];
-    alignas(16) u8 x[TILE_TOKENS][TILE_STRIDE];
-    float scale[RUNS][TILE_ROWS];
-    float min[RUNS][TILE_ROWS];
+    alignas(16) u8 w[TILE_THREADS][TILE_STRIDE];
+    alignas(16) u8 x[PARTS][TILE_TOKENS][TILE_STRIDE];
+    float scale[RUNS][TILE_THREADS];
+    float min[RUNS][TILE_THREADS];
     // Of each run of a token: d and d times the sum of its bytes.
-    Pair x_scale[RUNS][TILE_TOKENS];
+    Pair x_scale[PARTS][RUNS][TILE_TOKENS];
 };
 
-// What a thread has on its way to a tile: chunks of its row, and activations.
-template <class F>
+// What a thread has on its way to a tile: chunks of its row, and activations of each part.
+template <class F, int PARTS>
 struct OnTheWay {
-    static constexpr int PARTS = TILE_COLUMNS / F::SPAN, VECTORS = TILE_TOKENS * TILE_COLUMNS / 16 / TILE_THREADS,
+    static constexpr int CHUNKS = TILE_COLUMNS / F::SPAN, VECTORS = TILE_TOKENS * TILE_COLUMNS / 16 / TILE_THREADS,
                          PAIRS = TILE_TOKENS * (TILE_COLUMNS / F::RUN) / TILE_THREADS;
-    typename F::Raw raw[PARTS];
-    Words x[VECTORS];
-    Pair scales[PAIRS];
+    typename F::Raw raw[CHUNKS];
+    Words x[PARTS][VECTORS];
+    Pair scales[PARTS][PAIRS];
 };
 
-// The column where run `run` of step `step` begins.
+// The column where run `run` of 64 columns begins, those that are number `step`.
 template <class F>
 DEVICE int column_of_run(int step, int run) {
     const int chunk = step * (TILE_COLUMNS / F::SPAN) + run / F::GROUPS;
     return chunk / F::CHUNKS * F::BLOCK + F::column(chunk % F::CHUNKS, run % F::GROUPS);
 }
 
-template <class F, class L, int K>
-DEVICE void load_weights(OnTheWay<F>& to, const u8* weight, int rows, int row, int step) {
+template <class F, class L, int K, int PARTS>
+DEVICE void load_weights(OnTheWay<F, PARTS>& to, const u8* weight, int rows, int row, int step) {
     const u64 blocks = (u64)rows * (K / F::BLOCK);
 #pragma unroll
-    for (int p = 0; p < OnTheWay<F>::PARTS; p++) {
-        const int chunk = step * OnTheWay<F>::PARTS + p;
+    for (int p = 0; p < OnTheWay<F, PARTS>::CHUNKS; p++) {
+        const int chunk = step * OnTheWay<F, PARTS>::CHUNKS + p;
         // A chunk that is none repeats the last; what it meets is zero.
         const int near = least(chunk, K / F::SPAN - 1);
         to.raw[p] = F::template load<L>(weight, blocks, (u64)row * (K / F::BLOCK) + near / F::CHUNKS, near % F::CHUNKS);
     }
 }
 
-template <class F, int TOKENS, int K>
-DEVICE void load_activations(OnTheWay<F>& to, Quantised<TOKENS, K> x, int token, int tokens, int step) {
+template <class F, int PARTS, int TOKENS, int K>
+DEVICE void load_activations(OnTheWay<F, PARTS>& to, Quantised<TOKENS, K> x, int token, int tokens, int step) {
     constexpr int IN_ROW = TILE_COLUMNS / 16, RUNS = TILE_COLUMNS / F::RUN;
 #pragma unroll
-    for (int v = 0; v < OnTheWay<F>::VECTORS; v++) {
-        const int i = v * TILE_THREADS + thread(), t = token + i / IN_ROW, part = i % IN_ROW * 16;
-        const int column = column_of_run<F>(step, part / F::RUN) + part % F::RUN;
-        if (t < tokens && column < K) {
-            to.x[v] = *(const Words*)(x.bytes(t) + column);
-        } else {
-            to.x[v] = {{0, 0, 0, 0}};
-        }
-    }
+    for (int part = 0; part < PARTS; part++) {
 #pragma unroll
-    for (int p = 0; p < OnTheWay<F>::PAIRS; p++) {
-        const int i = p * TILE_THREADS + thread(), t = token + i / RUNS, column = column_of_run<F>(step, i % RUNS);
-        if (t < tokens && column < K) {
-            to.scales[p] = *(const Pair*)(x.scales(t) + column / 32 * 2);
-        } else {
-            to.scales[p] = {{0, 0}};
+        for (int v = 0; v < OnTheWay<F, PARTS>::VECTORS; v++) {
+            const int i = v * TILE_THREADS + thread(), t = token + i / IN_ROW, in_row = i % IN_ROW * 16;
+            const int column = column_of_run<F>(step * PARTS + part, in_row / F::RUN) + in_row % F::RUN;
+            if (t < tokens && column < K) {
+                to.x[part][v] = *(const Words*)(x.bytes(t) + column);
+            } else {
+                to.x[part][v] = {{0, 0, 0, 0}};
+            }
+        }
+#pragma unroll
+        for (int p = 0; p < OnTheWay<F, PARTS>::PAIRS; p++) {
+            const int i = p * TILE_THREADS + thread(), t = token + i / RUNS;
+            const int column = column_of_run<F>(step * PARTS + part, i % RUNS);
+            if (t < tokens && column < K) {
+                to.scales[part][p] = *(const Pair*)(x.scales(t) + column / 32 * 2);
+            } else {
+                to.scales[part][p] = {{0, 0}};
+            }
         }
     }
 }
 
-template <class F>
-DEVICE void store_tile(Tile<F::RUN>& tile, const OnTheWay<F>& from, int step) {
-    constexpr int IN_ROW = TILE_COLUMNS / 16, RUNS = TILE_COLUMNS / F::RUN;
+// `step` is that of the 64 columns of the thread's row.
+template <class F, int PARTS>
+DEVICE void store_tile(Tile<F::RUN, PARTS>& tile, const OnTheWay<F, PARTS>& from, int step) {
+    constexpr int IN_ROW = TILE_COLUMNS / 16, RUNS = TILE_COLUMNS / F::RUN, CHUNKS = OnTheWay<F, PARTS>::CHUNKS;
     const int row = thread();
 #pragma unroll
-    for (int p = 0; p < OnTheWay<F>::PARTS; p++) {
-        const typename F::Chunk w = F::unpack(from.raw[p], (step * OnTheWay<F>::PARTS + p) % F::CHUNKS);
+    for (int p = 0; p < CHUNKS; p++) {
+        const typename F::Chunk w = F::unpack(from.raw[p], (step * CHUNKS + p) % F::CHUNKS);
 #pragma unroll
         for (int i = 0; i < F::SPAN / 16; i++) {
             *(Words*)(tile.w[row] + p * F::SPAN + 16 * i) = {{w.q[4 * i], w.q[4 * i + 1], w.q[4 * i + 2], w.q[4 * i + 3]}};
@@ -93,45 +116,59 @@ DEVICE void store_tile(Tile<F::RUN>& tile, const OnTheWay<F>& from, int step) {
         }
     }
 #pragma unroll
-    for (int v = 0; v < OnTheWay<F>::VECTORS; v++) {
-        const int i = v * TILE_THREADS + thread();
-        *(Words*)(tile.x[i / IN_ROW] + i % IN_ROW * 16) = from.x[v];
-    }
+    for (int part = 0; part < PARTS; part++) {
 #pragma unroll
-    for (int p = 0; p < OnTheWay<F>::PAIRS; p++) {
-        const int i = p * TILE_THREADS + thread();
-        Pair pair = from.scales[p];
-        if constexpr (F::MIN && F::RUN == 16) {
-            // Vector `p` of the thread has just the bytes of this run, whose sum is its own.
-            int own = 0;
-            for (int j = 0; j < 4; j++) own = dot4(0x01010101, from.x[p].x[j], own);
-            pair.x[1] = bits_of(float_of(pair.x[0]) * (float)own);
+        for (int v = 0; v < OnTheWay<F, PARTS>::VECTORS; v++) {
+            const int i = v * TILE_THREADS + thread();
+            *(Words*)(tile.x[part][i / IN_ROW] + i % IN_ROW * 16) = from.x[part][v];
         }
-        tile.x_scale[i % RUNS][i / RUNS] = pair;
+#pragma unroll
+        for (int p = 0; p < OnTheWay<F, PARTS>::PAIRS; p++) {
+            const int i = p * TILE_THREADS + thread();
+            Pair pair = from.scales[part][p];
+            if constexpr (F::MIN && F::RUN == 16) {
+                // Vector `p` of the thread has just the bytes of this run, whose sum is its own.
+                int own = 0;
+                for (int j = 0; j < 4; j++) own = dot4(0x01010101, from.x[part][p].x[j], own);
+                pair.x[1] = bits_of(float_of(pair.x[0]) * (float)own);
+            }
+            tile.x_scale[part][i % RUNS][i / RUNS] = pair;
+        }
     }
 }
 
-// How the warps share a tile, each in squares of 16 tokens and 16 rows.
-constexpr int TILE_WARPS = TILE_THREADS / WARP, WARPS_OF_TOKENS = TILE_WARPS / 2, WARPS_OF_ROWS = 2;
-constexpr int DOWN = TILE_TOKENS / WARPS_OF_TOKENS / 16, ACROSS = TILE_ROWS / WARPS_OF_ROWS / 16;
-DEVICE int first_token() { return warp() / WARPS_OF_ROWS * DOWN * 16; }
-DEVICE int first_row() { return warp() % WARPS_OF_ROWS * ACROSS * 16; }
-
 // What a lane sums.
+template <int PARTS>
 struct TileSums {
-    float x[DOWN][ACROSS][SUMS];
+    typedef Division<PARTS> S;
+    float x[S::DOWN][S::ACROSS][SUMS];
+
+    // Each sum, with its token and row in the tile.
+    template <class Put>
+    DEVICE void each(const Put& put) const {
+#pragma unroll
+        for (int d = 0; d < S::DOWN; d++) {
+#pragma unroll
+            for (int a = 0; a < S::ACROSS; a++) {
+#pragma unroll
+                for (int i = 0; i < SUMS; i++) put(S::token() + 16 * d + left_row(i), S::row() + 16 * a + right_row(i), x[d][a][i]);
+            }
+        }
+    }
 };
 
 // Adds the products of a step.
-template <class F>
-DEVICE void multiply_tile(const Tile<F::RUN>& tile, int tokens, TileSums& sums) {
+template <class F, int PARTS>
+DEVICE void multiply_tile(const Tile<F::RUN, PARTS>& tile, int tokens, TileSums<PARTS>& sums) {
+    typedef Division<PARTS> S;
 #pragma unroll
-    for (int run = 0; run < TILE_COLUMNS / F::RUN; run++) {
-        Right<F::RUN> w[ACROSS];
-        float scale[ACROSS][SUMS], min[ACROSS][SUMS];
+    for (int i = 0; i < S::EACH * Tile<F::RUN, PARTS>::RUNS; i++) {
+        const int part = S::part() + i / Tile<F::RUN, PARTS>::RUNS, run = i % Tile<F::RUN, PARTS>::RUNS;
+        Right<F::RUN> w[S::ACROSS];
+        float scale[S::ACROSS][SUMS], min[S::ACROSS][SUMS];
 #pragma unroll
-        for (int a = 0; a < ACROSS; a++) {
-            const int row = first_row() + 16 * a;
+        for (int a = 0; a < S::ACROSS; a++) {
+            const int row = part * S::ROWS + S::row() + 16 * a;
             w[a].load(tile.w[row] + run * F::RUN, TILE_STRIDE);
 #pragma unroll
             for (int i = 0; i < SUMS; i++) {
@@ -140,16 +177,16 @@ DEVICE void multiply_tile(const Tile<F::RUN>& tile, int tokens, TileSums& sums) 
             }
         }
 #pragma unroll
-        for (int d = 0; d < DOWN; d++) {
-            const int token = first_token() + 16 * d;
+        for (int d = 0; d < S::DOWN; d++) {
+            const int token = S::token() + 16 * d;
             if (token >= tokens) continue;
             Left<F::RUN> x;
-            x.load(tile.x[token] + run * F::RUN, TILE_STRIDE);
+            x.load(tile.x[part][token] + run * F::RUN, TILE_STRIDE);
             Pair pairs[SUMS];
 #pragma unroll
-            for (int i = 0; i < SUMS; i++) pairs[i] = tile.x_scale[run][token + left_row(i)];
+            for (int i = 0; i < SUMS; i++) pairs[i] = tile.x_scale[part][run][token + left_row(i)];
 #pragma unroll
-            for (int a = 0; a < ACROSS; a++) {
+            for (int a = 0; a < S::ACROSS; a++) {
                 float dots[SUMS];
                 multiply_rows<F::RUN>(x, w[a], dots);
 #pragma unroll
@@ -164,25 +201,28 @@ DEVICE void multiply_tile(const Tile<F::RUN>& tile, int tokens, TileSums& sums) 
 }
 
 // All products of a tile. The weight and row of thread `i` is what it unpacks.
-template <class F, class L, int TOKENS, int K>
-DEVICE void sum_tile(Tile<F::RUN>& tile, const u8* weight, int rows, int row, Quantised<TOKENS, K> x, int token, int tokens, TileSums& sums) {
-    constexpr int STEPS = (K + TILE_COLUMNS - 1) / TILE_COLUMNS;
+template <class F, class L, int PARTS, int TOKENS, int K>
+DEVICE void sum_tile(Tile<F::RUN, PARTS>& tile, const u8* weight, int rows, int row, Quantised<TOKENS, K> x, int token, int tokens,
+                     TileSums<PARTS>& sums) {
+    typedef Division<PARTS> S;
+    constexpr int STEPS = (K + TILE_COLUMNS * PARTS - 1) / (TILE_COLUMNS * PARTS);
+    const int part = thread() / S::ROWS;
 #pragma unroll
-    for (int d = 0; d < DOWN; d++) {
-        for (int a = 0; a < ACROSS; a++) {
+    for (int d = 0; d < S::DOWN; d++) {
+        for (int a = 0; a < S::ACROSS; a++) {
             for (int i = 0; i < SUMS; i++) sums.x[d][a][i] = 0;
         }
     }
-    OnTheWay<F> next;
-    load_weights<F, L, K>(next, weight, rows, row, 0);
+    OnTheWay<F, PARTS> next;
+    load_weights<F, L, K>(next, weight, rows, row, part);
     wait_for_previous();
     load_activations<F>(next, x, token, tokens, 0);
     for (int step = 0; step < STEPS; step++) {
         barrier();
-        store_tile<F>(tile, next, step);
+        store_tile<F>(tile, next, step * PARTS + part);
         barrier();
         if (step + 1 < STEPS) {
-            load_weights<F, L, K>(next, weight, rows, row, step + 1);
+            load_weights<F, L, K>(next, weight, rows, row, (step + 1) * PARTS + part);
             load_activations<F>(next, x, token, tokens, step + 1);
         }
         multiply_tile<F>(tile, tokens - token, sums);
@@ -198,49 +238,61 @@ struct Part {
     float* out;
 };
 
-// Stores y = w x (+ bias) (+ residual) for the rows of block `block` and the tokens from `TILE_TOKENS * block_x()` on.
-template <class F, class L, int TOKENS, int K>
-DEVICE void matmul(Tile<F::RUN>& tile, Part part, Quantised<TOKENS, K> x, int block, int tokens) {
-    const int token = block_x() * TILE_TOKENS, row = block * TILE_ROWS;
-    TileSums sums;
-    sum_tile<F, L>(tile, part.weight, part.rows, least(row + thread(), part.rows - 1), x, token, tokens, sums);
-#pragma unroll
-    for (int d = 0; d < DOWN; d++) {
-#pragma unroll
-        for (int a = 0; a < ACROSS; a++) {
-#pragma unroll
-            for (int i = 0; i < SUMS; i++) {
-                const int t = token + first_token() + 16 * d + left_row(i), r = row + first_row() + 16 * a + right_row(i);
-                if (t >= tokens || r >= part.rows) continue;
-                const u64 at = (u64)t * part.rows + r;
-                float y = sums.x[d][a][i];
-                if (part.bias) y += part.bias[r];
-                if (part.residual) y += part.residual[at];
-                part.out[at] = y;
-            }
+// y = w x (+ bias) (+ residual) of a token and row.
+DEVICE void store_sum(Part part, int token, int row, int tokens, float y) {
+    if (token >= tokens || row >= part.rows) return;
+    const u64 at = (u64)token * part.rows + row;
+    if (part.bias) y += part.bias[row];
+    if (part.residual) y += part.residual[at];
+    part.out[at] = y;
+}
+
+// Stores the rows of block `block` and the tokens from `TILE_TOKENS * block_x()` on.
+template <class F, class L, int PARTS, int TOKENS, int K>
+DEVICE void matmul(Tile<F::RUN, PARTS>& tile, Part part, Quantised<TOKENS, K> x, int block, int tokens) {
+    typedef Division<PARTS> S;
+    const int token = block_x() * TILE_TOKENS, row = block * S::ROWS;
+    TileSums<PARTS> sums;
+    sum_tile<F, L>(tile, part.weight, part.rows, least(row + thread() % S::ROWS, part.rows - 1), x, token, tokens, sums);
+    if constexpr (PARTS == WIDE) {
+        sums.each([&](int t, int r, float y) { store_sum(part, token + t, row + r, tokens, y); });
+    } else {
+        constexpr int STRIDE = S::ROWS + 1;
+        static_assert(sizeof(float) * S::WARPS * TILE_TOKENS * STRIDE <= sizeof(tile), "the sums have room where the tile was");
+        barrier();
+        float* of_warps = (float*)&tile;
+        sums.each([&](int t, int r, float y) { of_warps[(warp() * TILE_TOKENS + t) * STRIDE + r] = y; });
+        barrier();
+        for (int i = thread(); i < TILE_TOKENS * S::ROWS; i += TILE_THREADS) {
+            const int t = i / S::ROWS, r = i % S::ROWS;
+            float y = 0;
+            for (int w = 0; w < S::WARPS; w++) y += of_warps[(w * TILE_TOKENS + t) * STRIDE + r];
+            store_sum(part, token + t, row + r, tokens, y);
         }
     }
 }
 
 // silu(gate) * up for 64 rows of two weights of one format, stored by `out`: each warp has 32 of both.
 template <class F, class L, int TOKENS, int K, class Out>
-DEVICE void matmul_swiglu(Tile<F::RUN>& tile, const u8* gate, const u8* up, int rows, Quantised<TOKENS, K> x, int block, int tokens, Out out) {
-    constexpr int HALF = TILE_ROWS / 2, STRIDE = HALF + 4;
+DEVICE void matmul_swiglu(Tile<F::RUN, WIDE>& tile, const u8* gate, const u8* up, int rows, Quantised<TOKENS, K> x, int block, int tokens,
+                          Out out) {
+    typedef Division<WIDE> S;
+    constexpr int HALF = S::ROWS / 2, STRIDE = HALF + 4;
     static_assert(sizeof(float) * TILE_TOKENS * STRIDE <= sizeof(tile), "the results have room where the tile was");
     const int token = block_x() * TILE_TOKENS, first = block * HALF;
     const int row = first + thread() / HALF * 32 + thread() % 32;
-    TileSums sums;
+    TileSums<WIDE> sums;
     sum_tile<F, L>(tile, thread() / 32 % 2 == 0 ? gate : up, rows, least(row, rows - 1), x, token, tokens, sums);
     barrier();
     float* y = (float*)&tile;
 #pragma unroll
-    for (int d = 0; d < DOWN; d++) {
+    for (int d = 0; d < S::DOWN; d++) {
 #pragma unroll
-        for (int a = 0; a < ACROSS / 2; a++) {
+        for (int a = 0; a < S::ACROSS / 2; a++) {
 #pragma unroll
             for (int i = 0; i < SUMS; i++) {
-                const int t = first_token() + 16 * d + left_row(i), r = first_row() / 2 + 16 * a + right_row(i);
-                y[t * STRIDE + r] = silu(sums.x[d][a][i]) * sums.x[d][ACROSS / 2 + a][i];
+                const int t = S::token() + 16 * d + left_row(i), r = S::row() / 2 + 16 * a + right_row(i);
+                y[t * STRIDE + r] = silu(sums.x[d][a][i]) * sums.x[d][S::ACROSS / 2 + a][i];
             }
         }
     }
@@ -353,13 +405,7 @@ DEVICE void matmul_floats(FloatTile& tile, Part part, X x, int block, int tokens
     for (int n = 0; n < 8; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int t = token + thread() / 16 * 8 + n, r = first + thread() % 16 * 4 + i;
-            if (t >= tokens || r >= part.rows) continue;
-            const u64 at = (u64)t * part.rows + r;
-            float y = sums[n][i];
-            if (part.bias) y += part.bias[r];
-            if (part.residual) y += part.residual[at];
-            part.out[at] = y;
+            store_sum(part, token + thread() / 16 * 8 + n, first + thread() % 16 * 4 + i, tokens, sums[n][i]);
         }
     }
 }

@@ -60,9 +60,10 @@ fn default_buckets() -> Vec<u64> {
     vec![1, 8]
 }
 
-/// A graph is captured for each, so they are close.
+/// A graph is captured for each of the few, so they are close; then what one tile of tokens holds, for which tiles of weights are others
+/// than for many.
 fn gpu_buckets() -> Vec<u64> {
-    vec![1, 2, 4, 8]
+    vec![1, 2, 4, 8, 64]
 }
 
 fn default_wave() -> u32 {

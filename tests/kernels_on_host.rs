@@ -167,8 +167,10 @@ fn cases_of(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape
         let file = Model::new(&shape, format).file();
         cases.push(Case { few: shape.name == "tiny-odd", ..case(shape.name.into(), file, &options) });
     }
+    // Of so many logits that tiles are wide.
+    let many = Shape { vocab: 16_500, ..one };
+    cases.push(Case { prompt: 70, ..case("long".into(), Model::new(&many, q4_k_m).file(), &options) });
     let file = Model::new(&one, q4_k_m).file();
-    cases.push(Case { prompt: 70, ..case("long".into(), file.clone(), &options) });
     let greedy = Options { greedy: true, ..options.clone() };
     cases.push(Case { purpose: Purpose::Generate, ..case("greedy".into(), file.clone(), &greedy) });
     let apart = ["-swiglu", "-add_rmsnorm", "-dequant_rmsnorm", "-merge", "-dequant_matmul"];

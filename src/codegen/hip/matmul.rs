@@ -15,6 +15,13 @@ const TILE_TOKENS: u32 = 64;
 const TILE_THREADS: u32 = 128;
 /// Blocks of tiles that share a multiprocessor: two leave half of it waiting, and four spill (an H200: 0.97 and 0.52 of the speed).
 const TILES_AT_ONCE: u32 = 3;
+/// The same of narrow tiles, which take more registers.
+const NARROW_AT_ONCE: u32 = 2;
+/// Rows of a wide tile and of a narrow one.
+const WIDE_ROWS: u64 = 128;
+const NARROW_ROWS: u64 = 32;
+/// Blocks that keep a GPU busy: with fewer wide tiles, tiles are narrow.
+const BLOCKS: u64 = 256;
 
 impl Unit<'_> {
     pub(super) fn matmul(&mut self, m: &MatmulSpec) -> Result<(), String> {
@@ -102,6 +109,9 @@ impl Unit<'_> {
         let in_bytes =
             self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
         let count = symbol(tokens)?;
+        let wide_tiles = m.parts.iter().map(|part| part.rows.div_ceil(WIDE_ROWS)).sum::<u64>()
+            * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS));
+        let narrow = in_bytes && wide_tiles < BLOCKS && matches!(m.epilogue, Epilogue::Store);
         let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
         let kind = |part: &MatmulPart| -> Result<(String, String), String> {
             if in_bytes {
@@ -119,13 +129,17 @@ impl Unit<'_> {
         tiles.sort_unstable();
         tiles.dedup();
         let members = tiles.iter().map(|tile| match tile.strip_prefix('t') {
-            Some(run) => format!("Tile<{run}> {tile}; "),
+            Some(run) => format!("Tile<{run}, {}> {tile}; ", if narrow { "NARROW" } else { "WIDE" }),
             None => format!("FloatTile {tile}; "),
         });
         body +=
             &format!("__shared__ union {{ {}}} room;\nconst auto x = {x};\n", members.collect::<String>());
         // Rows of a block.
-        let (storing, pairs) = if in_bytes { (128, 64) } else { (64, 32) };
+        let (storing, pairs) = match (in_bytes, narrow) {
+            (true, true) => (NARROW_ROWS, 0),
+            (true, false) => (WIDE_ROWS, WIDE_ROWS / 2),
+            (false, _) => (64, 32),
+        };
         let blocks = match m.epilogue {
             Epilogue::Store => {
                 let mut blocks = 0;
@@ -190,7 +204,7 @@ impl Unit<'_> {
         let grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
         self.file(&["matmul.h"], TILE_THREADS, grid, body);
         if let Some(file) = self.files.last_mut() {
-            file.blocks = TILES_AT_ONCE;
+            file.blocks = if narrow { NARROW_AT_ONCE } else { TILES_AT_ONCE };
         }
         Ok(true)
     }
