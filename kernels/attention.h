@@ -96,7 +96,7 @@ struct Stored {
     // Keys of the step that are not in the cache yet.
     static constexpr int COUNT = 0;
     const float* q;
-    DEVICE void begin(int, int, bool, bool) { wait_for_previous(); }
+    DEVICE void begin(int, int, bool, int, int, const i32*) { wait_for_previous(); }
     DEVICE float query(int token, int head, int, int column) const { return q[((u64)token * S::HEADS + head) * S::D + column]; }
     DEVICE bool meets(int) { return false; }
     DEVICE int times(int) const { return 0; }
@@ -116,7 +116,7 @@ DEVICE void attend_part(Step step, const typename KC::Element* k, const typename
     const int sequence = load_index(sequences + token, S::SEQUENCES);
     const Seen seen = seen_by<S::PARTS, S::WINDOW, S::PAGES * S::PAGE>(load_step(positions + token), load_step(lengths + sequence));
     const int from = seen.begin + part * seen.each, to = least(from + seen.each, seen.end);
-    step.begin(token, head, part == 0, from < to);
+    step.begin(token, head, part == 0, from, to, tables + sequence * S::PAGES);
     if (S::PARTS > 1 && from >= to) return;
     const int kv = head / (S::HEADS / S::KV);
 

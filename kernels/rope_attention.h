@@ -1,8 +1,9 @@
 // Attention of a few queries that turns them, and the keys of the step, as it begins: what `rope_kv.h` and `attention.h` do in two
 // kernels, of which the second would wait for the first.
 //
-// Every block turns its own queries and all the keys of the step, which are few. Where it comes by their rows of the caches it goes on,
-// as other blocks may be writing these (the first part of each token and cache head does), and meets them at the end.
+// Every block turns its own queries and the keys of the step that lie in pages it goes over, which are few. Where it comes by their rows
+// of the caches it goes on, as other blocks may be writing these (the first part of each token and cache head does), and meets them at
+// the end.
 #pragma once
 #include "attention.h"
 #include "rope_kv.h"
@@ -43,14 +44,26 @@ struct Turning {
         for (int t = 0; t < N; t++) rows[t] = t < tokens ? (int)load_index(of_tokens + t, S::ROWS) : -1, met[t / 2] = 0;
     }
 
-    DEVICE void begin(int token, int head, bool first_part, bool sees) {
+    // Turns what is met of the positions `from` to `to`, which lie in the pages that `table` has.
+    DEVICE void begin(int token, int head, bool first_part, int from, int to, const i32* table) {
         const int each = S::HEADS / S::KV, kv = head / each;
         const bool writes = first_part && head % each == 0;
-        if (!writes && !sees) return wait_for_previous();
+        if (!writes && from >= to) return wait_for_previous();
+        // A bit for each token whose key and value are needed.
+        u32 needed = writes ? 1u << token : 0;
+        const int end = from < to ? (to + S::PAGE - 1) / S::PAGE : 0;
+        for (int first = from / S::PAGE; first < end; first += WARP) {
+            const int at = first + lane(), page = at < end ? (int)load_index(table + at, S::ROWS / S::PAGE) : -1;
+#pragma unroll
+            for (int t = 0; t < N; t++) {
+                if (any_of_warp(rows[t] >= 0 && page == rows[t] / S::PAGE)) needed |= 1u << t;
+            }
+        }
         // A warp turns a head: those of the queries, then the keys of the tokens.
         for (int i = warp(); i < GROUP + tokens; i += THREADS / WARP) {
             const bool is_query = i < GROUP;
             const int t = is_query ? token : i - GROUP;
+            if (!is_query && !(needed >> t & 1)) continue;
             Turn<WARP, S::D, DIMS, INTERLEAVED> turn;
             turn.to(load_step(positions + t), lane(), turns, factors);
             wait_for_previous();
@@ -75,6 +88,7 @@ struct Turning {
         wait_for_previous();
         for (int i = thread(); i < tokens * S::D; i += THREADS) {
             const int t = i / S::D, c = i % S::D;
+            if (!(needed >> t & 1)) continue;
             VC::put(&room.values[t][c], v[((u64)t * S::KV + kv) * S::D + c]);
         }
         barrier();
@@ -82,10 +96,10 @@ struct Turning {
 #pragma unroll
         for (int t = 0; t < N; t++) {
             if (t != token) continue;
-            const u64 to = ((u64)rows[t] * S::KV + kv) * S::D;
+            const u64 row = ((u64)rows[t] * S::KV + kv) * S::D;
             for (int c = thread(); c < S::D; c += THREADS) {
-                key_cache[to + c] = room.keys[t][c];
-                value_cache[to + c] = room.values[t][c];
+                key_cache[row + c] = room.keys[t][c];
+                value_cache[row + c] = room.values[t][c];
             }
         }
     }

@@ -53,8 +53,6 @@ pub struct Scheduler {
     waiting: VecDeque<(RequestId, Request)>,
     running: Vec<Running>,
     next: u64,
-    /// The sampler changes its logits; kept between tokens for its allocation.
-    logits: Vec<f32>,
 }
 
 impl Scheduler {
@@ -62,7 +60,7 @@ impl Scheduler {
     /// If the plan's kernels do not agree on the pages of the caches.
     pub fn new(executor: Executor) -> Result<Scheduler, BatchError> {
         let sequences = Sequences::new(executor)?;
-        Ok(Scheduler { sequences, waiting: VecDeque::new(), running: vec![], next: 0, logits: vec![] })
+        Ok(Scheduler { sequences, waiting: VecDeque::new(), running: vec![], next: 0 })
     }
 
     /// The sequences underneath.
@@ -213,8 +211,8 @@ impl Scheduler {
                 u32::try_from(best).map_err(|_| SessionError::Nan)
             }
             Output::Logits => {
-                self.sequences.read_logits(row..row + 1, &mut self.logits)?;
-                Ok(sampler.sample(&mut self.logits, text)?)
+                let logits = self.sequences.view_logits(row..row + 1)?;
+                Ok(sampler.sample(logits, text)?)
             }
         };
         let token = match chosen {

@@ -70,8 +70,6 @@ pub struct Session {
     /// What is in the cache, then the token that is not yet, if there is one.
     text: Vec<u32>,
     filled: usize,
-    /// The sampler changes its logits; kept between tokens for its allocation.
-    logits: Vec<f32>,
 }
 
 impl Session {
@@ -82,7 +80,7 @@ impl Session {
     pub fn new(executor: Executor) -> Result<Session, SessionError> {
         let mut sequences = Sequences::new(executor)?;
         let sequence = sequences.begin()?;
-        Ok(Session { sequences, sequence, text: vec![], filled: 0, logits: vec![] })
+        Ok(Session { sequences, sequence, text: vec![], filled: 0 })
     }
 
     /// The executor underneath.
@@ -171,8 +169,8 @@ impl Session {
             return u32::try_from(token).map_err(|_| SessionError::Nan);
         }
         let wanted = self.sequences.last_rows().wanted.len();
-        self.sequences.read_logits(wanted.saturating_sub(1)..wanted, &mut self.logits)?;
-        Ok(sampler.sample(&mut self.logits, &self.text)?)
+        let logits = self.sequences.view_logits(wanted.saturating_sub(1)..wanted)?;
+        Ok(sampler.sample(logits, &self.text)?)
     }
 
     /// Reads `prompt`, then generates up to `count` tokens and hands each to `on_token`. When the context is full, one token
@@ -232,8 +230,7 @@ impl Session {
             self.step(chunk, Wanted::All, Output::Logits)?;
             for row in 0..chunk.len() {
                 if read >= before {
-                    self.sequences.read_logits(row..row + 1, &mut self.logits)?;
-                    on_row(read - before, &self.logits);
+                    on_row(read - before, self.sequences.view_logits(row..row + 1)?);
                 }
                 read += 1;
             }

@@ -446,6 +446,15 @@ impl Sequences {
         Ok(self.executor.read_f32(0, rows.start as u64..rows.end as u64, to)?)
     }
 
+    /// The logits of some of the last step's wanted rows, in order, `[vocabulary]` each, without a copy of one's own: good until the
+    /// next call. What is changed there is changed nowhere else.
+    ///
+    /// # Errors
+    /// As [`Self::read_logits`].
+    pub fn view_logits(&mut self, rows: Range<usize>) -> Result<&mut [f32]> {
+        Ok(self.executor.view_f32(0, rows.start as u64..rows.end as u64)?)
+    }
+
     /// The logits of all of the last step's wanted rows.
     ///
     /// # Errors

@@ -48,6 +48,26 @@ pub trait Device: Send {
     fn read(&mut self, program: usize, from: BufRef, first: u64, bytes: &mut [u8])
     -> Result<(), DeviceError>;
 
+    /// Waits for work, and shows bytes of a buffer in the arena of a program: in `room`, or in memory that the device copies to
+    /// without another copy. What is changed there is changed nowhere else.
+    ///
+    /// # Errors
+    /// If the device fails, or failed at the work.
+    fn view<'a>(
+        &'a mut self,
+        work: Ticket,
+        (program, from): (usize, BufRef),
+        first: u64,
+        len: usize,
+        room: &'a mut Vec<u32>,
+    ) -> Result<&'a mut [u8], DeviceError> {
+        self.wait(work)?;
+        room.resize(len.div_ceil(size_of::<u32>()), 0);
+        let bytes = &mut bytemuck::cast_slice_mut(room)[..len];
+        self.read(program, from, first, bytes)?;
+        Ok(bytes)
+    }
+
     /// Copies rows of every state of a role to other rows of it, which do not overlap them.
     ///
     /// # Errors

@@ -49,6 +49,8 @@ pub struct Executor {
     device: Box<dyn Device>,
     /// The program that was submitted last, and at what.
     last: Option<(usize, Syms, Ticket)>,
+    /// Room for what is viewed of results.
+    viewed: Vec<u32>,
 }
 
 /// Why a step cannot run.
@@ -105,7 +107,7 @@ impl Executor {
     /// The same, on a device that holds the plan already.
     fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
         plan.require_device(device.kind())?;
-        Ok(Executor { plan, device, last: None })
+        Ok(Executor { plan, device, last: None, viewed: vec![] })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -182,6 +184,19 @@ impl Executor {
         self.read_rows(i, DType::F32, rows, to)
     }
 
+    /// Rows of result `i` of the last step, such as logits `[T,V]`, without a copy of one's own: good until the next call. What is
+    /// changed there is changed nowhere else.
+    ///
+    /// # Errors
+    /// If there are none, or they are not f32.
+    pub fn view_f32(&mut self, i: usize, rows: Range<u64>) -> Result<&mut [f32], ExecError> {
+        let (place, first, elements) = self.rows_of(i, DType::F32, rows)?;
+        let (_, _, ticket) = self.last.ok_or(ExecError::Nothing)?;
+        let place = (place.0, BufRef::Arena(place.1));
+        let len = elements * size_of::<f32>();
+        Ok(bytemuck::cast_slice_mut(self.device.view(ticket, place, first, len, &mut self.viewed)?))
+    }
+
     /// Rows of result `i` of the last step, such as the tokens chosen, in place of what `to` holds.
     ///
     /// # Errors
@@ -197,15 +212,26 @@ impl Executor {
         rows: Range<u64>,
         to: &mut Vec<E>,
     ) -> Result<(), ExecError> {
+        let (place, first, elements) = self.rows_of(result, want, rows)?;
+        to.resize(elements, E::zeroed());
+        self.read(place, first, bytemuck::cast_slice_mut(to))
+    }
+
+    /// Where rows of a result lie: its buffer, the first byte in it, and how many elements there are.
+    fn rows_of(
+        &self,
+        result: usize,
+        want: DType,
+        rows: Range<u64>,
+    ) -> Result<((usize, u32), u64, usize), ExecError> {
         let (place, ty, at) = self.result_of(result, Some(want))?;
         let all = ty.first().eval(&at);
         if rows.start > rows.end || rows.end > all {
             return Err(ExecError::NoResultRows { result, rows, all });
         }
-        let row = ty.elements(&at) / all.max(1);
-        to.resize(((rows.end - rows.start) * row) as usize, E::zeroed());
-        let first = rows.start * row * size_of::<E>() as u64;
-        self.read(place, first, bytemuck::cast_slice_mut(to))
+        let row = TensorType::new(want, ty.shape[1..].iter().copied());
+        let first = rows.start * row.bytes(&at);
+        Ok((place, first, ((rows.end - rows.start) * row.elements(&at)) as usize))
     }
 
     fn read(&mut self, (program, buffer): (usize, u32), first: u64, to: &mut [u8]) -> Result<(), ExecError> {

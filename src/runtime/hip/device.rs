@@ -39,6 +39,8 @@ pub struct HipDevice {
     pool: Buffer,
     _weights: Weights,
     staging: Pinned,
+    /// Where results are viewed.
+    viewed: Pinned,
     /// Bytes of it that work under way may still read.
     staged: usize,
     /// When each part of what is read is there.
@@ -105,6 +107,7 @@ impl HipDevice {
         // SAFETY: all of the pool.
         unsafe { stream.fill(pool.at, 0, pool.bytes as usize) }?;
         let staging = Pinned::new(&context, STAGING)?;
+        let viewed = Pinned::new(&context, STAGING)?;
         let event = || Event::new(&context);
         let parts_read = [event()?, event()?, event()?, event()?];
         let weights = Weights::load(&context, &plan.weights, &found)?;
@@ -131,6 +134,7 @@ impl HipDevice {
             pool,
             _weights: weights,
             staging,
+            viewed,
             staged: 0,
             parts_read,
             pending: vec![],
@@ -440,6 +444,33 @@ impl Device for HipDevice {
             return Ok(());
         }
         Ok(self.read_at(at + first, bytes)?)
+    }
+
+    /// The copy follows the work on the stream, and both are waited for at once.
+    fn view<'a>(
+        &'a mut self,
+        work: Ticket,
+        (program, from): (usize, BufRef),
+        first: u64,
+        len: usize,
+        room: &'a mut Vec<u32>,
+    ) -> Result<&'a mut [u8], DeviceError> {
+        assert!(work.0 <= self.submitted, "{work:?} is of another device");
+        let (at, ty, bounds) = self.place(program, from);
+        let inside = first.checked_add(len as u64).is_some_and(|end| end <= ty.bytes(&bounds));
+        assert!(inside, "{from:?} has no bytes at {first}..+{len}");
+        if len > STAGING || ty.dtype == DType::Q8Act {
+            room.resize(len.div_ceil(size_of::<u32>()), 0);
+            let bytes = &mut bytemuck::cast_slice_mut(room)[..len];
+            self.read(program, from, first, bytes)?;
+            return Ok(bytes);
+        }
+        self.send_pending()?;
+        // SAFETY: the buffer has as many bytes there. Nothing else touches the room, which is looked at when the stream was waited for.
+        unsafe { self.stream.read(at + first, &mut self.viewed.bytes()[..len]) }?;
+        self.idle = false;
+        self.wait_for_all()?;
+        Ok(&mut self.viewed.bytes()[..len])
     }
 
     fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
