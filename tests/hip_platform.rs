@@ -20,7 +20,7 @@ use sinter::compile::{Options, Purpose, compile};
 use sinter::gguf::GgufFile;
 use sinter::ir::{DType, KvTypes, StateRole};
 use sinter::lower::Config;
-use sinter::runtime::{DeviceError, DeviceOptions, Executor, StepRows};
+use sinter::runtime::{DeviceError, DeviceOptions, Executor, Progress, Stage, StepRows};
 use sinter::target::Target;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use synthetic::{Model, Shape, q4_k_m, shape};
 
 /// The functions that the runtime takes from the libraries.
@@ -366,7 +366,7 @@ fn each_call_that_fails_is_one_clear_error() {
         .collect();
     assert!(faults.len() > 60, "{faults:?}");
     let next = AtomicUsize::new(0);
-    let wrong = std::sync::Mutex::new(vec![]);
+    let wrong = Mutex::new(vec![]);
     std::thread::scope(|scope| {
         let work = || {
             while let Some((name, n)) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -519,6 +519,55 @@ fn kernels_are_compiled_once() {
     assert_eq!(kept(), entries);
 }
 
+#[test]
+#[ignore = "run by another in a process that has the stubs"]
+fn loading_is_told() {
+    let Ok(path) = std::env::var("SINTER_TEST_MODEL") else { return };
+    let file = Arc::new(sinter::model::open(Some(Path::new(&path))).unwrap());
+    let told = Arc::new(Mutex::new(vec![]));
+    let progress = {
+        let told = Arc::clone(&told);
+        Progress::to(move |stage, done, all| told.lock().unwrap().push((stage, done, all)))
+    };
+    let device = DeviceOptions { progress, ..DeviceOptions::default() };
+    let made = sinter::model::executor(&file, None, &two_sequences(), Purpose::Score, &device);
+    let told = told.lock().unwrap();
+    for stage in [Stage::Kernels, Stage::Weights] {
+        let told: Vec<(u64, u64)> = told.iter().filter(|t| t.0 == stage).map(|t| (t.1, t.2)).collect();
+        let (_, all) = told[0];
+        assert!(told.len() > 3 && told.iter().all(|t| t.1 == all) && told.is_sorted(), "{told:?}");
+        let ends = told.iter().position(|(done, _)| *done >= all);
+        let does = made.is_ok() || stage == Stage::Kernels;
+        assert_eq!(ends, does.then_some(told.len() - 1), "{stage:?}: {told:?}");
+    }
+    let fails = std::env::var("SINTER_STUB_FAIL").is_ok();
+    assert_eq!(made.is_err(), fails);
+}
+
+/// How far a load is, whether it succeeds or its last bytes do not arrive.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_load_that_fails_is_not_told_to_end() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    compile_ahead(folder, "gfx1100", &codes(&file, &two_sequences(), Purpose::Score));
+    let model = ("SINTER_TEST_MODEL", path.as_str());
+    let whole = in_a_process(folder, "loading_is_told", &[model]);
+    let last = format!("hipMemcpyHtoDAsync:{}", whole.calls("hipMemcpyHtoDAsync"));
+    in_a_process(folder, "loading_is_told", &[model, ("SINTER_STUB_FAIL", &last)]);
+}
+
+/// Runs one of the ignored tests in a process of its own, which has the stubs.
+fn in_a_process(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Ran {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]);
+    let ran = on_stubs(folder, command, variables);
+    let said = text(&ran.output.stdout) + &text(&ran.output.stderr);
+    assert!(ran.output.status.success() && said.contains("1 passed"), "{said}");
+    assert_eq!(ran.leaks(), [""; 0]);
+    ran
+}
+
 /// Rows of a page of a cache.
 const PAGE: i32 = sinter::ir::PAGE as i32;
 /// Positions of the sequence that moves: into its third page.
@@ -581,12 +630,7 @@ fn one_graph_follows_pages_that_move() {
     let Some(folder) = stubs() else { return };
     let (path, file) = tiny(folder);
     compile_ahead(folder, "gfx1100", &codes(&file, &two_sequences(), Purpose::Score));
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "pages_that_move", "--ignored", "--nocapture"]);
-    let ran = on_stubs(folder, command, &[("SINTER_TEST_MODEL", &path)]);
-    let said = text(&ran.output.stdout) + &text(&ran.output.stderr);
-    assert!(ran.output.status.success() && said.contains("1 passed"), "{said}");
-    assert_eq!(ran.leaks(), [""; 0]);
+    let ran = in_a_process(folder, "pages_that_move", &[("SINTER_TEST_MODEL", &path)]);
     assert_eq!(ran.calls("hipGraphInstantiateWithFlags"), 1);
     assert_eq!(ran.calls("hipGraphLaunch"), i64::from(POSITIONS) - 1);
     assert!(ran.calls("hipMemcpyDtoDAsync") > 0);

@@ -4,6 +4,7 @@
 mod tests;
 
 use super::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, open};
+use super::progress::Progress;
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
 use crate::plan::{BufRef, Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
@@ -49,6 +50,7 @@ pub struct Executor {
     device: Box<dyn Device>,
     /// The program that was submitted last, and at what.
     last: Option<(usize, Syms, Ticket)>,
+    progress: Progress,
 }
 
 /// Why a step cannot run.
@@ -99,17 +101,22 @@ impl Executor {
         plan.require_model(&model.identity())?;
         let plan = Arc::new(plan);
         let device = open(&plan, model, options)?;
-        Executor::on(device, plan)
+        Ok(Executor { progress: options.progress.clone(), ..Executor::on(device, plan)? })
     }
 
     /// The same, on a device that holds the plan already.
     fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
         plan.require_device(device.kind())?;
-        Ok(Executor { plan, device, last: None })
+        Ok(Executor { plan, device, last: None, progress: Progress::default() })
     }
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Who is told how far things are.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// Begins the program of this index on rows of sequences.

@@ -12,6 +12,7 @@ use crate::ir::{DType, StateRole, Syms, TensorType};
 use crate::plan::memory::ALIGN;
 use crate::plan::{BufRef, LoadedPlan, PlannedProgram, State};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
+use crate::runtime::progress::Progress;
 use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use std::collections::HashMap;
@@ -99,7 +100,7 @@ impl HipDevice {
         }
         let found = find_weights(plan, &model)?;
         enough_memory(plan, &context, &found)?;
-        let (modules, kernels) = load_kernels(plan, &context)?;
+        let (modules, kernels) = load_kernels(plan, &context, &options.progress)?;
         let stream = Stream::new(&context)?;
         let pool = Buffer::new(&context, plan.pool_bytes())?;
         // SAFETY: all of the pool.
@@ -107,7 +108,7 @@ impl HipDevice {
         let staging = Pinned::new(&context, STAGING)?;
         let event = || Event::new(&context);
         let parts_read = [event()?, event()?, event()?, event()?];
-        let weights = Weights::load(&context, &plan.weights, &found)?;
+        let weights = Weights::load(&context, &plan.weights, &found, &options.progress)?;
         let at = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool.at + plan.arena_offset + program.buffers[i as usize].offset,
             BufRef::State(i) => pool.at + plan.states[i as usize].offset,
@@ -324,6 +325,7 @@ fn enough_memory(plan: &LoadedPlan, context: &Context, found: &[&[u8]]) -> Resul
 fn load_kernels(
     plan: &LoadedPlan,
     context: &Arc<Context>,
+    progress: &Progress,
 ) -> Result<(Vec<Module>, Vec<Vec<Launch>>), DeviceError> {
     let code_of = |kernel: &Implementation| -> Result<Vec<HipCode>, DeviceError> {
         let codes = kernel.launches.iter().map(|launch| match &launch.code {
@@ -337,7 +339,7 @@ fn load_kernels(
         codes.collect()
     };
     let codes = plan.kernels.iter().map(code_of).collect::<Result<Vec<_>, _>>()?;
-    let binaries = compile(context.platform, &context.arch, codes.iter().flatten())?;
+    let binaries = compile(context.platform, &context.arch, codes.iter().flatten(), progress)?;
     let mut modules: Vec<Module> = vec![];
     let mut known: HashMap<&str, usize> = HashMap::new();
     let mut kernels = vec![];
