@@ -18,8 +18,10 @@ use sinter::check::{Caches, check_step_on};
 use sinter::codegen::spec::{Code, HipCode};
 use sinter::compile::{Options, Purpose, compile};
 use sinter::gguf::GgufFile;
-use sinter::ir::{DType, KvTypes, StateRole};
+use sinter::ir::{DType, KvTypes, StateRole, Syms};
 use sinter::lower::Config;
+use sinter::plan::{BufRef, LoadedPlan};
+use sinter::runtime::device::{Submission, open};
 use sinter::runtime::{DeviceError, DeviceOptions, Executor, Progress, Stage, StepRows};
 use sinter::target::Target;
 use std::cell::RefCell;
@@ -68,7 +70,12 @@ fn build(folder: &Path, name: &str, source: &str, flags: &[&str]) {
     let arch = format!("-DPROPERTIES_ARCH={}", std::mem::offset_of!(Properties, gcnArchName));
     let lanes = lanes::text(&folder.join("liblanes.so"));
     let path = format!("-Wl,-rpath,{}", lanes::text(folder));
-    let library = lib.join(if source == "hip.cpp" { "libamdhip64.so" } else { "libhiprtc.so" });
+    let library = match source {
+        "hip.cpp" => "libamdhip64.so",
+        "cuda.cpp" => "libcuda.so.1",
+        _ => "libhiprtc.so",
+    };
+    let library = lib.join(library);
     let [source, out] = [lanes::sources().join(source), library].map(|path| lanes::text(&path));
     // The runtime unloads libraries; the stubs stay, and count on.
     let args = ["-O0", "-Wl,-z,nodelete", &bytes, &arch, &source, "-o", &out, &lanes, &path];
@@ -339,9 +346,9 @@ const GIVE_BACK: [&str; 8] = [
     "hiprtcDestroyProgram",
 ];
 
-/// What `logits` does not call.
-const UNUSED: [&str; 4] =
-    ["hipMemcpyDtoDAsync", "hipEventElapsedTime", "hiprtcGetProgramLogSize", "hiprtcGetProgramLog"];
+/// What `logits` does not call, and what else does.
+const COPIES_AND_TIMES: [&str; 2] = ["hipMemcpyDtoDAsync", "hipEventElapsedTime"];
+const LOGS: [&str; 2] = ["hiprtcGetProgramLogSize", "hiprtcGetProgramLog"];
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
@@ -353,7 +360,7 @@ fn each_call_that_fails_is_one_clear_error() {
     assert!(whole.output.status.success(), "{}", text(&whole.output.stderr));
     assert_eq!(whole.leaks(), [""; 0]);
     let unused: Vec<&str> = functions().into_iter().filter(|name| whole.calls(name) == 0).collect();
-    assert_eq!(unused, UNUSED);
+    assert_eq!(unused, [COPIES_AND_TIMES, LOGS].concat());
 
     let faults: Vec<(&str, i64)> = functions()
         .into_iter()
@@ -384,6 +391,110 @@ fn each_call_that_fails_is_one_clear_error() {
     });
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), faults.len(), wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "run by another in a process that has the stubs"]
+fn rows_are_copied_and_launches_timed() {
+    let Ok(path) = std::env::var("SINTER_TEST_MODEL") else { return };
+    let file = Arc::new(sinter::model::open(Some(Path::new(&path))).unwrap());
+    let copied_and_timed = || -> Result<usize, Box<dyn std::error::Error>> {
+        let plan = sinter::model::plan(&file, None, &two_sequences(), Purpose::Score)?;
+        let plan = Arc::new(LoadedPlan::from_bytes(&plan.to_bytes()?)?);
+        let mut device = open(&plan, Arc::clone(&file), &DeviceOptions::default())?;
+        let (calls, at) = (0..plan.programs[0].calls.len(), Syms { t: 1, r: 1 });
+        for input in &plan.programs[0].inputs {
+            let bytes = plan.programs[0].buffers[input.buffer as usize].ty.bytes(&at);
+            device.write(0, BufRef::Arena(input.buffer), &vec![0; bytes as usize])?;
+        }
+        let ticket = device.submit(&Submission { program: 0, calls, at, timed: true })?;
+        device.copy_rows(StateRole::Appended, 0, PAGE as u64, PAGE as u64)?;
+        device.wait(ticket)?;
+        Ok(device.timings()?.len())
+    };
+    match copied_and_timed() {
+        Ok(launches) => assert!(launches > 10),
+        Err(e) => {
+            say(&format!("error: {e}"));
+            std::process::exit(1);
+        }
+    }
+}
+
+/// The calls that no command needs for logits: copies of a cache's rows, times of launches, what a compiler has to say.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn each_call_of_copies_times_and_logs_that_fails_is_one_clear_error() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    compile_ahead(folder, "gfx1100", &codes(&file, &two_sequences(), Purpose::Score));
+    let model = ("SINTER_TEST_MODEL", path.as_str());
+    let test = "rows_are_copied_and_launches_timed";
+    let whole = in_a_process(folder, test, &[model]);
+    for name in COPIES_AND_TIMES {
+        let n = whole.calls(name);
+        assert!(n > 1, "{name}");
+        for n in [1, n] {
+            let fault = format!("{name}:{n}");
+            let ran = process(folder, test, &[model, ("SINTER_STUB_FAIL", &fault)]);
+            let wrong = what_is_wrong(&ran, name, false, &whole);
+            assert_eq!(wrong, None, "{fault}: {}", text(&ran.output.stderr));
+        }
+    }
+    let args = thirteen_tokens(folder);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    for name in LOGS {
+        // Several threads compile at once, and the first error counts.
+        let faults: Vec<String> = (1..=64).map(|n| format!("{name}:{n}")).collect();
+        let variables = [("SINTER_STUB_BREAK", "#error broken"), ("SINTER_STUB_FAIL", &faults.join(","))];
+        let ran = sinter(folder, &args, &variables);
+        let wrong = what_is_wrong(&ran, name, false, &whole);
+        assert_eq!(wrong, None, "{name}: {}", text(&ran.output.stderr));
+    }
+}
+
+/// The context of a CUDA device is given back when nothing uses it any more, whatever failed.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_context_is_released() {
+    let Some(folder) = stubs() else { return };
+    let names: Vec<&str> = API.split('"').skip(1).step_by(2).collect();
+    let named = names.windows(2).filter(|pair| pair[0].starts_with("cu") && pair[1].starts_with("hip"));
+    let named: Vec<String> = named.map(|pair| format!("-D{}={}", pair[1], pair[0])).collect();
+    assert!(named.len() > 30, "{named:?}");
+    build(folder, "cuda", "cuda.cpp", &named.iter().map(String::as_str).collect::<Vec<_>>());
+    let devices = |fault: &str| {
+        let [cuda, none] = ["cuda", "no_rocm"].map(|name| lanes::text(&folder.join(name)));
+        let lib = format!("{cuda}/lib");
+        let variables = [
+            ("CUDA_PATH", &*cuda),
+            ("ROCM_PATH", &none),
+            ("LD_LIBRARY_PATH", &lib),
+            ("SINTER_STUB_FAIL", fault),
+        ];
+        let ran = sinter(folder, &["devices"], &variables);
+        let said = text(&ran.output.stdout) + &text(&ran.output.stderr);
+        assert_eq!(ran.leaks(), [""; 0], "{fault}: {said}");
+        (ran, said)
+    };
+    let (whole, said) = devices("");
+    assert!(said.contains("(sm_90, platform nvidia, ") && said.contains(" of 8.6 GB free"), "{said}");
+    let calls =
+        |ran: &Ran| ["Retain", "Release_v2"].map(|name| ran.calls(&format!("cuDevicePrimaryCtx{name}")));
+    assert_eq!(calls(&whole), [1, 1]);
+    let mut faults = 0;
+    for (name, n) in &whole.counts {
+        let Some(name) = name.strip_prefix("calls ") else { continue };
+        for n in 1..=*n {
+            let (ran, said) = devices(&format!("{name}:{n}"));
+            assert!(said.contains(name) && !said.contains("panicked"), "{name}:{n}: {said}");
+            // One that is not retained is not released.
+            let [retained, released] = calls(&ran);
+            assert_eq!(retained - i64::from(name == "cuDevicePrimaryCtxRetain"), released, "{name}:{n}");
+            faults += 1;
+        }
+    }
+    assert!(faults > 10, "{faults}");
 }
 
 /// What should not be so when a call of this name failed.
@@ -594,10 +705,15 @@ fn a_load_that_fails_is_not_told_to_end() {
 }
 
 /// Runs one of the ignored tests in a process of its own, which has the stubs.
-fn in_a_process(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Ran {
+fn process(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Ran {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
-    let ran = on_stubs(folder, command, variables);
+    on_stubs(folder, command, variables)
+}
+
+/// The same, of a test that passes and leaves nothing behind.
+fn in_a_process(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Ran {
+    let ran = process(folder, test, variables);
     let said = text(&ran.output.stdout) + &text(&ran.output.stderr);
     assert!(ran.output.status.success() && said.contains("1 passed"), "{said}");
     assert_eq!(ran.leaks(), [""; 0]);
