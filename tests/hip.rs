@@ -244,7 +244,7 @@ fn uneven_models() -> [Arc<GgufFile>; 3] {
 const TOKENS: [u64; 12] = [1, 2, 3, 7, 8, 9, 17, 64, 65, 128, 513, 4096];
 const DEPTHS: [u64; 5] = [0, 1, 511, 4095, 16000];
 
-/// What the interpreter goes through in about a second.
+/// What the interpreter goes through in a second or a few.
 fn is_quick(tokens: u64, depth: u64) -> bool {
     tokens * (tokens + depth) < 1 << 20
 }
@@ -263,14 +263,17 @@ fn steps_of_all_sizes_at_all_depths_on_a_gpu() {
     }
 }
 
+/// What takes the interpreter longer, of one model each.
 #[test]
-fn a_step_of_4096_tokens_on_a_gpu() {
+fn large_steps_on_a_gpu() {
     let Some((target, device)) = here() else { return };
     let options = Options::new(target);
-    for file in uneven_models() {
-        check_at(&file, &options, &device, 4096, 0);
+    let [fives, threes, _] = uneven_models();
+    for (tokens, depth) in [(128, 16000), (513, 4095), (4096, 0)] {
+        assert!(!is_quick(tokens, depth));
+        check_at(&threes, &options, &device, tokens, depth);
     }
-    check_at(&uneven_models()[0], &options.exact(), &device, 4096, 0);
+    check_at(&fives, &options.exact(), &device, 4096, 0);
 }
 
 /// A few of them on the CPU, in an optimised build alone.
