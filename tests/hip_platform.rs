@@ -16,11 +16,12 @@ use command::{report, said, text};
 use lanes::{build_lanes, clang, write_headers};
 use sinter::check::{Caches, check_step_on};
 use sinter::codegen::spec::{Code, HipCode};
+use sinter::codegen::{Layouts, generate};
 use sinter::compile::{Options, Purpose, compile};
-use sinter::gguf::GgufFile;
-use sinter::ir::{DType, KvTypes, StateRole, Syms};
+use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
+use sinter::ir::{DType, Graph, KvTypes, StateRole, Syms, verify};
 use sinter::lower::Config;
-use sinter::plan::{BufRef, LoadedPlan};
+use sinter::plan::{BufRef, LoadedPlan, Parts, Plan};
 use sinter::runtime::device::{Submission, open};
 use sinter::runtime::{DeviceError, DeviceOptions, Executor, Progress, Stage, StepRows};
 use sinter::target::Target;
@@ -630,6 +631,74 @@ fn a_replay_that_goes_wrong_is_noticed() {
         assert!(said.contains("a graph of t1 replayed with other results"), "{said}");
         assert_eq!((ran.calls("hipGraphLaunch"), ran.leaks()), (1, vec![]), "{defect}");
     }
+}
+
+/// Each step replaces the state `h` by another.
+const RECURRENCE: &str = r#"graph @t1(%tokens: i32[T], %positions: i32[T], %sequences: i32[T]) sym T<=1, R<=1 {
+  %w0 = weight "table" : f32[16,40]
+  %0 = get_rows %w0, %tokens : f32[T,40]
+  %s0 = state "h" : f32[1,40] replaced
+  %1, %2 = gated_scan %s0, %0, %0, %sequences, %positions : f32[T,40], f32[1,40]
+  return %1, %2
+}"#;
+
+#[test]
+#[ignore = "run by another in a process that has the stubs"]
+fn states_that_are_replaced() {
+    if std::env::var("SINTER_STUB_FOLDER").is_err() {
+        return;
+    }
+    let mut writer = GgufWriter::new();
+    let table: Vec<f32> = (0..16 * 40).map(|i| (i as f32).sin()).collect();
+    let format = GgmlType::of(DType::F32).unwrap();
+    writer.tensor("table", format, &[16, 40], bytemuck::cast_slice(&table).to_vec()).unwrap();
+    let mut bytes = vec![];
+    writer.write_to(&mut bytes).unwrap();
+    let file = Arc::new(GgufFile::from_bytes(bytes).unwrap());
+    let target = Target::gpu("gfx1100").unwrap();
+    let graph = verify(Graph::parse(RECURRENCE).unwrap()).unwrap();
+    let program = generate(&graph, &target, &Layouts::default()).unwrap();
+    let name = || "none".to_string();
+    let model = sinter::plan::Model {
+        source: None,
+        identity: file.identity(),
+        full_hash: None,
+        architecture: name(),
+        name: name(),
+    };
+    let kv = KvTypes::both(DType::F32);
+    let options =
+        sinter::plan::Options { exact: true, kv, context: 8, sequences: 1, chunk: 1, greedy: false };
+    let plan = Plan::build(Parts { model, target, options, programs: vec![(program, vec![])] }).unwrap();
+    let bytes = plan.to_bytes().unwrap();
+    let results = |eager| {
+        let device = DeviceOptions { eager, ..DeviceOptions::default() };
+        let plan = LoadedPlan::from_bytes(&bytes).unwrap();
+        let mut executor = Executor::new(plan, Arc::clone(&file), &device).unwrap();
+        let step = |position| {
+            let step = StepRows {
+                tokens: vec![3],
+                positions: vec![position],
+                sequences: vec![0],
+                ..StepRows::default()
+            };
+            executor.forward(0, &step).unwrap();
+            executor.result(0).unwrap()
+        };
+        (0..5).map(step).collect::<Vec<_>>()
+    };
+    let eager = results(true);
+    assert!(eager.windows(2).all(|pair| pair[0] != pair[1]), "the state is not replaced");
+    assert!(eager == results(false), "a graph's state differs");
+}
+
+/// To compare a replay with its launches, the state of before is put back; else the graph would be dropped, and the state be wrong.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn one_graph_replays_a_recurrence() {
+    let Some(folder) = stubs() else { return };
+    let ran = in_a_process(folder, "states_that_are_replaced", &[]);
+    assert_eq!(ran.calls("hipGraphLaunch"), 4);
 }
 
 /// Machine code is kept: what was compiled is not compiled again, unless what was kept is damaged.

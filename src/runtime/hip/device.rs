@@ -517,7 +517,7 @@ impl HipDevice {
     }
 
     /// Makes a step twice, as a replay of its graph and launch by launch. Whether it left the same both times, bit for bit: results,
-    /// the rows that it appended to caches, the states that it replaced. What the launches left stands.
+    /// the rows that it appended to caches, the states that it replaced. What the launches left stands, and the step counts once.
     ///
     /// Nothing comes between what the host wrote and the replay, as that is where a replay may see what was there before. Rows that are
     /// appended twice are the same the second time; whatever else a step reads and overwrites is put back before.
