@@ -80,7 +80,7 @@ fn matvec(format: DType, layout: Layout) -> Implementation {
         Layout::RowMajor => vec![],
         layout => vec![(1, layout)],
     };
-    cpu.emit(spec, layouts, &[], &Syms { t: 1, r: 1 }, &target).expect("the CPU has the kernel")
+    cpu.emit(spec, layouts, &[], &[], &Syms { t: 1, r: 1 }, &target).expect("the CPU has the kernel")
 }
 
 /// Formats take up to 2.5 times as long as Q8_0; one that the compiler does not turn into vectors, ten times.

@@ -32,7 +32,7 @@ fn kernel(computes: Computation, args: Vec<Arg>) -> Implementation {
     let layout = |id: &ArgId| cpu.layout(&spec.args[usize::from(*id)].ty, &[(spec.clone(), *id)]);
     let layouts = weights.iter().map(|id| (*id, layout(id))).filter(|(_, l)| *l != Layout::RowMajor);
     let layouts = layouts.collect();
-    cpu.emit(spec, layouts, &[], &Syms { t: 512, r: 512 }, &target).expect("the CPU has the kernel")
+    cpu.emit(spec, layouts, &[], &[], &Syms { t: 512, r: 512 }, &target).expect("the CPU has the kernel")
 }
 
 /// A square matmul.

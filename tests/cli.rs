@@ -570,9 +570,11 @@ fn a_failed_compile_leaves_what_was_there() {
 #[test]
 fn dump_shows_the_source_of_gpu_kernels() {
     let shown = stdout(&["dump", "--stage", "kernels", "--target", "gfx1100"]);
-    for what in
-        ["\nsource of k3, launch 2\n// attention, launch 2 of the kernel\n", "\nKERNEL(attention_2, 256, 1)("]
-    {
+    for what in [
+        "\nsource of k3, launch 2\n// attention, launch 2 of the kernel, for this body, ",
+        "\n//   %4 = softmax %3 : f32[8,T,512]\n",
+        "\nKERNEL(attention_2, 256, 1)(",
+    ] {
         assert!(shown.contains(what), "{shown}");
     }
     assert!(!stdout(&["dump", "--stage", "kernels"]).contains("source of"));

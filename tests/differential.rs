@@ -419,7 +419,8 @@ fn in_any_order(
         memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
     }
     let threads = Threads::new(Some(1)).unwrap();
-    let weights = Weights::load(&case.plan, Arc::clone(&case.file), &threads, features).unwrap();
+    let weights =
+        Weights::load(&case.plan, Arc::clone(&case.file), &threads, features, &Default::default()).unwrap();
     let base = memory.pool.as_mut_ptr();
     let (n, mut done) = (program.calls.len(), vec![false; program.calls.len()]);
     let mut sorted = true;

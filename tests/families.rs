@@ -4,6 +4,7 @@ mod common;
 mod support;
 
 use common::line;
+use sinter::codegen::spec::Code;
 use sinter::compile::{self, Options, Purpose};
 use sinter::ir::{DType, Dim, Outcome, StepInput};
 use sinter::lower::Config;
@@ -168,6 +169,48 @@ fn nothing_that_a_launch_is_given_depends_on_how_full_a_cache_is() {
             assert!(counts.iter().all(|made| *made == counts[0]), "{}", shape.name);
         }
     }
+}
+
+/// The source of a GPU's kernel says of which body it is, but nothing of which layer or program: as many sources are compiled as there
+/// would be without that.
+#[test]
+fn kernels_say_what_they_compute_and_are_shared() {
+    let (mut all, mut of_8b) = (BTreeSet::new(), 0);
+    for shape in REAL.into_iter().filter(|shape| !shape.name.contains("70b")) {
+        let gguf = description(shape.name);
+        for arch in ["sm_90", "gfx1100"] {
+            let options = Options::new(Target::named(arch).unwrap());
+            let mut sources = BTreeSet::new();
+            for compiled in compile::compile(&gguf, &options, Purpose::Generate).unwrap() {
+                for kernel in &compiled.program.kernels {
+                    for launch in &kernel.launches {
+                        let Code::Hip(code) = &launch.code else { panic!("a kernel of another device") };
+                        let body = code.source.lines().filter(|line| line.starts_with("//   "));
+                        let says = body.clone().any(|line| line.starts_with("//   return %"));
+                        assert_eq!(says, kernel.spec.kernel.is_some(), "{}", code.source);
+                        assert!(
+                            body.clone().count() != 1 && !code.source.contains("blk."),
+                            "{}",
+                            code.source
+                        );
+                        sources.insert(code.source.clone());
+                    }
+                }
+            }
+            let without = |source: &String| {
+                let lines = source.lines().filter(|line| !line.starts_with("//   "));
+                lines.collect::<Vec<_>>().join("\n")
+            };
+            let bare: BTreeSet<String> = sources.iter().map(without).collect();
+            assert_eq!(sources.len(), bare.len(), "{} on {arch}", shape.name);
+            if shape.name == "llama-3.1-8b" {
+                of_8b = of_8b.max(sources.len());
+            }
+            all.extend(sources);
+        }
+    }
+    println!("{} sources, {of_8b} of an 8B at most", all.len());
+    assert!((40..100).contains(&of_8b), "{of_8b}");
 }
 
 /// The most memory that a process had, in bytes, while it ran to its end.

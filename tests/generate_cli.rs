@@ -361,3 +361,23 @@ fn only_whole_windows_count_and_all_of_them() {
     assert_eq!(tokenizer.encode(&text, EncodeOptions::default()).len(), 24);
     assert_eq!((of(&text), of(&(text.clone() + " a")), of(&text[..text.len() - 2])), (3, 3, 2));
 }
+
+/// A prompt of several chunks: the summary alone where stderr is a pipe; on a terminal bars, which are gone before the text.
+#[test]
+fn bars_are_for_terminals() {
+    let args = ["run", "-p", PROMPT, "-n", "2", "--temp", "0", "--chunk", "2"];
+    let (text, summary) = run(&args);
+    assert!(summary.starts_with('[') && summary.lines().count() == 1, "{summary:?}");
+    let line = [&[env!("CARGO_BIN_EXE_sinter")], &args[..5], &args[5..]].concat();
+    let line = line.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+    let mut script = std::process::Command::new("script");
+    let script = script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+    let Ok(shown) = script.output() else { return };
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for bar in ["loading weights [", "reading the prompt ["] {
+        assert!(shown.contains(bar), "{shown:?}");
+    }
+    let (_, after) = shown.rsplit_once("] ").unwrap();
+    let (of_bar, after) = after.split_once("\x1b[2K").unwrap_or_else(|| panic!("{shown:?}"));
+    assert!(of_bar.contains(" of ") && after.contains(text.trim()), "{shown:?}");
+}

@@ -5,20 +5,21 @@
 #[path = "support/synthetic.rs"]
 mod synthetic;
 
-use sinter::check::{Caches, check_step};
+use sinter::check::{Caches, NodeCheck, check_step};
 use sinter::codegen::spec::{Code, HipCode};
-use sinter::compile::{Options, Purpose, compile};
+use sinter::compile::{Options, Purpose, compile, fuse};
 use sinter::gguf::{Gguf, GgufFile};
-use sinter::ir::DType;
+use sinter::ir::{DType, Graph, Op, Syms};
 use sinter::lower::Config;
 use sinter::runtime::DeviceOptions;
 use sinter::runtime::hip::{HEADERS, gpu};
+use sinter::runtime::interp::Tensor;
 use sinter::target::Target;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use synthetic::{Model, Shape, shape, uniform};
+use synthetic::{Model, Shape, TINY, q4_k_m, shape, uniform};
 
 /// Says that a test skips, and why; tests that pass keep what they print to themselves, but not this.
 fn say(why: &str) {
@@ -180,4 +181,165 @@ fn kernels_on_a_gpu_compute_what_their_bodies_say() {
             check(&file, &Options { pipeline, ..options.exact() }, &device, "unfused");
         }
     }
+}
+
+/// Caches of a graph that are full of what nobody computed.
+fn full_caches(graph: &Graph) -> Caches {
+    let mut state = 1u32;
+    let mut number = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Not around zero, where a sum of many is lost in what they are rounded to.
+        (state >> 8) as f32 / (1 << 23) as f32 - 0.7
+    };
+    let mut caches = Caches::new();
+    for id in graph.ids() {
+        let Op::State { name, .. } = graph.op(id) else { continue };
+        let (ty, at) = (graph.ty(id.into()), Syms { t: 1, r: 1 });
+        let numbers: Vec<f32> = (0..ty.elements(&at)).map(|_| number()).collect();
+        let bytes = match ty.dtype {
+            DType::F16 => numbers.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+            DType::F32 => bytemuck::cast_slice(&numbers).to_vec(),
+            other => panic!("a cache of {other}"),
+        };
+        let dims = ty.dims(&at).into_iter().map(|n| n as usize).collect();
+        caches.insert(name.clone(), Tensor::new(ty.dtype, dims, bytes).unwrap());
+    }
+    caches
+}
+
+/// Each kernel of a step of so many tokens after so many others, against its body. Steps of up to 65 tokens are those of programs that
+/// take more, where there are such.
+fn check_at(file: &Arc<GgufFile>, options: &Options, device: &DeviceOptions, tokens: u64, cached: u64) {
+    let config = Config::from_gguf(file.gguf()).unwrap();
+    let vocab = file.gguf().tensor("token_embd.weight").unwrap().shape[0];
+    let context = cached + tokens.max(65);
+    let options = Options { context: Some(context), chunk: tokens.max(65), ..options.clone() };
+    let steps = Purpose::Score.steps(&config, &options);
+    let step = steps.iter().find(|step| step.tokens >= tokens).unwrap();
+    let mut caches = full_caches(&fuse(file.gguf(), &options, step).unwrap().0);
+    let tokens: Vec<i32> = (0..tokens).map(|i| ((i * 37 + 5) % vocab) as i32).collect();
+    let outcome = check_step(file, &options, device, step, &tokens, cached, &mut caches).unwrap();
+    assert!(outcome.nodes.len() > 5);
+    for node in &outcome.nodes {
+        let NodeCheck { at, kernel, error, tolerance } = node;
+        let n = tokens.len();
+        assert!(node.passes(), "{n} tokens after {cached}: {kernel} of {at}: {error:e} of {tolerance:e}");
+    }
+}
+
+/// Models whose sizes are no powers of two: heads of 40 and of 32 columns, and one with formats in blocks of 256.
+fn uneven_models() -> [Arc<GgufFile>; 3] {
+    let shape = Shape { layers: 1, width: 96, ffn: 160, vocab: 61, ..shape("tiny-llama") };
+    let fives = Shape { heads: 4, kv_heads: 2, head_dim: 40, rotated: 40, ..shape };
+    let threes = Shape { heads: 3, kv_heads: 1, head_dim: 32, rotated: 32, ..shape };
+    let wide = Shape { width: 256, ffn: 512, heads: 4, kv_heads: 1, head_dim: 64, rotated: 64, ..shape };
+    [
+        Model::new(&fives, uniform(DType::Q8_0)).file(),
+        Model::new(&threes, uniform(DType::Q4_0)).file(),
+        Model::new(&wide, q4_k_m).file(),
+    ]
+}
+
+/// Tokens of a step, and depths of a cache.
+const TOKENS: [u64; 12] = [1, 2, 3, 7, 8, 9, 17, 64, 65, 128, 513, 4096];
+const DEPTHS: [u64; 5] = [0, 1, 511, 4095, 16000];
+
+/// What the interpreter goes through in a second or a few.
+fn is_quick(tokens: u64, depth: u64) -> bool {
+    tokens * (tokens + depth) < 1 << 20
+}
+
+#[test]
+fn steps_of_all_sizes_at_all_depths_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let options = Options::new(target);
+    for file in uneven_models() {
+        for (tokens, depth) in TOKENS.into_iter().flat_map(|t| DEPTHS.map(|d| (t, d))) {
+            if is_quick(tokens, depth) {
+                check_at(&file, &options, &device, tokens, depth);
+                check_at(&file, &options.clone().exact(), &device, tokens, depth);
+            }
+        }
+    }
+}
+
+/// What takes the interpreter longer, of one model each.
+#[test]
+fn large_steps_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let options = Options::new(target);
+    let [fives, threes, _] = uneven_models();
+    for (tokens, depth) in [(128, 16000), (513, 4095), (4096, 0)] {
+        assert!(!is_quick(tokens, depth));
+        check_at(&threes, &options, &device, tokens, depth);
+    }
+    check_at(&fives, &options.exact(), &device, 4096, 0);
+}
+
+/// A few of them on the CPU, in an optimised build alone.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes")]
+fn steps_of_some_sizes_at_some_depths_on_the_cpu() {
+    let options = Options::new(Target::cpu());
+    for file in uneven_models() {
+        for (tokens, depth) in [(1, 0), (1, 16000), (3, 511), (9, 1), (17, 4095), (65, 511), (128, 1)] {
+            check_at(&file, &options, &DeviceOptions::default(), tokens, depth);
+            check_at(&file, &options.clone().exact(), &DeviceOptions::default(), tokens, depth);
+        }
+    }
+}
+
+/// The logits of some tokens, read in chunks.
+fn logits(file: &Arc<GgufFile>, options: &Options, device: &DeviceOptions, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut session = sinter::model::session(file, None, options, Purpose::Score, device).unwrap();
+    let mut rows = vec![];
+    session.score(tokens, |_, row| rows.push(row.to_vec())).unwrap();
+    rows
+}
+
+/// How far a row is from another, relative to that.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let apart = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(x - y)));
+    apart / norm(&mut b.iter().map(|x| f64::from(*x)))
+}
+
+/// Whole models, fused and not, a token at a time and in chunks, against the CPU.
+fn families(target: &Target, device: &DeviceOptions) {
+    let tiny = TINY.into_iter().map(|shape| {
+        let model = match shape.allows(DType::Q4_K) {
+            true => Model::new(&shape, q4_k_m),
+            false => Model::new(&shape, uniform(DType::Q8_0)),
+        };
+        (shape.name, model.file())
+    });
+    let trained = ["q4_k_m", "q8_0"].map(|format| {
+        let path = format!("{}/models/rustdoc-13m-{format}.gguf", env!("CARGO_MANIFEST_DIR"));
+        (format, Arc::new(sinter::model::open(Some(Path::new(&path))).unwrap()))
+    });
+    for (name, file) in tiny.chain(trained) {
+        let tokens: Vec<u32> = (0..43).map(|i| (i * 37 + 5) % 301).collect();
+        let context = Some(tokens.len() as u64);
+        let exact =
+            |target: &Target, chunk| Options { chunk, context, ..Options::new(target.clone()).exact() };
+        let expected = logits(&file, &exact(&Target::cpu(), 16), &DeviceOptions::default(), &tokens);
+        for chunk in [1, 16] {
+            let fused = exact(target, chunk);
+            let plain = Options { pipeline: fused.pipeline.clone().without_fusions(), ..fused.clone() };
+            for (what, options) in [("fused", fused), ("--no-fuse", plain)] {
+                let found = logits(&file, &options, device, &tokens);
+                assert_eq!(found.len(), expected.len());
+                for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let apart = distance(found, expected);
+                    assert!(apart < 1e-4, "{name}, {what}, chunks of {chunk}, row {row}: {apart:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn exact_logits_of_every_family_on_a_gpu_are_those_of_the_cpu() {
+    let Some((target, device)) = here() else { return };
+    families(&target, &device);
 }

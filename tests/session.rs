@@ -7,9 +7,9 @@ use sinter::generate::{Perplexity, Sampler, Sampling, Session, SessionError, Sto
 use sinter::gguf::GgufFile;
 use sinter::model;
 use sinter::plan::{LoadedPlan, Parts, Plan};
-use sinter::runtime::{DeviceOptions, Executor};
+use sinter::runtime::{DeviceOptions, Executor, Progress, Stage};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use support::*;
 
 /// What float32 arithmetic in another order may change.
@@ -66,6 +66,31 @@ fn a_prompt_in_chunks_is_the_prompt_at_once() {
             assert_close(&format!("{name}, chunks of {chunk}"), &found, &expected[40..], SAME);
         }
     }
+}
+
+/// Loading and long prompts are told: never less than before, and all of it at the end.
+#[test]
+fn how_far_things_are_is_told() {
+    let file = Arc::new(model::embedded().unwrap());
+    let told = Arc::new(Mutex::new(vec![]));
+    let progress = {
+        let told = Arc::clone(&told);
+        Progress::to(move |stage, done, all| told.lock().unwrap().push((stage, done, all)))
+    };
+    let options = Options { chunk: 8, ..Options::new(sinter::target::Target::cpu()) };
+    let device = DeviceOptions { progress, ..DeviceOptions::default() };
+    let plan = model::plan(&file, None, &options, Purpose::Generate).unwrap();
+    let mut session = model::session(&file, None, &options, Purpose::Generate, &device).unwrap();
+    let all = plan.repacked_bytes();
+    let loading = std::mem::take(&mut *told.lock().unwrap());
+    assert!(loading.len() > 10 && loading.iter().all(|told| (told.0, told.2) == (Stage::Weights, all)));
+    assert!(loading.is_sorted_by_key(|told| told.1), "{loading:?}");
+    assert_eq!(loading.iter().position(|told| told.1 >= all), Some(loading.len() - 1), "{loading:?}");
+
+    session.prompt(&(0..8).collect::<Vec<u32>>()).unwrap();
+    assert_eq!(*told.lock().unwrap(), []);
+    session.prompt(&(0..20).collect::<Vec<u32>>()).unwrap();
+    assert_eq!(*told.lock().unwrap(), [8, 16, 20].map(|read| (Stage::Prompt, read, 20)));
 }
 
 #[test]

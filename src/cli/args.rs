@@ -274,12 +274,18 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// What the device is told.
+    /// What the device is told, and who is told by it: whoever looks at stderr.
     pub fn options(&self) -> DeviceOptions {
         let gpu = match self.device {
             Device::Cpu => 0,
             Device::Hip(number) => number,
         };
-        DeviceOptions { threads: self.threads, gpu, eager: self.no_graph, ..DeviceOptions::default() }
+        DeviceOptions {
+            threads: self.threads,
+            gpu,
+            eager: self.no_graph,
+            progress: super::progress::bars(),
+            ..DeviceOptions::default()
+        }
     }
 }

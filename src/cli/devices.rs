@@ -12,7 +12,7 @@ pub fn run() -> super::Outcome {
     match gpus() {
         Ok(gpus) => {
             for gpu in gpus {
-                let (memory, free) = (Size(gpu.memory), Size(gpu.free));
+                let (free, memory) = gpu.memory().map(|(free, all)| (Size(free), Size(all)))?;
                 writeln!(
                     out,
                     "hip:{}  {} ({}, platform {}, driver {}): {free} of {memory} free",

@@ -12,6 +12,7 @@ mod inspect;
 mod logits;
 mod opt;
 mod perplexity;
+mod progress;
 mod run;
 mod tokenize;
 

@@ -45,6 +45,7 @@ impl Backend for Cpu {
         spec: KernelSpec,
         layouts: Vec<(ArgId, Layout)>,
         _: &[ArgId],
+        _: &[String],
         bounds: &Syms,
         _: &Target,
     ) -> Result<Implementation, String> {

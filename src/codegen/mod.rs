@@ -39,6 +39,7 @@ pub trait Backend: Sync {
 
     /// How a kernel is implemented for steps within `bounds`, where weights lie as `layouts` say: one or several launches, with
     /// their grids, workspace and permitted aliases. What `given` lists, weights and inputs, no call of the program writes.
+    /// `body` is a fused node's in text, for people who read what is emitted.
     ///
     /// # Errors
     /// Why there is no such kernel.
@@ -47,6 +48,7 @@ pub trait Backend: Sync {
         spec: KernelSpec,
         layouts: Vec<(ArgId, Layout)>,
         given: &[ArgId],
+        body: &[String],
         bounds: &crate::ir::Syms,
         target: &Target,
     ) -> Result<Implementation, String>;
@@ -164,8 +166,12 @@ impl Generator<'_> {
         let operands = self.g.operands(id);
         let given: Vec<ArgId> =
             (0..).zip(&operands).filter(|(_, v)| is_given(v)).map(|(arg, _)| arg).collect();
-        let kernel =
-            self.backend.emit(kernel_spec(self.g, id)?, layouts, &given, &self.g.bounds, self.target);
+        let body = match op {
+            Op::Fused(fused) => fused.body.statements(),
+            _ => vec![],
+        };
+        let spec = kernel_spec(self.g, id)?;
+        let kernel = self.backend.emit(spec, layouts, &given, &body, &self.g.bounds, self.target);
         let kernel = kernel.map_err(no_kernel)?;
         let writes = op.writes();
         for out in 0..self.g.node(id).outs.len() as u32 {

@@ -2,7 +2,7 @@
 
 use super::{Sampler, SamplingError};
 use crate::plan::Output;
-use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Wanted};
+use crate::runtime::{BatchError, Executor, Part, SequenceId, Sequences, Stage, Wanted};
 use std::ops::ControlFlow;
 
 /// What can go wrong while generating.
@@ -133,6 +133,17 @@ impl Session {
         Ok(())
     }
 
+    /// Tells how much is read of a prompt of several chunks, of which the last had so many tokens. What is told is done, so it is
+    /// waited for if somebody is told.
+    fn tell(&mut self, read: usize, chunk: usize, all: usize) -> Result<(), SessionError> {
+        let progress = self.executor().progress().clone();
+        if progress.is_watched() && chunk < all {
+            self.sequences.wait()?;
+            progress.tell(Stage::Prompt, read as u64, all as u64);
+        }
+        Ok(())
+    }
+
     /// What is to be read when `tokens` follow the text, if it fits.
     fn unread(&self, tokens: &[u32]) -> Result<Vec<u32>, SessionError> {
         let unread = [&self.text[self.filled..], tokens].concat();
@@ -152,9 +163,12 @@ impl Session {
         if chunks.peek().is_none() {
             return Err(SessionError::Empty);
         }
+        let mut read = 0;
         while let Some(chunk) = chunks.next() {
             let wanted = if chunks.peek().is_some() { Wanted::None } else { Wanted::Last };
             self.step(chunk, wanted, output)?;
+            read += chunk.len();
+            self.tell(read, chunk.len(), unread.len())?;
         }
         Ok(())
     }
@@ -234,6 +248,7 @@ impl Session {
                 }
                 read += 1;
             }
+            self.tell(read, chunk.len(), unread.len())?;
         }
         Ok(())
     }

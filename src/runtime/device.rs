@@ -2,6 +2,7 @@
 
 use super::cpu::{CpuDevice, Features};
 use super::hip::{HipDevice, HipError};
+use super::progress::Progress;
 use super::weights::WeightError;
 use crate::gguf::GgufFile;
 use crate::ir::{StateRole, Syms};
@@ -143,6 +144,8 @@ pub struct DeviceOptions {
     pub gpu: usize,
     /// Whether a GPU is given each launch of each step, rather than graphs of steps that it saw before.
     pub eager: bool,
+    /// Who is told how far loading is, and the reading of long prompts.
+    pub progress: Progress,
 }
 
 /// Why a device cannot take a plan, or failed.

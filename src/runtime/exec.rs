@@ -4,6 +4,7 @@
 mod tests;
 
 use super::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, open};
+use super::progress::Progress;
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
 use crate::plan::{BufRef, Input, LoadedPlan, Plan, PlanError, PlannedProgram, State};
@@ -51,6 +52,7 @@ pub struct Executor {
     last: Option<(usize, Syms, Ticket)>,
     /// Room for what is viewed of results.
     viewed: Vec<u32>,
+    progress: Progress,
 }
 
 /// Why a step cannot run.
@@ -101,17 +103,22 @@ impl Executor {
         plan.require_model(&model.identity())?;
         let plan = Arc::new(plan);
         let device = open(&plan, model, options)?;
-        Executor::on(device, plan)
+        Ok(Executor { progress: options.progress.clone(), ..Executor::on(device, plan)? })
     }
 
     /// The same, on a device that holds the plan already.
     fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
         plan.require_device(device.kind())?;
-        Ok(Executor { plan, device, last: None, viewed: vec![] })
+        Ok(Executor { plan, device, last: None, viewed: vec![], progress: Progress::default() })
     }
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Who is told how far things are.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// Begins the program of this index on rows of sequences.

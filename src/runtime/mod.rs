@@ -6,9 +6,11 @@ pub mod device;
 pub mod exec;
 pub mod hip;
 pub mod interp;
+pub mod progress;
 pub mod weights;
 
 pub use batch::{BatchError, Part, SequenceId, Sequences, Wanted};
 pub use device::{DeviceError, DeviceOptions};
 pub use exec::{ExecError, Executor, StepRows};
+pub use progress::{Progress, Stage};
 pub use weights::WeightError;

@@ -52,6 +52,7 @@ impl Backend for Hip {
         spec: KernelSpec,
         layouts: Vec<(ArgId, Layout)>,
         given: &[ArgId],
+        body: &[String],
         bounds: &Syms,
         target: &Target,
     ) -> Result<Implementation, String> {
@@ -78,7 +79,7 @@ impl Backend for Hip {
         }
         let Unit { workspace, aliases: may_alias, precision, files, .. } = unit;
         let args: Vec<Arg> = spec.args.iter().chain(&workspace).cloned().collect();
-        let launches = files.into_iter().map(|file| file.launch(&args)).collect();
+        let launches = files.into_iter().map(|file| file.launch(&args, body)).collect();
         Ok(Implementation { workspace, may_alias, precision, launches, layouts, spec })
     }
 }
@@ -114,9 +115,17 @@ struct File {
 }
 
 impl File {
-    fn launch(self, args: &[Arg]) -> LaunchSpec {
+    /// The source. It says of what body it is, which names nothing that differs from layer to layer.
+    fn launch(self, args: &[Arg], of: &[String]) -> LaunchSpec {
         let File { entry, about, headers, constants, body, threads, blocks, grid } = self;
-        let mut source = format!("// {about}\n");
+        let mut source = format!("// {about}");
+        if !of.is_empty() {
+            source += ", for this body, in which %x0 is a0 and so on:";
+        }
+        source.push('\n');
+        for line in of {
+            source += &format!("//   {line}\n");
+        }
         for (i, arg) in args.iter().enumerate() {
             source += &format!("// a{i} {}{}\n", super::mark(arg.access), arg.ty);
         }

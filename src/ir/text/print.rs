@@ -31,6 +31,15 @@ impl fmt::Display for Graph {
     }
 }
 
+impl Graph {
+    /// The lines of the text between its braces, without indent: one for each node that is no input.
+    pub fn statements(&self) -> Vec<String> {
+        let mut lines = vec![];
+        block(self, None, &mut lines);
+        lines.iter().map(|line| line.text.trim_start().to_string()).collect()
+    }
+}
+
 /// The text of a graph by lines. Any graph can be printed, broken ones too.
 pub fn lines(graph: &Graph) -> Vec<Line> {
     let inputs = graph.inputs().iter().map(|&id| {

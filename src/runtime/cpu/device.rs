@@ -60,7 +60,7 @@ impl CpuDevice {
         let kernels = plan.kernels.iter().map(bound).collect::<Result<_, _>>()?;
         let memory = reserve(plan)?;
         let threads = Threads::new(options.threads).map_err(|e| DeviceError::Threads(e.to_string()))?;
-        let weights = Weights::load(plan, model, &threads, &features)?;
+        let weights = Weights::load(plan, model, &threads, &features, &options.progress)?;
         let base = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool_at(&memory, plan.arena_offset + program.buffers[i as usize].offset),
             BufRef::State(i) => pool_at(&memory, plan.states[i as usize].offset),

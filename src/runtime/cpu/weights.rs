@@ -10,6 +10,7 @@ use crate::gguf::GgufFile;
 use crate::ir::DType;
 use crate::plan::LoadedPlan;
 use crate::runtime::device::DeviceError;
+use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::weights::find_weights;
 use memmap2::{Mmap, MmapMut};
 use std::marker::PhantomData;
@@ -41,6 +42,7 @@ impl Weights {
         model: Arc<GgufFile>,
         threads: &Threads,
         features: &Features,
+        progress: &Progress,
     ) -> Result<Weights, DeviceError> {
         let found = find_weights(plan, &model)?;
         let mut room = Some(0usize);
@@ -58,6 +60,7 @@ impl Weights {
         // Large pages are found faster. Only a hint, so it may fail.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
+        let (mut done, all) = (0, plan.repacked_bytes());
         for ((weight, bytes), place) in plan.weights.iter().zip(&found).zip(&places) {
             let (Some(place), Some(columns)) = (*place, weight.ty.last().as_const()) else { continue };
             let strip = STRIP_ROWS * bytes_of(weight.ty.dtype, columns as usize);
@@ -65,13 +68,18 @@ impl Weights {
             let to = &mut memory[place..place + bytes.len()];
             model.expect_one_reading(bytes);
             for (from, to) in bytes.chunks(some).zip(to.chunks_mut(some)) {
+                progress.tell(Stage::Weights, done, all);
                 repack(weight.ty.dtype, from, to, strip, threads, features.level());
                 model.give_back(from);
+                done += from.len() as u64;
             }
             // And the pages that two of those shared.
             model.give_back(bytes);
         }
         let repacked = memory.make_read_only().map_err(short)?;
+        if all > 0 {
+            progress.tell(Stage::Weights, all, all);
+        }
         let at = found.iter().zip(places).map(|(bytes, place)| match place {
             Some(place) => repacked[place..].as_ptr(),
             None => bytes.as_ptr(),

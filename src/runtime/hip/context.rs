@@ -5,18 +5,29 @@ use super::api::{Address, Api, Call, Handle, Platform};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
-/// A device of a platform, bound to whatever thread calls.
-pub struct Context {
+/// A device of a platform that is here, and what it says of itself. Nothing of it is in use.
+pub struct Found {
     api: Api,
     pub platform: Platform,
     ordinal: c_int,
-    /// Of CUDA, the context; of HIP, nothing.
-    handle: Handle,
+    device: c_int,
     pub name: String,
     /// The architecture, as compilers name it.
     pub arch: String,
+}
+
+/// A device in use, bound to whatever thread calls.
+pub struct Context {
+    found: Found,
+    /// Of CUDA, the device's primary context, which this retains; of HIP, which has one for as long as the process lives, nothing.
+    primary: Option<Primary>,
     /// Launches a kernel that may be made ready before the one before it is done; none where there is no such thing.
     launch_early: Option<LaunchEx>,
+}
+
+struct Primary {
+    handle: Handle,
+    release: Call<unsafe extern "C" fn(c_int) -> c_int>,
 }
 
 /// `CUlaunchConfig` of cuda.h.
@@ -54,12 +65,12 @@ type Result<T> = std::result::Result<T, HipError>;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
-impl Context {
+impl Found {
     /// The device of this number.
     ///
     /// # Errors
     /// If there is no driver, or no such device.
-    pub fn open(platform: Platform, ordinal: usize) -> Result<Arc<Context>> {
+    pub fn open(platform: Platform, ordinal: usize) -> Result<Found> {
         let api = Api::open(platform)?;
         let check = |code: c_int, call: &'static str| match code {
             0 => Ok(()),
@@ -80,59 +91,8 @@ impl Context {
             check((*api.device_name)(name.as_mut_ptr(), 256, device), api.device_name.name)?;
         }
         let name = text(&name);
-        let handle = match platform {
-            Platform::Nvidia => {
-                type Retain = unsafe extern "C" fn(*mut Handle, c_int) -> c_int;
-                let mut handle = std::ptr::null_mut();
-                let retain = symbol::<Retain>(&api, "cuDevicePrimaryCtxRetain")?;
-                // SAFETY: so cuda.h declares it.
-                check(unsafe { retain(&mut handle, device) }, "cuDevicePrimaryCtxRetain")?;
-                handle
-            }
-            Platform::Amd => std::ptr::null_mut(),
-        };
         let arch = arch_of(&api, platform, device)?;
-        // Kernels wait for each other by themselves from this architecture on (`wait_for_previous` in kernels/device.h).
-        let waits = arch.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 90);
-        let launch_early = symbol::<LaunchEx>(&api, "cuLaunchKernelEx").ok().filter(|_| waits);
-        let context = Context { api, platform, ordinal, handle, name, arch, launch_early };
-        context.bind()?;
-        Ok(Arc::new(context))
-    }
-
-    /// Makes the device that of the calling thread.
-    fn bind(&self) -> Result<()> {
-        match self.platform {
-            Platform::Nvidia => {
-                type Set = unsafe extern "C" fn(Handle) -> c_int;
-                let set = symbol::<Set>(&self.api, "cuCtxSetCurrent")?;
-                // SAFETY: the context lives until this is dropped.
-                self.check(unsafe { set(self.handle) }, "cuCtxSetCurrent")
-            }
-            Platform::Amd => {
-                type Set = unsafe extern "C" fn(c_int) -> c_int;
-                let set = symbol::<Set>(&self.api, "hipSetDevice")?;
-                // SAFETY: there is a device of this number.
-                self.check(unsafe { set(self.ordinal) }, "hipSetDevice")
-            }
-        }
-    }
-
-    fn check(&self, code: c_int, call: &'static str) -> Result<()> {
-        match code {
-            0 => Ok(()),
-            code => Err(HipError::Driver { call, name: self.api.error_name(self.platform, code) }),
-        }
-    }
-
-    /// Gives something back; if that fails, nobody is there to be told, so it is logged. It is tried even if the device cannot be
-    /// made the thread's: most drivers find what it is without.
-    fn give_back<F>(&self, call: &Call<F>, with: impl FnOnce(&F) -> c_int) {
-        let bound = self.bind();
-        let given = self.check(with(&call.function), call.name);
-        if let Err(e) = bound.and(given) {
-            tracing::warn!("something of the GPU's was not given back: {e}");
-        }
+        Ok(Found { api, platform, ordinal, device, name, arch })
     }
 
     /// The version of the driver, as it counts them.
@@ -144,6 +104,90 @@ impl Context {
         // SAFETY: `version` is a variable.
         self.check(unsafe { (*self.api.driver_version)(&mut version) }, self.api.driver_version.name)?;
         Ok(version)
+    }
+
+    fn check(&self, code: c_int, call: &'static str) -> Result<()> {
+        match code {
+            0 => Ok(()),
+            code => Err(HipError::Driver { call, name: self.api.error_name(self.platform, code) }),
+        }
+    }
+
+    /// Uses it.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn into_context(self) -> Result<Arc<Context>> {
+        // Kernels wait for each other by themselves from this architecture on (`wait_for_previous` in kernels/device.h).
+        let waits =
+            self.arch.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 90);
+        let launch_early = symbol::<LaunchEx>(&self.api, "cuLaunchKernelEx").ok().filter(|_| waits);
+        let mut context = Context { found: self, primary: None, launch_early };
+        if context.platform == Platform::Nvidia {
+            type Retain = unsafe extern "C" fn(*mut Handle, c_int) -> c_int;
+            let (retain, release) = ("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2");
+            let release = Call { function: symbol(&context.api, release)?, name: release };
+            let mut handle = std::ptr::null_mut();
+            let call = symbol::<Retain>(&context.api, retain)?;
+            // SAFETY: so cuda.h declares it.
+            context.check(unsafe { call(&mut handle, context.device) }, retain)?;
+            context.primary = Some(Primary { handle, release });
+        }
+        context.bind()?;
+        Ok(Arc::new(context))
+    }
+}
+
+impl std::ops::Deref for Context {
+    type Target = Found;
+
+    fn deref(&self) -> &Found {
+        &self.found
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let Some(primary) = &self.primary else { return };
+        // SAFETY: retained once, and nothing is left that uses it: all that does holds this.
+        let code = unsafe { (*primary.release)(self.device) };
+        if let Err(e) = self.check(code, primary.release.name) {
+            tracing::warn!("something of the GPU's was not given back: {e}");
+        }
+    }
+}
+
+impl Context {
+    /// The device of this number, to use it.
+    ///
+    /// # Errors
+    /// If there is no driver, or no such device.
+    pub fn open(platform: Platform, ordinal: usize) -> Result<Arc<Context>> {
+        Found::open(platform, ordinal)?.into_context()
+    }
+
+    /// Makes the device that of the calling thread.
+    fn bind(&self) -> Result<()> {
+        if let Some(primary) = &self.primary {
+            type Set = unsafe extern "C" fn(Handle) -> c_int;
+            let set = symbol::<Set>(&self.api, "cuCtxSetCurrent")?;
+            // SAFETY: the context lives until this is dropped.
+            return self.check(unsafe { set(primary.handle) }, "cuCtxSetCurrent");
+        }
+        type Set = unsafe extern "C" fn(c_int) -> c_int;
+        let set = symbol::<Set>(&self.api, "hipSetDevice")?;
+        // SAFETY: there is a device of this number.
+        self.check(unsafe { set(self.ordinal) }, "hipSetDevice")
+    }
+
+    /// Gives something back; if that fails, nobody is there to be told, so it is logged. It is tried even if the device cannot be
+    /// made the thread's: most drivers find what it is without.
+    fn give_back<F>(&self, call: &Call<F>, with: impl FnOnce(&F) -> c_int) {
+        let bound = self.bind();
+        let given = self.check(with(&call.function), call.name);
+        if let Err(e) = bound.and(given) {
+            tracing::warn!("something of the GPU's was not given back: {e}");
+        }
     }
 
     /// Bytes of memory that are free, and all.

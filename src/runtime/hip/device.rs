@@ -8,10 +8,11 @@ use super::planes::{activations_from_planes, activations_to_planes};
 use super::weights::Weights;
 use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
 use crate::gguf::GgufFile;
-use crate::ir::{DType, StateRole, Syms, TensorType};
+use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
 use crate::plan::memory::ALIGN;
-use crate::plan::{BufRef, LoadedPlan, PlannedProgram, State};
+use crate::plan::{BufRef, Input, LoadedPlan, PlannedProgram, State};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
+use crate::runtime::progress::Progress;
 use crate::runtime::weights::find_weights;
 use crate::target::TargetKind;
 use std::collections::HashMap;
@@ -32,6 +33,8 @@ const GRAPH_TOKENS: u64 = 64;
 /// What is dropped first stands first: graphs before what they were captured from, the stream's last work before memory.
 pub struct HipDevice {
     graphs: HashMap<(usize, Syms), Captured>,
+    /// What each input of programs that become graphs was given last, by program and buffer.
+    given: HashMap<(usize, u32), Vec<u8>>,
     stream: Stream,
     kernels: Vec<Vec<Launch>>,
     programs: Vec<Vec<PlacedCall>>,
@@ -101,7 +104,7 @@ impl HipDevice {
         }
         let found = find_weights(plan, &model)?;
         enough_memory(plan, &context, &found)?;
-        let (modules, kernels) = load_kernels(plan, &context)?;
+        let (modules, kernels) = load_kernels(plan, &context, &options.progress)?;
         let stream = Stream::new(&context)?;
         let pool = Buffer::new(&context, plan.pool_bytes())?;
         // SAFETY: all of the pool.
@@ -110,7 +113,7 @@ impl HipDevice {
         let viewed = Pinned::new(&context, STAGING)?;
         let event = || Event::new(&context);
         let parts_read = [event()?, event()?, event()?, event()?];
-        let weights = Weights::load(&context, &plan.weights, &found)?;
+        let weights = Weights::load(&context, &plan.weights, &found, &options.progress)?;
         let at = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool.at + plan.arena_offset + program.buffers[i as usize].offset,
             BufRef::State(i) => pool.at + plan.states[i as usize].offset,
@@ -127,6 +130,7 @@ impl HipDevice {
         tracing::debug!(gpu = context.name, arch = context.arch, "hip device");
         Ok(HipDevice {
             graphs: HashMap::new(),
+            given: HashMap::new(),
             stream,
             kernels,
             programs,
@@ -289,7 +293,7 @@ impl HipDevice {
 
     /// Where some rows of a state lie, and how many bytes they are.
     fn rows(&self, state: &State, first: u64, rows: u64) -> (u64, usize) {
-        let all = state.ty.first().as_const().unwrap_or(0);
+        let all = rows_of(state);
         assert!(first.checked_add(rows).is_some_and(|end| end <= all), "rows {first}..+{rows} of {all}");
         let row = state.ty.bytes(&Syms { t: 0, r: 0 }) / all.max(1);
         (self.pool.at + state.offset + first * row, (rows * row) as usize)
@@ -328,6 +332,7 @@ fn enough_memory(plan: &LoadedPlan, context: &Context, found: &[&[u8]]) -> Resul
 fn load_kernels(
     plan: &LoadedPlan,
     context: &Arc<Context>,
+    progress: &Progress,
 ) -> Result<(Vec<Module>, Vec<Vec<Launch>>), DeviceError> {
     let code_of = |kernel: &Implementation| -> Result<Vec<HipCode>, DeviceError> {
         let codes = kernel.launches.iter().map(|launch| match &launch.code {
@@ -341,7 +346,7 @@ fn load_kernels(
         codes.collect()
     };
     let codes = plan.kernels.iter().map(code_of).collect::<Result<Vec<_>, _>>()?;
-    let binaries = compile(context.platform, &context.arch, codes.iter().flatten())?;
+    let binaries = compile(context.platform, &context.arch, codes.iter().flatten(), progress)?;
     let mut modules: Vec<Module> = vec![];
     let mut known: HashMap<&str, usize> = HashMap::new();
     let mut kernels = vec![];
@@ -391,13 +396,24 @@ impl Device for HipDevice {
                     self.launch(work)?;
                     self.graphs.insert(key, Captured::Seen);
                 }
-                Some(captured) => {
-                    let graph = match captured {
-                        Captured::Graph(graph) => graph,
-                        Captured::Seen => self.capture(work)?,
-                    };
+                Some(Captured::Graph(graph)) => {
                     self.stream.replay(&graph)?;
                     self.graphs.insert(key, Captured::Graph(graph));
+                }
+                Some(Captured::Seen) => {
+                    let graph = self.capture(work)?;
+                    if self.replays_as_launched(&graph, work)? {
+                        self.graphs.insert(key, Captured::Graph(graph));
+                    } else {
+                        let program = &self.plan.programs[work.program].name;
+                        tracing::warn!(
+                            "on {} a graph of {program} replayed with other results than its launches have one by one, so from here \
+                             on each launch is made by itself (as with --no-graph)",
+                            self.context.name,
+                        );
+                        self.eager = true;
+                        self.graphs.clear();
+                    }
                 }
             }
         }
@@ -420,6 +436,9 @@ impl Device for HipDevice {
             self.read_at(at, &mut planes)?;
             activations_to_planes(bytes, &mut planes);
             return Ok(self.write_at(at, &planes)?);
+        }
+        if !self.eager && bounds.t <= GRAPH_TOKENS {
+            self.keep_input(program, to, bytes);
         }
         Ok(self.write_at(at, bytes)?)
     }
@@ -527,4 +546,91 @@ impl HipDevice {
         launched?;
         graph
     }
+
+    /// Makes a step twice, as a replay of its graph and launch by launch. Whether it left the same both times, bit for bit: results,
+    /// the rows that it appended to caches, the states that it replaced. What the launches left stands, and the step counts once.
+    ///
+    /// Nothing comes between what the host wrote and the replay, as that is where a replay may see what was there before. Rows that are
+    /// appended twice are the same the second time; whatever else a step reads and overwrites is put back before.
+    fn replays_as_launched(&mut self, graph: &Graph, work: &Submission) -> Result<bool, HipError> {
+        let plan = Arc::clone(&self.plan);
+        let planned = &plan.programs[work.program];
+        let mut before = vec![];
+        for input in &planned.inputs {
+            // A caller that gave no inputs knows what the arena holds, and nobody else does.
+            let Some(given) = self.given.get(&(work.program, input.buffer)) else {
+                self.stream.replay(graph)?;
+                return Ok(true);
+            };
+            let (at, ..) = self.place(work.program, BufRef::Arena(input.buffer));
+            before.push((at, given.clone()));
+        }
+        let left = self.left_by(work);
+        let replaced = plan.states.iter().filter(|state| state.role == StateRole::Replaced);
+        for (at, len) in replaced.map(|state| self.rows(state, 0, rows_of(state))).collect::<Vec<_>>() {
+            before.push((at, self.copy_of(at, len)?));
+        }
+        self.stream.replay(graph)?;
+        self.idle = false;
+        let replayed = self.copies_of(&left)?;
+        for (at, bytes) in &before {
+            self.send(*at, bytes)?;
+        }
+        self.launch(work)?;
+        self.idle = false;
+        Ok(self.copies_of(&left)? == replayed)
+    }
+
+    /// Where what a step leaves lies, and how many bytes it is.
+    fn left_by(&self, work: &Submission) -> Vec<(u64, usize)> {
+        let planned = &self.plan.programs[work.program];
+        let results = planned.results.iter().map(|&buffer| {
+            let (at, ty, _) = self.place(work.program, BufRef::Arena(buffer));
+            (at, ty.bytes(&work.at) as usize)
+        });
+        let mut left: Vec<(u64, usize)> = results.collect();
+        let is_rows = |input: &&Input| input.name == StepInput::Rows.name();
+        let given =
+            planned.inputs.iter().find(is_rows).and_then(|i| self.given.get(&(work.program, i.buffer)));
+        let rows = given.map_or(&[][..], |bytes| bytes.as_chunks().0);
+        let mut rows: Vec<u64> = rows.iter().map(|row| u64::from(u32::from_le_bytes(*row))).collect();
+        rows.sort_unstable();
+        for state in &self.plan.states {
+            match state.role {
+                StateRole::Replaced => left.push(self.rows(state, 0, rows_of(state))),
+                StateRole::Appended => {
+                    let runs = rows.chunk_by(|row, next| next - row <= 1);
+                    let within = runs.filter(|run| run[run.len() - 1] < rows_of(state));
+                    left.extend(within.map(|run| self.rows(state, run[0], run[run.len() - 1] - run[0] + 1)));
+                }
+            }
+        }
+        left.retain(|(_, len)| *len > 0);
+        left
+    }
+
+    /// Keeps what is written to an input.
+    fn keep_input(&mut self, program: usize, to: BufRef, bytes: &[u8]) {
+        let BufRef::Arena(buffer) = to else { return };
+        if self.plan.programs[program].inputs.iter().any(|input| input.buffer == buffer) {
+            let given = self.given.entry((program, buffer)).or_default();
+            given.clear();
+            given.extend_from_slice(bytes);
+        }
+    }
+
+    fn copies_of(&mut self, parts: &[(u64, usize)]) -> Result<Vec<Vec<u8>>, HipError> {
+        parts.iter().map(|&(at, len)| self.copy_of(at, len)).collect()
+    }
+
+    fn copy_of(&mut self, at: u64, len: usize) -> Result<Vec<u8>, HipError> {
+        let mut bytes = vec![0; len];
+        self.read_at(at, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Rows that a state has.
+fn rows_of(state: &State) -> u64 {
+    state.ty.first().as_const().unwrap_or(0)
 }

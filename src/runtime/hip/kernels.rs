@@ -4,6 +4,7 @@ use super::HipError;
 use super::api::{Platform, Rtc};
 use super::cache::{KernelCache, Key};
 use crate::codegen::spec::HipCode;
+use crate::runtime::progress::{Progress, Stage};
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int};
 use std::sync::Mutex;
@@ -35,6 +36,7 @@ pub fn compile<'a>(
     platform: Platform,
     arch: &str,
     codes: impl IntoIterator<Item = &'a HipCode>,
+    progress: &Progress,
 ) -> Result<HashMap<&'a str, Vec<u8>>, HipError> {
     let mut sources: Vec<&HipCode> = vec![];
     for code in codes {
@@ -65,7 +67,11 @@ pub fn compile<'a>(
                 Ok,
             );
             match made {
-                Ok(binary) => _ = lock(&done).insert(code.source.as_str(), binary),
+                Ok(binary) => {
+                    let mut done = lock(&done);
+                    done.insert(code.source.as_str(), binary);
+                    progress.tell(Stage::Kernels, done.len() as u64, sources.len() as u64);
+                }
                 Err(e) => {
                     lock(&failed).get_or_insert(e);
                     return;

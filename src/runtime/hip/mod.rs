@@ -15,8 +15,7 @@ pub use api::Platform;
 pub use device::HipDevice;
 pub use kernels::HEADERS;
 
-use context::Context;
-use std::sync::Arc;
+use context::{Context, Found};
 
 /// What a GPU or its driver refused.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +56,16 @@ pub struct Gpu {
     pub arch: String,
     /// The version of the driver, as it counts them.
     pub driver: i32,
-    /// Bytes of memory, and how many of them are free.
-    pub memory: u64,
-    pub free: u64,
+}
+
+impl Gpu {
+    /// Bytes of its memory that are free, and all. To ask takes a moment, as the GPU is used for it.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn memory(&self) -> Result<(u64, u64), HipError> {
+        Context::open(self.platform, self.ordinal)?.memory()
+    }
 }
 
 /// The GPU of this number, of whatever platform is here: AMD's first.
@@ -67,17 +73,9 @@ pub struct Gpu {
 /// # Errors
 /// Why there is none.
 pub fn gpu(ordinal: usize) -> Result<Gpu, HipError> {
-    let context = open(ordinal)?;
-    let (free, memory) = context.memory()?;
-    Ok(Gpu {
-        platform: context.platform,
-        ordinal,
-        name: context.name.clone(),
-        arch: context.arch.clone(),
-        driver: context.driver()?,
-        memory,
-        free,
-    })
+    let found = find(ordinal)?;
+    let driver = found.driver()?;
+    Ok(Gpu { platform: found.platform, ordinal, name: found.name, arch: found.arch, driver })
 }
 
 /// All GPUs that are here.
@@ -95,8 +93,8 @@ pub fn gpus() -> Result<Vec<Gpu>, HipError> {
     }
 }
 
-fn open(ordinal: usize) -> Result<Arc<Context>, HipError> {
-    Context::open(Platform::Amd, ordinal).or_else(|amd| match Context::open(Platform::Nvidia, ordinal) {
+fn find(ordinal: usize) -> Result<Found, HipError> {
+    Found::open(Platform::Amd, ordinal).or_else(|amd| match Found::open(Platform::Nvidia, ordinal) {
         Err(HipError::Library { .. }) if !matches!(amd, HipError::Library { .. }) => Err(amd),
         other => other,
     })

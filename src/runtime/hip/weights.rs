@@ -5,6 +5,7 @@ use super::context::{Buffer, Context, Pinned, Stream};
 use super::planes::{fields, gather};
 use crate::codegen::spec::Layout;
 use crate::plan::Tensor;
+use crate::runtime::progress::{Progress, Stage};
 use std::sync::Arc;
 
 /// Bytes that travel at once, of which two lots are under way.
@@ -28,14 +29,22 @@ impl Weights {
     ///
     /// # Errors
     /// If the driver fails.
-    pub fn load(context: &Arc<Context>, weights: &[Tensor], found: &[&[u8]]) -> Result<Weights, HipError> {
+    pub fn load(
+        context: &Arc<Context>,
+        weights: &[Tensor],
+        found: &[&[u8]],
+        progress: &Progress,
+    ) -> Result<Weights, HipError> {
         let all = Weights::bytes(found.iter().map(|bytes| bytes.len() as u64));
         let memory = Buffer::new(context, all)?;
         let mut lots = [Lot::new(context)?, Lot::new(context)?];
-        let (mut at, mut offsets, mut turn) = (0, vec![], 0);
+        let (mut at, mut offsets, mut turn, mut there) = (0, vec![], 0, 0);
+        let bytes = found.iter().map(|bytes| bytes.len() as u64).sum();
         let mut send = |to: u64, len: usize, fill: &mut dyn FnMut(&mut [u8])| -> Result<(), HipError> {
             turn += 1;
-            lots[turn % 2].send(to, len, fill)
+            there += lots[turn % 2].send(to, len, fill)?;
+            progress.tell(Stage::Weights, there, bytes);
+            Ok(())
         };
         for (weight, bytes) in weights.iter().zip(found) {
             offsets.push(at);
@@ -68,6 +77,7 @@ impl Weights {
         for lot in &lots {
             lot.stream.wait()?;
         }
+        progress.tell(Stage::Weights, bytes, bytes);
         Ok(Weights { memory, offsets })
     }
 
@@ -82,18 +92,23 @@ struct Lot {
     /// Goes first, and waits for its work.
     stream: Stream,
     room: Pinned,
+    /// Bytes that are under way.
+    sent: u64,
 }
 
 impl Lot {
     fn new(context: &Arc<Context>) -> Result<Lot, HipError> {
-        Ok(Lot { stream: Stream::new(context)?, room: Pinned::new(context, LOT)? })
+        Ok(Lot { stream: Stream::new(context)?, room: Pinned::new(context, LOT)?, sent: 0 })
     }
 
-    fn send(&mut self, to: u64, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<(), HipError> {
+    /// Waits for what it sent before, and returns how many bytes that was.
+    fn send(&mut self, to: u64, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<u64, HipError> {
         self.stream.wait()?;
+        let there = std::mem::replace(&mut self.sent, len as u64);
         let room = &mut self.room.bytes()[..len];
         fill(room);
         // SAFETY: the weight has as many bytes there; the room is not touched before the stream was waited for.
-        unsafe { self.stream.write(to, room) }
+        unsafe { self.stream.write(to, room) }?;
+        Ok(there)
     }
 }

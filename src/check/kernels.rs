@@ -1,0 +1,275 @@
+//! The kernels of a graph, each on a device, beside the interpretation of its body on the same operands.
+
+use super::{Caches, CheckError};
+use crate::codegen::spec::Access;
+use crate::ir::{DType, Graph, NodeId, Op, Syms, TensorType, Value, Verified};
+use crate::plan::{BufRef, LoadedPlan, Plan};
+use crate::runtime::device::{Device, Submission};
+use crate::runtime::interp::{InterpError, Tensor, eval_node};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How far a node's kernel is from the interpretation of the node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeCheck {
+    /// The node in words.
+    pub at: String,
+    /// The name of its kernel.
+    pub kernel: &'static str,
+    /// `‖kernel − body‖ / ‖body‖` of the result that is furthest off for its element type.
+    pub error: f64,
+    /// What that may be at most.
+    pub tolerance: f64,
+}
+
+impl NodeCheck {
+    /// Whether the kernel computes what its body says. NaN never does.
+    pub fn passes(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// What an input, a weight or a state holds, by its operation and type.
+pub type Leaf<'a> = &'a dyn Fn(&Op, &TensorType) -> Result<Tensor, CheckError>;
+
+/// A graph that went through, with what it gives.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// Every node that has a kernel.
+    pub nodes: Vec<NodeCheck>,
+    /// The graph's results that are not states, in order.
+    pub results: Vec<Tensor>,
+    /// The last version of each state, by name.
+    pub states: Caches,
+}
+
+/// Interprets a graph, and makes each node's call on a device, on the same operands, beside it.
+///
+/// # Errors
+/// A step beyond the bounds of the graph, a graph that cannot be interpreted, or a device that fails. Divergence is no error
+/// but part of the result.
+pub fn check_kernels(
+    graph: &Verified,
+    calls: Calls<'_>,
+    syms: Syms,
+    leaf: Leaf<'_>,
+) -> Result<Checked, CheckError> {
+    let bounds = graph.bounds;
+    if syms.t < 1 || syms.t > bounds.t || syms.r > bounds.r.min(syms.t) {
+        return Err(CheckError::Step { at: syms, bounds });
+    }
+    Walk { calls: Some(calls), ..Walk::new(graph, syms, leaf) }.run()
+}
+
+/// A plan on a device.
+pub struct OnDevice {
+    pub plan: Arc<LoadedPlan>,
+    pub device: Box<dyn Device>,
+}
+
+impl OnDevice {
+    /// The calls of its first program, one for each of these nodes, which codegen gave with the program that the plan was built of.
+    pub fn calls_of(&mut self, nodes: &[NodeId]) -> Calls<'_> {
+        let index = nodes.iter().enumerate().map(|(call, node)| (*node, call)).collect();
+        Calls { plan: &self.plan, device: &mut self.device, index }
+    }
+}
+
+/// What a call gave.
+struct Made {
+    /// The name of its kernel.
+    kernel: &'static str,
+    /// What it rounds to on the way.
+    precision: DType,
+    results: Vec<Vec<u8>>,
+}
+
+/// The calls of a program by the nodes that they come from.
+pub struct Calls<'a> {
+    plan: &'a Plan,
+    device: &'a mut Box<dyn Device>,
+    index: HashMap<NodeId, usize>,
+}
+
+impl Calls<'_> {
+    /// What the call of a node gives; none if the node has no call.
+    fn results(
+        &mut self,
+        graph: &Graph,
+        id: NodeId,
+        operands: &[&Tensor],
+        syms: &Syms,
+    ) -> Result<Option<Made>, CheckError> {
+        let Some(&index) = self.index.get(&id) else { return Ok(None) };
+        let call = &self.plan.programs[0].calls[index];
+        let kernel = &self.plan.kernels[call.kernel as usize];
+        let args = || kernel.args().zip(&call.args).enumerate();
+        // All ones is NaN in every float format, so what is left unwritten shows. Operands come after, as a result may lie
+        // where one lies.
+        for (_, (arg, place)) in args().filter(|(_, (arg, _))| arg.access == Access::Write) {
+            let bytes = usize::try_from(arg.ty.bytes(syms)).unwrap_or(usize::MAX);
+            self.device.write(0, *place, &vec![0xff; bytes])?;
+        }
+        for (slot, (arg, place)) in args() {
+            // Weights are on the device already, as it keeps them.
+            let is_operand = matches!(arg.access, Access::Read | Access::Update);
+            if let (true, false) = (is_operand, matches!(place, BufRef::Weight(_))) {
+                self.device.write(0, *place, operands[slot].bytes())?;
+            }
+        }
+        let work = Submission { program: 0, calls: index..index + 1, at: *syms, timed: false };
+        let ticket = self.device.submit(&work)?;
+        self.device.wait(ticket)?;
+        // Next versions of states lie where the states lie, and other results follow the operands.
+        let (writes, mut fresh) = (graph.op(id).writes(), operands.len()..);
+        let mut results = vec![];
+        for (out, ty) in (0u32..).zip(&graph.node(id).outs) {
+            let written = writes.iter().find(|(_, result)| *result == out);
+            let Some(arg) = written.map(|(state, _)| *state as usize).or_else(|| fresh.next()) else {
+                continue;
+            };
+            let mut bytes = vec![0; usize::try_from(ty.bytes(syms)).unwrap_or(usize::MAX)];
+            self.device.read(0, call.args[arg], 0, &mut bytes)?;
+            results.push(bytes);
+        }
+        Ok(Some(Made { kernel: kernel.spec.name(), precision: kernel.precision, results }))
+    }
+}
+
+/// An interpretation of a graph that also makes each node's call, if there are any.
+pub(super) struct Walk<'a> {
+    graph: &'a Graph,
+    syms: Syms,
+    leaf: Leaf<'a>,
+    calls: Option<Calls<'a>>,
+    nodes: Vec<NodeCheck>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(graph: &'a Graph, syms: Syms, leaf: Leaf<'a>) -> Walk<'a> {
+        Walk { graph, syms, leaf, calls: None, nodes: vec![] }
+    }
+
+    pub(super) fn run(mut self) -> Result<Checked, CheckError> {
+        let g = self.graph;
+        let mut values: HashMap<Value, Tensor> = HashMap::new();
+        let mut uses: HashMap<NodeId, usize> = g.ids().into_iter().map(|id| (id, g.use_count(id))).collect();
+        let mut state_of: HashMap<Value, String> = HashMap::new();
+        for id in g.order() {
+            if id == g.ret() {
+                break;
+            }
+            if let op @ (Op::Input { .. } | Op::Weight { .. } | Op::State { .. }) = g.op(id) {
+                values.insert(id.into(), (self.leaf)(op, g.ty(id.into()))?);
+                if let Op::State { name, .. } = op {
+                    state_of.insert(id.into(), name.clone());
+                }
+                continue;
+            }
+            let operands = g.operands(id);
+            let tensors: Vec<&Tensor> = operands.iter().filter_map(|v| values.get(v)).collect();
+            let outs = eval_node(g, id, &tensors, &self.syms)?;
+            self.compare(id, &tensors, &outs)?;
+            for (out, tensor) in (0u32..).zip(outs) {
+                let v = Value { node: id, out };
+                if let Some(name) = g.previous_version(v).and_then(|before| state_of.get(&before)).cloned() {
+                    state_of.insert(v, name);
+                }
+                values.insert(v, tensor);
+            }
+            for v in operands {
+                let left = uses.entry(v.node).or_default();
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    values.retain(|value, _| value.node != v.node);
+                }
+            }
+        }
+        let mut checked = Checked { nodes: self.nodes, ..Checked::default() };
+        for v in g.results() {
+            let Some(tensor) = values.get(&v).cloned() else { continue };
+            match state_of.get(&v) {
+                Some(name) => drop(checked.states.insert(name.clone(), tensor)),
+                None => checked.results.push(tensor),
+            }
+        }
+        Ok(checked)
+    }
+
+    /// Makes the node's call on the same operands, and notes how far it is off.
+    fn compare(&mut self, id: NodeId, operands: &[&Tensor], expected: &[Tensor]) -> Result<(), CheckError> {
+        let Some(calls) = &mut self.calls else { return Ok(()) };
+        let Some(Made { kernel, precision, results }) =
+            calls.results(self.graph, id, operands, &self.syms)?
+        else {
+            return Ok(());
+        };
+        let at = self.graph.describe(id);
+        let mut pairs = vec![];
+        for (bytes, wanted) in results.into_iter().zip(expected) {
+            pairs.push((Tensor::new(wanted.dtype(), wanted.dims().to_vec(), bytes)?, wanted));
+        }
+        // Without a result, a kernel would always agree.
+        let Some((error, tolerance)) = furthest(&pairs, precision)? else {
+            return Err(CheckError::NoResult { at });
+        };
+        self.nodes.push(NodeCheck { at, kernel, error, tolerance });
+        Ok(())
+    }
+}
+
+/// Rounding to fewer bits may fall to either side of a half, so such results may differ by a step here and there.
+fn tolerance_of(dtype: DType) -> f64 {
+    match dtype {
+        DType::Q8Act => 5e-3,
+        DType::F16 => 5e-4,
+        DType::I32 => 0.0,
+        _ => 1e-5,
+    }
+}
+
+/// Error and tolerance of the result, beside what it should be, that is furthest off for its element type, of a kernel that rounds to
+/// `precision` on the way.
+pub(super) fn furthest(
+    results: &[(Tensor, &Tensor)],
+    precision: DType,
+) -> Result<Option<(f64, f64)>, InterpError> {
+    let mut worst: Option<(f64, f64)> = None;
+    for (found, wanted) in results {
+        let rounding = if wanted.dtype() == DType::I32 { 0.0 } else { tolerance_of(precision) };
+        let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()).max(rounding));
+        // Multiplied, as a tolerance may be zero; false if an error is not a number.
+        let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;
+        if !worst.is_some_and(less) {
+            worst = Some((error, tolerance));
+        }
+    }
+    Ok(worst)
+}
+
+/// The largest [`distance`] of results from what they should be; NaN if one is.
+pub(super) fn largest_distance(results: &[Tensor], wanted: &[Tensor]) -> Result<f64, InterpError> {
+    let mut largest = 0.0f64;
+    for (a, b) in results.iter().zip(wanted) {
+        let far = distance(a, b)?;
+        largest = if far.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(far) };
+    }
+    Ok(largest)
+}
+
+/// `‖a − b‖ / ‖b‖`; for integers the share that differs.
+pub(super) fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
+    if b.dtype() == DType::I32 {
+        let (a, b) = (a.to_i32()?, b.to_i32()?);
+        let wrong = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+        return Ok(wrong as f64 / b.len().max(1) as f64);
+    }
+    let (a, b) = (a.to_f32()?, b.to_f32()?);
+    let (mut difference, mut norm) = (0.0f64, 0.0f64);
+    // A masked score is -inf, and equal to another.
+    for (&a, &b) in a.iter().zip(&b).filter(|(a, b)| a.is_finite() || a != b) {
+        difference += (f64::from(a) - f64::from(b)).powi(2);
+        norm += f64::from(b).powi(2);
+    }
+    Ok(if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() })
+}

@@ -1,0 +1,237 @@
+use super::kernels::{distance, furthest};
+use super::*;
+use crate::codegen::spec::{Computation, NormSource};
+use crate::compile::fuse;
+use crate::ir::{DType, StateRole};
+use crate::plan::BufRef;
+use crate::runtime::device::{Submission, Ticket, Timing};
+use crate::target::{Target, TargetKind};
+
+#[test]
+fn infinities_are_as_far_as_they_differ() {
+    let tensor =
+        |data: [f32; 3]| Tensor::new(DType::F32, vec![3], bytemuck::cast_slice(&data).to_vec()).unwrap();
+    let of = |a, b| distance(&tensor(a), &tensor(b)).unwrap();
+    let masked = [3.0, 4.0, f32::NEG_INFINITY];
+    assert_eq!(of(masked, masked), 0.0);
+    assert_eq!(of([3.0, 9.0, f32::NEG_INFINITY], masked), 1.0);
+    assert!(of([3.0, 4.0, 5.0], masked).is_nan() && of(masked, [3.0, 4.0, 5.0]).is_infinite());
+    assert!(of([f32::NAN; 3], [f32::NAN; 3]).is_nan());
+}
+
+/// The kernels of a step of the embedded model after `change`, each beside its body.
+fn checked(options: &Options, change: impl Fn(&mut Computation)) -> Vec<NodeCheck> {
+    let file = Arc::new(model::embedded().unwrap());
+    let step = Step { tokens: 2, wanted: 2, greedy: false, kv: options.kv, context: 8, sequences: 1 };
+    let rows = step_rows(&step, &[0, 33], 0);
+    let (graph, _) = fuse(file.gguf(), options, &step).unwrap();
+    let graph = verify(graph).unwrap();
+    let layouts = Layouts::choose([&graph], &options.target).unwrap();
+    let (mut program, nodes) = codegen::generate_traced(&graph, &options.target, &layouts).unwrap();
+    program.kernels.iter_mut().for_each(|kernel| change(&mut kernel.spec.computes));
+    let here: Open<'_> = &|plan, file| open(plan, file, &DeviceOptions::default());
+    let mut device = on_device(here, &file, options, program).unwrap();
+    let (syms, before) = (rows.syms(), Caches::new());
+    let leaf = |op: &Op, ty: &TensorType| leaf_of_model(&file, &before, &rows, op, ty);
+    check_kernels(&graph, device.calls_of(&nodes), syms, &leaf).unwrap().nodes
+}
+
+/// A device that does nothing that it is given to do.
+struct Idle(Box<dyn Device>);
+
+impl Device for Idle {
+    fn kind(&self) -> TargetKind {
+        self.0.kind()
+    }
+
+    fn isa(&self) -> &str {
+        self.0.isa()
+    }
+
+    fn submit(&mut self, _: &Submission) -> Result<Ticket, DeviceError> {
+        Ok(Ticket(0))
+    }
+
+    fn wait(&mut self, _: Ticket) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.0.write(program, to, bytes)
+    }
+
+    fn read(&mut self, program: usize, from: BufRef, first: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.0.read(program, from, first, to)
+    }
+
+    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
+        self.0.copy_rows(role, from, to, rows)
+    }
+
+    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
+        self.0.fill_rows(role, first, rows, byte)
+    }
+
+    fn launch_counts(&self) -> Vec<u64> {
+        self.0.launch_counts()
+    }
+
+    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
+        self.0.timings()
+    }
+}
+
+/// What a kernel leaves unwritten is not taken for its result, though the right one is there from before.
+#[test]
+fn results_that_are_not_written_are_seen() {
+    let text = "graph @g(%x: f32[T,64]) sym T<=2, R<=2 { %y = quant_act %x : q8_act[T,64] return %y }";
+    let graph = verify(Graph::parse(text).unwrap()).unwrap();
+    let (file, options) = (Arc::new(model::embedded().unwrap()), default_path());
+    let (program, nodes) = codegen::generate_traced(&graph, &options.target, &Layouts::default()).unwrap();
+    let here: Open<'_> = &|plan, file| open(plan, file, &DeviceOptions::default());
+    let mut device = on_device(here, &file, &options, program).unwrap();
+    let x: Vec<f32> = (0..128).map(|i| (i as f32).sin()).collect();
+    let leaf =
+        |_: &Op, _: &TensorType| Ok(Tensor::new(DType::F32, vec![2, 64], bytemuck::cast_slice(&x).to_vec())?);
+    let checked = |device: &mut OnDevice| {
+        check_kernels(&graph, device.calls_of(&nodes), Syms { t: 2, r: 2 }, &leaf).unwrap()
+    };
+    let found = checked(&mut device);
+    assert!(found.nodes[0].passes());
+    let mut idle = OnDevice { plan: device.plan, device: Box::new(Idle(device.device)) };
+    let result = *idle.plan.programs[0].calls[0].args.last().unwrap();
+    let mut before = found.results[0].bytes().to_vec();
+    before.fill(0);
+    idle.device.read(0, result, 0, &mut before).unwrap();
+    assert!(before.iter().any(|byte| *byte != 0 && *byte != 0xff), "the result is still there");
+    assert!(!checked(&mut idle).nodes[0].passes());
+}
+
+fn default_path() -> Options {
+    Options { context: Some(8), ..Options::new(Target::cpu()) }
+}
+
+#[test]
+fn a_step_beyond_its_bounds_is_an_error() {
+    let file = Arc::new(model::embedded().unwrap());
+    let options = default_path();
+    let step = Step { tokens: 2, wanted: 1, greedy: false, kv: options.kv, context: 8, sequences: 1 };
+    let checked = |tokens: &[i32]| {
+        let device = DeviceOptions::default();
+        check_step(&file, &options, &device, &step, tokens, 0, &mut Caches::new())
+    };
+    assert!(checked(&[0, 33]).unwrap().passes());
+    let says = checked(&[0, 33, 280]).unwrap_err().to_string();
+    assert_eq!(says, "a step of 3 token rows, 1 of them wanted, is more than 2 and 1");
+}
+
+#[test]
+fn a_kernel_that_is_not_its_body_is_named() {
+    let nodes = checked(&default_path(), |computes| {
+        if let Computation::RopeKv(rope_kv) = computes {
+            rope_kv.rope.base *= 2.0;
+        }
+    });
+    let outcome = StepCheck { step: "t2".into(), nodes, whole: 0.0 };
+    assert!(!outcome.passes());
+    assert_eq!(outcome.first_divergence().unwrap().kernel, "rope_kv");
+    assert!(outcome.nodes.iter().all(|n| n.passes() == (n.kernel != "rope_kv")), "{:?}", outcome.nodes);
+}
+
+/// Every element type is held to its own bound, whatever the other results of the kernel are.
+#[test]
+fn results_of_every_type_are_seen() {
+    let floats: Vec<f32> = (0..256).map(|i| (i as f32 * 0.7).sin() + 2.0).collect();
+    let stored = |dtype, factor: f32| {
+        let x: Vec<f32> = floats.iter().map(|x| x * factor).collect();
+        let bytes = match dtype {
+            DType::F32 => bytemuck::cast_slice(&x).to_vec(),
+            DType::F16 => x.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+            DType::Q8Act => {
+                let mut bytes = vec![0; x.len() / 32 * DType::Q8Act.block_bytes()];
+                crate::gguf::dequant::quantise_q8_act(&x, &mut bytes).unwrap();
+                bytes
+            }
+            // One of all indices is another.
+            _ => (0..256i32).flat_map(|i| (i + i32::from(i == 7 && factor != 1.0)).to_le_bytes()).collect(),
+        };
+        Tensor::new(dtype, vec![256], bytes).unwrap()
+    };
+    // A little within the bound, and a little beyond it.
+    let dtypes = [(DType::F32, 1e-5), (DType::F16, 5e-4), (DType::Q8Act, 5e-3), (DType::I32, 0.0)];
+    for (dtype, bound) in dtypes {
+        let right = stored(dtype, 1.0);
+        for (other, _) in dtypes {
+            let same = stored(other, 1.0);
+            let passes = |factor: f32| {
+                let wrong = stored(dtype, factor);
+                let found = [(wrong.clone(), &right), (same.clone(), &same)];
+                let turned = [(same.clone(), &same), (wrong, &right)];
+                let passes = [&found[..], &turned].map(|results| {
+                    let (error, tolerance) = furthest(results, DType::F32).unwrap().unwrap();
+                    assert!(factor == 1.0 || tolerance == bound, "{dtype} beside {other}: {tolerance}");
+                    error <= tolerance
+                });
+                assert_eq!(passes[0], passes[1], "{dtype} beside {other}");
+                passes[0]
+            };
+            assert!(passes(1.0), "{dtype} beside {other}");
+            assert!(
+                !passes(1.0 + 2.5 * bound.max(1e-3 * f64::from(bound == 0.0)) as f32),
+                "{dtype} beside {other}"
+            );
+        }
+    }
+    assert_eq!(furthest(&[], DType::F32).unwrap(), None);
+}
+
+/// The rows are right, and their norm, which comes second, is not.
+#[test]
+fn a_defect_of_a_later_result_is_found() {
+    let nodes = checked(&default_path(), |computes| {
+        if let Computation::Norm(norm) = computes
+            && matches!(norm.source, NormSource::Embedding { .. })
+        {
+            assert!(norm.rows_out.is_some() && norm.rows_out < norm.quant_out, "the rows come first");
+            norm.eps = 1e6;
+        }
+    });
+    let (wrong, right): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|n| n.kernel == "dequant_rmsnorm");
+    assert!(right.iter().all(NodeCheck::passes), "{right:?}");
+    assert!(!wrong.is_empty() && wrong.iter().all(|n| !n.passes()), "{wrong:?}");
+}
+
+#[test]
+fn the_whole_counts_too() {
+    let of = |whole| StepCheck { step: "t2".into(), nodes: vec![], whole }.passes();
+    assert!(of(0.0) && of(9e-6));
+    assert!(!of(3e-5) && !of(1.0) && !of(f64::NAN));
+
+    let tensors =
+        |rows: [f32; 2]| rows.map(|x| Tensor::new(DType::F32, vec![1], x.to_le_bytes().to_vec()).unwrap());
+    let far = |found| largest_distance(&tensors(found), &tensors([4.0, 2.0])).unwrap();
+    assert_eq!([far([4.0, 2.0]), far([5.0, 2.0]), far([4.0, 3.0]), far([5.0, 3.0])], [0.0, 0.25, 0.5, 0.5]);
+    assert!(far([f32::NAN, 3.0]).is_nan() && far([5.0, f32::NAN]).is_nan());
+}
+
+/// Of kernels with results of one type alone, those with a defect of a few tolerances fail, and no others do.
+#[test]
+fn a_small_defect_is_found() {
+    let scale = |computes: &mut Computation| match computes {
+        Computation::Attention(a) => a.scale *= 1.05,
+        Computation::Op(Op::Scores { scale }) => *scale *= 1.0001,
+        _ => {}
+    };
+    let exact = default_path().exact();
+    let unfused = Options { pipeline: exact.pipeline.clone().without_fusions(), ..exact };
+    for (kernel, options) in [("attention", default_path()), ("scores", unfused)] {
+        let nodes = checked(&options, scale);
+        let (wrong, right): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|n| n.kernel == kernel);
+        assert!(right.iter().all(NodeCheck::passes), "{kernel}: {right:?}");
+        assert_eq!(wrong.len(), 4, "{kernel}");
+        for n in wrong {
+            let times = n.error / n.tolerance;
+            assert!(!n.passes() && times < 60.0, "{kernel}: {times} tolerances");
+        }
+    }
+}
