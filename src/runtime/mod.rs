@@ -9,6 +9,6 @@ pub mod interp;
 pub mod weights;
 
 pub use batch::{BatchError, Part, SequenceId, Sequences, Wanted};
-pub use device::{DeviceError, DeviceOptions};
+pub use device::{DeviceError, DeviceOptions, On, Size, choose};
 pub use exec::{ExecError, Executor, StepRows};
 pub use weights::WeightError;
