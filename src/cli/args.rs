@@ -41,9 +41,10 @@ impl ModelArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile, any number of them between commas.
-    #[arg(long, default_value = "cpu")]
-    pub target: String,
+    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile, any number of them between commas [default:
+    /// cpu].
+    #[arg(long)]
+    pub target: Option<String>,
     /// Float32 activations and, unless --kv says otherwise, caches.
     #[arg(long)]
     pub exact: bool,
@@ -84,10 +85,14 @@ impl Kv {
 }
 
 impl CompileArgs {
+    fn target(&self) -> &str {
+        self.target.as_deref().unwrap_or("cpu")
+    }
+
     /// The first of these options that was given a value other than its default.
     pub fn first_given(&self) -> Option<&'static str> {
         let given = [
-            (self.target != "cpu", "--target"),
+            (self.target.is_some(), "--target"),
             (self.exact, "--exact"),
             (!self.kv.is_empty(), "--kv"),
             (self.no_fuse, "--no-fuse"),
@@ -103,7 +108,7 @@ impl CompileArgs {
     pub fn options_on(&self, device: &DeviceArgs, greedy: bool) -> Result<Options, Error> {
         let mut options = self.options(greedy)?;
         match device.device.unwrap_or(Device::Cpu) {
-            Device::Hip(number) if self.target == "cpu" => match gpu(number) {
+            Device::Hip(number) if self.target() == "cpu" => match gpu(number) {
                 Ok(gpu) => {
                     let known = Target::gpu(&gpu.arch);
                     let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
@@ -128,12 +133,12 @@ impl CompileArgs {
 
     /// The options they stand for.
     pub fn options(&self, greedy: bool) -> Result<Options, Error> {
-        self.options_for(&self.target, greedy)
+        self.options_for(self.target(), greedy)
     }
 
     /// The options they stand for, of each of several targets.
     pub fn options_of_all(&self, greedy: bool) -> Result<Vec<Options>, Error> {
-        self.target.split(',').map(|target| self.options_for(target.trim(), greedy)).collect()
+        self.target().split(',').map(|target| self.options_for(target.trim(), greedy)).collect()
     }
 
     fn options_for(&self, target: &str, greedy: bool) -> Result<Options, Error> {
