@@ -64,13 +64,17 @@ impl Compiler {
     /// If there is none here: what was looked for.
     pub fn ahead(platform: Platform, arch: &str) -> Result<Compiler, HipError> {
         let absent = |looked, install| HipError::NoCompilerAhead { arch: arch.into(), looked, install };
+        let library = |library| {
+            Compiler::of_platform(platform).map_err(|e| match e {
+                HipError::NoCompiler { why } => format!("{library} cannot be loaded ({why})"),
+                other => other.to_string(),
+            })
+        };
         match platform {
-            Platform::Nvidia => Compiler::of_platform(platform).map_err(|e| {
-                absent(
-                    e.to_string(),
-                    "nvrtc (of CUDA, or PyPI's nvidia-cuda-nvrtc) where libraries are looked for",
-                )
-            }),
+            Platform::Nvidia => {
+                let install = "CUDA, or put the folder of libnvrtc (PyPI: nvidia-cuda-nvrtc) where libraries are looked for";
+                library("libnvrtc").map_err(|why| absent(why, install))
+            }
             Platform::Amd => {
                 let clang = match Clang::find(arch) {
                     Ok(clang) => {
@@ -80,7 +84,7 @@ impl Compiler {
                     Err(why) => why,
                 };
                 let install = "clang 19 or later, or ROCm, or name a clang in SINTER_HIP_CLANG";
-                Compiler::of_platform(platform).map_err(|e| absent(format!("{clang}; {e}"), install))
+                library("libhiprtc").map_err(|why| absent(format!("{clang}, and {why}"), install))
             }
         }
     }
