@@ -4,7 +4,7 @@
 use crate::generate::{Session, SessionError};
 use crate::gguf::{GgufError, GgufFile};
 use crate::plan::{LoadedPlan, PlanError};
-use crate::runtime::{DeviceOptions, ExecError, Executor};
+use crate::runtime::{DeviceError, DeviceOptions, ExecError, Executor, On, choose};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +20,14 @@ pub enum LoadError {
     Exec(#[from] ExecError),
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("{0} is a compiled plan, and a model is wanted; only run takes plans")]
+    #[error("{0} is a compiled plan, and a model is wanted; only run and dump take plans")]
     IsPlan(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     InPlan { path: PathBuf, source: PlanError },
+    #[error("{path}: {source}")]
+    NotHere { path: PathBuf, source: DeviceError },
     #[error(
         "{model}: the model file that the plan {plan} names cannot be used; give its place now with --model"
     )]
@@ -65,7 +67,8 @@ pub fn is_plan(path: &Path) -> bool {
         && LoadedPlan::is_plan(&start)
 }
 
-/// Loads a plan and the weights it names, or those at `model`. `verify` hashes the whole model file, not samples of it.
+/// Loads the plan of a file that runs on the device ([`choose`]), and the weights it names, or those at `model`. `verify` hashes the
+/// whole model file, not samples of it.
 ///
 /// # Errors
 /// A plan that is damaged or was compiled for something else, each with what differs.
@@ -73,11 +76,14 @@ pub fn load_plan(
     path: &Path,
     model: Option<&Path>,
     verify: bool,
+    on: Option<On>,
     device: &DeviceOptions,
 ) -> Result<(Arc<GgufFile>, Session), LoadError> {
     let bytes = std::fs::read(path).map_err(|source| LoadError::Io { path: path.into(), source })?;
     let in_plan = |source| LoadError::InPlan { path: path.into(), source };
-    let plan = LoadedPlan::from_bytes(&bytes).map_err(in_plan)?;
+    let plans = LoadedPlan::all_from_bytes(&bytes).map_err(in_plan)?;
+    let plan =
+        choose(plans, on, device).map_err(|source| LoadError::NotHere { path: path.into(), source })?;
     let named = model.map(PathBuf::from).or(plan.model.source.as_ref().map(PathBuf::from));
     // Plan and model may have moved together.
     let beside = || {

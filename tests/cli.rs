@@ -468,6 +468,37 @@ fn a_plan_is_run_as_it_is() {
 }
 
 #[test]
+fn a_file_of_plans_for_several_targets() {
+    let dir = temp();
+    let targets = ["--target", "test-cpu,gfx1100,sm_90", "--source-only"];
+    let plan = arg(&dir.path().join("model.plan"));
+    let (_, said) = command::said(&run(&[&["compile", "-c", "64", "-o", &plan], &targets[..]].concat()));
+    for line in ["gfx1100: ", "sm_90: ", "test-cpu: "] {
+        assert!(said.contains(&format!("{plan}: {line}")), "{said}");
+    }
+    // Without --device, what is for the CPU runs.
+    let run_it = ["-p", "x", "-n", "2", "--temp", "0"];
+    assert_eq!(
+        stdout(&[&["run", &plan], &run_it[..]].concat()),
+        stdout(&[&["run", "-c", "64"], &run_it[..]].concat())
+    );
+    let dump = ["dump", &plan, "--stage", "plan"];
+    let (shown, said) = command::said(&run(&dump));
+    assert!(shown.contains("\ntarget  test-cpu (cpu)\n"), "{shown}");
+    assert!(
+        said.contains("of the plans for test-cpu, gfx1100, sm_90, this is the one for test-cpu"),
+        "{said}"
+    );
+    let shown = stdout(&[&dump[..], &["--target", "sm_90"]].concat());
+    assert!(shown.contains("\ntarget  sm_90 (hip-nvidia)\n"), "{shown}");
+    fails(&[&dump[..], &["--target", "gfx942"]].concat(), "the plan is for test-cpu, gfx1100, sm_90");
+    fails(&[&dump[..], &["--exact"]].concat(), "is compiled already: --exact does not apply");
+    fails(&["dump", &plan], "of which there is --stage plan alone");
+    fails(&["explain", &plan], "only run and dump take plans");
+    fails(&["dump", "--target", "gfx1100,gfx942"], "there is no target");
+}
+
+#[test]
 fn a_plan_names_where_its_weights_are() {
     let dir = temp();
     let model = dir.path().join("model.gguf");

@@ -1,18 +1,18 @@
-//! The kernels of GPUs. Without a GPU: what codegen emits compiles for every target, where clang is there. With one: what it
-//! computes is what the interpreter says; where there is none, those tests say so and pass.
+//! The kernels of GPUs. Without a GPU: a plan has them compiled, where clang is there. With one: what they compute is what the interpreter
+//! says; where there is none, those tests say so and pass.
 
 #[allow(dead_code)]
 #[path = "support/synthetic.rs"]
 mod synthetic;
 
 use sinter::check::{Caches, NodeCheck, check_step};
-use sinter::codegen::spec::{Code, HipCode};
-use sinter::compile::{Options, Purpose, compile, fuse};
-use sinter::gguf::{Gguf, GgufFile};
+use sinter::compile::{Options, Purpose, fuse};
+use sinter::gguf::GgufFile;
 use sinter::ir::{DType, Graph, Op, Syms};
 use sinter::lower::Config;
+use sinter::plan::LoadedPlan;
 use sinter::runtime::DeviceOptions;
-use sinter::runtime::hip::{HEADERS, gpu};
+use sinter::runtime::hip::gpu;
 use sinter::runtime::interp::Tensor;
 use sinter::target::Target;
 use std::io::Write;
@@ -26,103 +26,38 @@ fn say(why: &str) {
     _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
-/// AMD's architectures that are targets.
-const AMD: [&str; 8] = ["gfx900", "gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"];
-
-/// The sources of all kernels of a model, once each.
-fn sources(gguf: &Gguf, options: &Options) -> Vec<HipCode> {
-    let mut sources: Vec<HipCode> = vec![];
-    for compiled in compile(gguf, options, Purpose::Generate).unwrap() {
-        for launch in compiled.program.kernels.iter().flat_map(|kernel| &kernel.launches) {
-            let Code::Hip(code) = &launch.code else { panic!("a kernel of another device") };
-            if !sources.contains(code) {
-                sources.push(code.clone());
-            }
-        }
-    }
-    sources
-}
-
-/// All sources as one file, in which every kernel has a name of its own.
-fn together(sources: &[HipCode]) -> String {
-    let renamed = sources.iter().enumerate().map(|(i, code)| {
-        let kernel = format!("KERNEL({},", code.entry);
-        assert!(code.source.contains(&kernel), "{}", code.source);
-        let own = code.source.replace(&kernel, &format!("KERNEL({}_{i},", code.entry));
-        own.replace("TURNS", &format!("TURNS_{i}"))
-    });
-    renamed.collect()
-}
-
-/// Compiles a file for an architecture of AMD's, without ROCm.
-fn clang(dir: &Path, file: &str, arch: &str) -> Result<(), String> {
-    let out = Command::new("clang-19")
-        .args([
-            "-x",
-            "hip",
-            "--offload-device-only",
-            "--no-gpu-bundle-output",
-            "-nogpuinc",
-            "-nogpulib",
-            "-O3",
-        ])
-        .args(["-fdeclspec", "-std=c++17", "-Werror", "-Wall", "-Wno-unused-function", "-Wno-pass-failed"])
-        .arg(format!("--offload-arch={arch}"))
-        .args([file, "-o"])
-        .arg(format!("{arch}.co"))
-        .current_dir(dir)
-        .output()
-        .map_err(|e| e.to_string())?;
-    if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
-}
-
-/// Compiles the kernels of the default model, all of them or those of one and two tokens and of prompts, for some architectures.
-fn compiles(archs: &[&str], all: bool) {
-    if Command::new("clang-19").arg("--version").output().is_err() {
-        say("there is no clang-19 here");
-        return;
-    }
-    let file = sinter::model::embedded().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    for (name, text) in HEADERS {
-        std::fs::write(dir.path().join(name), text).unwrap();
-    }
-    for arch in archs {
-        let mut options = Options::new(Target::named(arch).unwrap());
-        if !all {
-            options = Options { chunk: 2, ..options };
-        }
-        let kinds = if all { vec![options.clone(), options.exact()] } else { vec![options] };
-        let mut sources: Vec<HipCode> =
-            kinds.iter().flat_map(|options| sources(file.gguf(), options)).collect();
-        // Of prompts those in tiles alone: matvecs of eight tokens take a compiler minutes.
-        let of_prompts = |code: &HipCode| {
-            ["matmul.h", "prefill_attention.h"]
-                .iter()
-                .any(|header| code.source.contains(&format!("\"{header}\"")))
-        };
-        if !all {
-            let options = Options { chunk: 16, ..Options::new(Target::named(arch).unwrap()) };
-            sources.extend(self::sources(file.gguf(), &options).into_iter().filter(of_prompts));
-            assert!(sources.iter().filter(|code| of_prompts(code)).count() > 4);
-        }
-        assert!(sources.len() > 15);
-        let name = format!("{arch}.hip");
-        std::fs::write(dir.path().join(&name), together(&sources)).unwrap();
-        clang(dir.path(), &name, arch).unwrap_or_else(|e| panic!("{arch}: {e}"));
-    }
-}
-
 #[test]
 #[cfg_attr(debug_assertions, ignore = "compiles the same as in an optimised build")]
-fn kernels_compile_for_waves_of_32_and_of_64() {
-    compiles(&["gfx1100", "gfx942"], false);
-}
-
-#[test]
-#[ignore = "takes a quarter of an hour"]
-fn all_kernels_compile_for_all_of_amds_targets() {
-    compiles(&AMD, true);
+fn a_plan_for_two_gpus_is_compiled_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let compile = |name: &str| {
+        let plan = dir.path().join(name);
+        let output = Command::new(env!("CARGO_BIN_EXE_sinter"))
+            .args(["compile", "--target", "gfx1100,gfx942", "--chunk", "1", "-c", "64", "-o"])
+            .arg(&plan)
+            .env("SINTER_KERNEL_CACHE", dir.path().join("cache"))
+            .output()
+            .unwrap();
+        (String::from_utf8_lossy(&output.stderr).into_owned(), std::fs::read(plan).ok())
+    };
+    let (said, Some(bytes)) = compile("a.plan") else {
+        let (said, _) = compile("a.plan");
+        assert!(said.contains("nothing here compiles kernels for gfx1100"), "{said}");
+        return say(&said);
+    };
+    assert_eq!(said.matches(" kernels compiled, ").count(), 2, "{said}");
+    let plans = LoadedPlan::all_from_bytes(&bytes).unwrap();
+    // What the ELF header says of the processor (EF_AMDGPU_MACH).
+    for (plan, (arch, mach)) in plans.iter().zip([("gfx1100", 0x41), ("gfx942", 0x4c)]) {
+        assert_eq!(plan.target.arch, arch);
+        assert!(plan.sources().len() > 10);
+        assert_eq!(plan.objects_by_source().len(), plan.sources().len());
+        for object in &plan.objects {
+            assert_eq!((&object.code[..4], object.code[18], object.code[48]), (&b"\x7fELF"[..], 224, mach));
+        }
+    }
+    // From the cache it is the same.
+    assert!(compile("b.plan").1 == Some(bytes));
 }
 
 /// One GPU's target and options, if there is a GPU here.

@@ -18,7 +18,7 @@ use sinter::check::{Caches, check_step_on};
 use sinter::codegen::spec::{Code, HipCode};
 use sinter::codegen::{Layouts, generate};
 use sinter::compile::{Options, Purpose, compile};
-use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
+use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
 use sinter::ir::{DType, Graph, KvTypes, StateRole, Syms, verify};
 use sinter::lower::Config;
 use sinter::plan::{BufRef, LoadedPlan, Parts, Plan};
@@ -787,6 +787,169 @@ fn in_a_process(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Ran {
     assert!(ran.output.status.success() && said.contains("1 passed"), "{said}");
     assert_eq!(ran.leaks(), [""; 0]);
     ran
+}
+
+/// A plan that was compiled ahead of time runs where there is a driver and no compiler, with the very numbers; what is wrong with its
+/// code, or what it is not for, is said.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_plan_with_machine_code_needs_no_compiler() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny_with_words(folder);
+    let few = |arch| Options { chunk: 2, context: Some(16), greedy: true, ..options(arch) };
+    for arch in ["gfx1100", "gfx942"] {
+        compile_ahead(folder, arch, &codes(&file, &few(arch), Purpose::Generate));
+    }
+    let clang = lanes::text(&build_clang(folder));
+    let plans = tempfile::tempdir().unwrap();
+    let plan = |name: &str| lanes::text(&plans.path().join(name));
+    let compile = |targets: &str, to: &str, more: &[&str], variables: &[(&str, &str)]| {
+        let args = ["compile", &path, "--target", targets, "-o", to, "--chunk", "2", "-c", "16", "--greedy"];
+        sinter(
+            folder,
+            &[&args[..], more].concat(),
+            &[&[("SINTER_HIP_CLANG", clang.as_str())], variables].concat(),
+        )
+    };
+    // A driver that came alone, as those for players of games do.
+    let alone = folder.join("driver_alone");
+    build(folder, "driver_alone", "hip.cpp", &[]);
+    let (alone, lib) = (lanes::text(&alone), lanes::text(&alone.join("lib")));
+    let no_compiler = [("ROCM_PATH", alone.as_str()), ("LD_LIBRARY_PATH", &lib)];
+    let run = |plan: &str, more: &[&str], variables: &[(&str, &str)]| {
+        let args = ["run", plan, "-p", "x", "-n", "3", "--temp", "0"];
+        sinter(folder, &[&args[..], more].concat(), &[&no_compiler, variables].concat())
+    };
+    let both = plan("both.plan");
+    let made = compile("gfx1100, gfx942", &both, &[], &[]);
+    let (_, told) = said(&made.output);
+    for arch in ["gfx1100", "gfx942"] {
+        let line = format!("{both}: {arch}: ");
+        let line =
+            told.lines().find(|l| l.starts_with(&line) && l.contains(" kernels compiled, ")).unwrap_or(&told);
+        assert!(line.ends_with(", by stub clang version 1.2.3"), "{told}");
+    }
+    let wanted = |arch| {
+        let args = [
+            "run", &path, "-p", "x", "-n", "3", "--temp", "0", "--device", "hip", "--chunk", "2", "-c", "16",
+        ];
+        said(&sinter(folder, &args, &[("SINTER_STUB_ARCH", arch)]).output).0
+    };
+    for arch in ["gfx1100", "gfx942"] {
+        for device in [&[][..], &["--device", "hip"]] {
+            let ran = run(&both, device, &[("SINTER_STUB_ARCH", arch)]);
+            assert_eq!(said(&ran.output).0, wanted(arch), "{arch}");
+            assert!(
+                ran.calls("hiprtcVersion") == 0 && ran.calls("kernels that ran") > 10,
+                "{:?}",
+                ran.counts
+            );
+            assert_eq!(ran.leaks(), [""; 0]);
+        }
+    }
+    let refused = |ran: &Ran, with: &str| {
+        let said = report(&ran.output);
+        assert!(said.contains(with), "{with:?}: {said}");
+        // Without a call to the driver nothing is counted.
+        assert!(ran.counts.is_empty() || ran.leaks().is_empty(), "{:?}", ran.leaks());
+    };
+    // No plan of the file fits.
+    refused(
+        &run(&both, &[], &[("SINTER_STUB_ARCH", "gfx906")]),
+        "both.plan: the plan is for gfx1100, gfx942, and this GPU is gfx906 (",
+    );
+    refused(
+        &run(&both, &["--device", "cpu"], &[]),
+        "the plan is for gfx1100, gfx942, and the device is the CPU",
+    );
+    refused(
+        &run(&both, &[], &[("SINTER_STUB_DEVICES", "0")]),
+        "the plan is for gfx1100, gfx942, and there is no GPU here: ",
+    );
+    // Where there is no GPU, what is for the CPU runs there.
+    let three = plan("three.plan");
+    said(&compile("gfx1100,cpu", &three, &[], &[]).output);
+    let on_cpu = said(&run(&three, &[], &[]).output).0;
+    let ran = run(&three, &["--device", "hip"], &[("SINTER_STUB_DEVICES", "0")]);
+    assert_eq!(said(&ran.output).0, on_cpu);
+    assert!(text(&ran.output.stderr).contains("no GPU is used, but the CPU"));
+    assert!(run(&three, &["--device", "hip"], &[]).calls("kernels that ran") > 10);
+    // As source it needs the compiler of the device.
+    let source = plan("source.plan");
+    let (_, told) = said(&compile("gfx1100", &source, &["--source-only"], &[]).output);
+    assert!(told.contains(" kernels as source"), "{told}");
+    refused(&run(&source, &[], &[]), "has no hiprtcCreateProgram");
+    let args = ["run", &source, "-p", "x", "-n", "3", "--temp", "0"];
+    assert_eq!(said(&sinter(folder, &args, &[]).output).0, wanted("gfx1100"));
+    // What the driver refuses is named.
+    let refuse = plan("refused.plan");
+    said(&compile("gfx1100", &refuse, &[], &[("SINTER_STUB_OBJECT", "no code at all")]).output);
+    refused(
+        &run(&refuse, &[], &[]),
+        "error: the driver refuses the code of dequant_rmsnorm (dequant_rmsnorm), which stub clang version 1.2.3 compiled for gfx1100: \
+         the GPU's driver answers hipErrorInvalidImage to hipModuleLoadData",
+    );
+    // One that was damaged on the way.
+    let mut bytes = std::fs::read(&both).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&both, bytes).unwrap();
+    refused(&run(&both, &[], &[]), "both.plan: the plan is damaged: its checksum does not match");
+    // A compiler that does not know the target, is none, or refuses a source.
+    let never = plan("never.plan");
+    refused(
+        &compile("gfx906", &never, &[], &no_compiler),
+        "nothing here compiles kernels for gfx906: SINTER_HIP_CLANG names ",
+    );
+    refused(&compile("gfx906", &never, &[], &no_compiler), "invalid target ID");
+    let missing = [("SINTER_HIP_CLANG", "/no/clang"), no_compiler[0], no_compiler[1]];
+    refused(
+        &compile("gfx1100", &never, &[], &missing),
+        "SINTER_HIP_CLANG names /no/clang: there is no such program",
+    );
+    let broken = compile("gfx1100", &never, &[], &[("SINTER_STUB_BREAK", "#error broken")]);
+    let told = text(&broken.output.stderr);
+    assert!(!broken.output.status.success() && told.contains(" does not compile for gfx1100:\n"), "{told}");
+    refused(&compile("gfx1100,gfx942,gfx1100", &never, &[], &[]), "the file holds two plans for gfx1100");
+    assert!(!Path::new(&never).exists());
+    // Without any clang, hiprtc compiles.
+    let by_library = plan("library.plan");
+    let no_clang = [("SINTER_HIP_CLANG", "/no/clang")];
+    let (_, told) = said(&compile("gfx1100", &by_library, &[], &no_clang).output);
+    assert!(told.contains(", by hiprtc 6.4\n"), "{told}");
+    assert_eq!(said(&run(&by_library, &[], &[]).output).0, wanted("gfx1100"));
+}
+
+/// A model of one layer whose tokens are bytes.
+fn tiny_with_words(folder: &Path) -> (String, Arc<GgufFile>) {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
+    tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.push("▁".into());
+    let kinds = (0..tokens.len()).map(|i| [2, 3, 3].get(i).copied().unwrap_or(if i < 259 { 6 } else { 1 }));
+    let shape = Shape { layers: 1, width: 256, ffn: 256, vocab: tokens.len() as u64, ..shape("tiny-llama") };
+    let mut model = Model::new(&shape, q4_k_m);
+    let vocabulary = [
+        ("model", Value::String("llama".into())),
+        ("scores", Value::Array(Array::F32(vec![0.0; tokens.len()]))),
+        ("token_type", Value::Array(Array::I32(kinds.collect()))),
+        ("tokens", Value::Array(Array::String(tokens))),
+    ];
+    model.metadata.extend(vocabulary.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)));
+    let path = folder.join("models/words.gguf");
+    std::fs::write(&path, model.bytes()).unwrap();
+    (lanes::text(&path), model.file())
+}
+
+/// Builds the stub of a clang (`tests/host/clang.cpp`).
+fn build_clang(folder: &Path) -> PathBuf {
+    let out = folder.join("clang");
+    let lib = folder.join("rocm/lib");
+    let [source, to, library] = [lanes::sources().join("clang.cpp"), out.clone(), lib.join("libhiprtc.so")]
+        .map(|path| lanes::text(&path));
+    let paths = [&lib, folder].map(|path| format!("-Wl,-rpath,{}", lanes::text(path)));
+    let args = ["-std=c++17", "-Wall", "-Werror", "-O1", &source, "-o", &to, &library, &paths[0], &paths[1]];
+    let made = Command::new("clang++-19").args(args).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    out
 }
 
 /// Rows of a page of a cache.

@@ -7,8 +7,8 @@ use sinter::ir::{DType, KvTypes};
 use sinter::lower::{Config, Step};
 use sinter::model;
 use sinter::passes::Pipeline;
-use sinter::runtime::DeviceOptions;
 use sinter::runtime::hip::{HipError, gpu};
+use sinter::runtime::{DeviceOptions, On};
 use sinter::target::{self, Target, TargetKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,9 +41,10 @@ impl ModelArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one.
-    #[arg(long, default_value = "cpu")]
-    pub target: String,
+    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile, any number of them between commas [default:
+    /// cpu].
+    #[arg(long)]
+    pub target: Option<String>,
     /// Float32 activations and, unless --kv says otherwise, caches.
     #[arg(long)]
     pub exact: bool,
@@ -84,10 +85,14 @@ impl Kv {
 }
 
 impl CompileArgs {
+    fn target(&self) -> &str {
+        self.target.as_deref().unwrap_or("cpu")
+    }
+
     /// The first of these options that was given a value other than its default.
     pub fn first_given(&self) -> Option<&'static str> {
         let given = [
-            (self.target != "cpu", "--target"),
+            (self.target.is_some(), "--target"),
             (self.exact, "--exact"),
             (!self.kv.is_empty(), "--kv"),
             (self.no_fuse, "--no-fuse"),
@@ -102,8 +107,8 @@ impl CompileArgs {
     /// The options they stand for where a device is to run what is compiled: its own target, unless one is given.
     pub fn options_on(&self, device: &DeviceArgs, greedy: bool) -> Result<Options, Error> {
         let mut options = self.options(greedy)?;
-        match device.device {
-            Device::Hip(number) if self.target == "cpu" => match gpu(number) {
+        match device.device.unwrap_or(Device::Cpu) {
+            Device::Hip(number) if self.target() == "cpu" => match gpu(number) {
                 Ok(gpu) => {
                     let known = Target::gpu(&gpu.arch);
                     let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
@@ -128,10 +133,19 @@ impl CompileArgs {
 
     /// The options they stand for.
     pub fn options(&self, greedy: bool) -> Result<Options, Error> {
+        self.options_for(self.target(), greedy)
+    }
+
+    /// The options they stand for, of each of several targets.
+    pub fn options_of_all(&self, greedy: bool) -> Result<Vec<Options>, Error> {
+        self.target().split(',').map(|target| self.options_for(target.trim(), greedy)).collect()
+    }
+
+    fn options_for(&self, target: &str, greedy: bool) -> Result<Options, Error> {
         if self.chunk == 0 {
             return Err("--chunk must be at least 1".into());
         }
-        let mut options = Options::new(read_target(&self.target)?);
+        let mut options = Options::new(read_target(target)?);
         if self.exact {
             options = options.exact();
         }
@@ -262,9 +276,9 @@ impl std::fmt::Display for Device {
 /// Where to run.
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER.
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
+    /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER [default: cpu, or what a plan is for].
+    #[arg(long)]
+    pub device: Option<Device>,
     /// Threads of the CPU device [default: all cores].
     #[arg(short = 't', long, value_name = "N")]
     pub threads: Option<usize>,
@@ -274,11 +288,19 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Where a plan is to run, if that is said.
+    pub fn on(&self) -> Option<On> {
+        self.device.map(|device| match device {
+            Device::Cpu => On::Cpu,
+            Device::Hip(_) => On::Gpu,
+        })
+    }
+
     /// What the device is told, and who is told by it: whoever looks at stderr.
     pub fn options(&self) -> DeviceOptions {
         let gpu = match self.device {
-            Device::Cpu => 0,
-            Device::Hip(number) => number,
+            None | Some(Device::Cpu) => 0,
+            Some(Device::Hip(number)) => number,
         };
         DeviceOptions {
             threads: self.threads,

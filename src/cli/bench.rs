@@ -76,7 +76,7 @@ pub fn run(args: Args) -> super::Outcome {
         return Err("there is nothing to measure: all lengths of -p and -n are 0".into());
     };
     let file = args.model.open()?;
-    let device = |threads| DeviceArgs { device: args.device, threads, no_graph: args.no_graph };
+    let device = |threads| DeviceArgs { device: Some(args.device), threads, no_graph: args.no_graph };
     let options = args.compile.options_on(&device(None), false)?;
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;

@@ -1,9 +1,13 @@
 //! `sinter compile`: a plan, ahead of time.
 
 use super::args::{CompileArgs, ModelArgs};
-use super::{files, say};
+use super::{files, progress, say};
 use sinter::compile::Purpose;
 use sinter::model;
+use sinter::plan::{self, Plan};
+use sinter::runtime::Size;
+use sinter::runtime::hip::{HipError, compile_ahead};
+use sinter::target::TargetKind;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -19,27 +23,65 @@ pub struct Args {
     /// Put the hash of the whole model file into the plan, for run --verify; reads all of it.
     #[arg(long)]
     verify: bool,
+    /// For GPUs, put the source of the kernels into the plan and no machine code: they are compiled where the plan runs.
+    #[arg(long)]
+    source_only: bool,
     #[command(flatten)]
     compile: CompileArgs,
 }
 
 pub fn run(args: Args) -> super::Outcome {
     let file = args.model.open()?;
-    let options = args.compile.options(args.greedy)?;
-    let mut plan = model::plan(&file, args.model.path(), &options, Purpose::Generate)?;
-    plan.model.full_hash = args.verify.then(|| file.full_hash());
-    let bytes = plan.to_bytes()?;
-    let path = args.out.display();
+    let full_hash = args.verify.then(|| file.full_hash());
+    let mut plans = vec![];
+    for options in args.compile.options_of_all(args.greedy)? {
+        let mut plan = model::plan(&file, args.model.path(), &options, Purpose::Generate)?;
+        plan.model.full_hash = full_hash;
+        plans.push(plan);
+    }
+    // What does not go into one file need not be compiled.
+    plan::to_bytes(&plans)?;
+    let mut said = vec![];
+    for plan in plans.iter_mut().filter(|plan| plan.target.kind != TargetKind::Cpu) {
+        said.push(match args.source_only {
+            true => format!("{}: {} kernels as source", plan.target.name, plan.sources().len()),
+            false => machine_code(plan)?,
+        });
+    }
+    let bytes = plan::to_bytes(&plans)?;
     files::write_whole(&args.out, |out| out.write_all(&bytes))?;
     let mb = |n: u64| format!("{:.1} MB", n as f64 / 1e6);
-    say!(
-        "{path}: {} kernels, {} bytes; needs {} of weights, {} of cache for {} tokens, {} of buffers",
-        plan.kernels.len(),
-        bytes.len(),
-        mb(plan.weight_bytes()),
-        mb(plan.state_bytes()),
-        plan.options.context,
-        mb(plan.arena_bytes),
-    );
+    let path = args.out.display();
+    for line in said {
+        say!("{path}: {line}");
+    }
+    let size = format!("{} bytes", bytes.len());
+    let single = plans.len() == 1;
+    for plan in &plans {
+        let kernels = format!("{} kernels", plan.kernels.len());
+        let what =
+            if single { format!("{kernels}, {size}") } else { format!("{}: {kernels}", plan.target.name) };
+        say!(
+            "{path}: {what}; needs {} of weights, {} of cache for {} tokens, {} of buffers",
+            mb(plan.weight_bytes()),
+            mb(plan.state_bytes()),
+            plan.options.context,
+            mb(plan.arena_bytes),
+        );
+    }
+    if !single {
+        say!("{path}: {size}");
+    }
     Ok(())
+}
+
+/// Compiles the kernels of a plan into it: in words, what was compiled.
+fn machine_code(plan: &mut Plan) -> Result<String, HipError> {
+    let target = plan.target.name.clone();
+    let (objects, compiler) = compile_ahead(plan, &progress::bars())?;
+    let bytes = objects.iter().map(|object| object.code.len() as u64).sum();
+    let said =
+        format!("{target}: {} kernels compiled, {} of code, by {compiler}", objects.len(), Size(bytes));
+    plan.objects = objects;
+    Ok(said)
 }

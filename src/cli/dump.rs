@@ -1,12 +1,15 @@
 //! `sinter dump`: a graph, the kernels or the plan at any stage.
 
 use super::args::{CompileArgs, ModelArgs, StepName};
+use super::say;
 use clap::ValueEnum;
 use sinter::compile;
 use sinter::ir::Graph;
 use sinter::lower::{self, Config};
-use sinter::model::plan;
+use sinter::model;
+use sinter::plan::{LoadedPlan, Plan};
 use std::io::Write;
+use std::path::Path;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -54,6 +57,9 @@ pub fn run(args: Args) -> super::Outcome {
     if args.after.is_some() && args.stage != Stage::Fused {
         return Err("--after is of the passes, whose graph is --stage fused".into());
     }
+    if let Some(path) = args.model.path().filter(|path| model::is_plan(path)) {
+        return of_plan(path, &args);
+    }
     let file = args.model.open()?;
     let gguf = file.gguf();
     let options = args.compile.options(args.greedy)?;
@@ -82,18 +88,46 @@ pub fn run(args: Args) -> super::Outcome {
             }
         }
         Stage::Plan => {
-            let plan = plan(&file, args.model.path(), &options, args.step.purpose())?;
-            match args.format {
-                Format::Text => plan.to_string(),
-                Format::Dot => {
-                    let program = plan.programs.get(args.step.index(plan.programs.len()));
-                    plan.to_dot(program.ok_or("no such step")?)
-                }
-                Format::Json => serde_json::to_string_pretty(&plan)? + "\n",
-            }
+            let plan = model::plan(&file, args.model.path(), &options, args.step.purpose())?;
+            shown(&plan, &args)?
         }
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// A plan in the format that was asked for.
+fn shown(plan: &Plan, args: &Args) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(match args.format {
+        Format::Text => plan.to_string(),
+        Format::Dot => {
+            let program = plan.programs.get(args.step.index(plan.programs.len()));
+            plan.to_dot(program.ok_or("no such step")?)
+        }
+        Format::Json => serde_json::to_string_pretty(plan)? + "\n",
+    })
+}
+
+/// A plan from a file: of several, the one for --target, else the first.
+fn of_plan(path: &Path, args: &Args) -> super::Outcome {
+    let name = path.display();
+    if args.stage != Stage::Plan {
+        return Err(format!("{name} is a compiled plan, of which there is --stage plan alone").into());
+    }
+    let flag = args.compile.first_given().filter(|flag| *flag != "--target");
+    if let Some(flag) = flag.or(args.greedy.then_some("--greedy")) {
+        return Err(format!("{name} is compiled already: {flag} does not apply").into());
+    }
+    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let plans = LoadedPlan::all_from_bytes(&bytes).map_err(|e| format!("{name}: {e}"))?;
+    let targets = plans.iter().map(|plan| plan.target.name.as_str()).collect::<Vec<_>>().join(", ");
+    let wanted = args.compile.target.as_deref();
+    let plan = plans.iter().find(|plan| wanted.is_none_or(|target| plan.target.name == target));
+    let plan = plan.ok_or_else(|| format!("{name}: the plan is for {targets}"))?;
+    if plans.len() > 1 {
+        say!("{name}: of the plans for {targets}, this is the one for {}", plan.target.name);
+    }
+    std::io::stdout().lock().write_all(shown(plan, args)?.as_bytes())?;
     Ok(())
 }
 

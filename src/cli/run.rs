@@ -203,6 +203,7 @@ fn load(
             path,
             model_flag.map(PathBuf::as_path),
             args.verify,
+            args.device.on(),
             &args.device.options(),
         )?);
     }

@@ -63,6 +63,7 @@ impl Plan {
             weights,
             states,
             kernels,
+            objects: vec![],
             programs,
             arena_offset,
             arena_bytes,

@@ -1,11 +1,11 @@
 //! The byte form of plans: `SINTERPL`, the format's version (u32), the length of the payload (u64, both little
-//! endian), its BLAKE3, and the payload in postcard's encoding.
+//! endian), its BLAKE3, and the payload: a list of plans in postcard's encoding.
 
 use super::{Plan, PlanError};
 use std::ops::Deref;
 
 /// Version of the byte form and of all types in it.
-pub const FORMAT: u32 = 7;
+pub const FORMAT: u32 = 8;
 
 const MAGIC: &[u8; 8] = b"SINTERPL";
 const HEADER: usize = 8 + 4 + 8 + 32;
@@ -28,9 +28,35 @@ impl Plan {
     /// # Errors
     /// [`PlanError::Encode`], which no plan that was built here runs into.
     pub fn to_bytes(&self) -> Result<Vec<u8>, PlanError> {
-        let payload = postcard::to_stdvec(self).map_err(PlanError::Encode)?;
-        Ok(frame(&payload))
+        to_bytes(std::slice::from_ref(self))
     }
+}
+
+/// The byte form of several plans together: one file that runs on any of their targets.
+///
+/// # Errors
+/// If there is none, two are for the same target, or they are of different models.
+pub fn to_bytes(plans: &[Plan]) -> Result<Vec<u8>, PlanError> {
+    go_together(plans)?;
+    let payload = postcard::to_stdvec(plans).map_err(PlanError::Encode)?;
+    Ok(frame(&payload))
+}
+
+/// Whether plans may be in one file: which of them a device takes must not be in doubt, nor where their weights are.
+fn go_together(plans: &[Plan]) -> Result<(), PlanError> {
+    let first = plans.first().ok_or(PlanError::NoPlan)?;
+    for (i, plan) in plans.iter().enumerate() {
+        let same =
+            |other: &&Plan| (other.target.kind, &other.target.arch) == (plan.target.kind, &plan.target.arch);
+        if plans.iter().take(i).any(|other| same(&other)) {
+            return Err(PlanError::SameTarget { target: plan.target.name.clone() });
+        }
+        let (a, b) = (&first.model, &plan.model);
+        if a.identity != b.identity {
+            return Err(PlanError::Models { a: a.identity.into(), b: b.identity.into() });
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn frame(payload: &[u8]) -> Vec<u8> {
@@ -49,11 +75,24 @@ impl LoadedPlan {
         bytes.starts_with(MAGIC)
     }
 
-    /// Reads and validates a plan.
+    /// Reads and validates the one plan that there is.
     ///
     /// # Errors
-    /// If `bytes` are not a whole, undamaged plan of this format, or it breaks a rule of [`super`].
+    /// As [`LoadedPlan::all_from_bytes`], or if there are several.
     pub fn from_bytes(bytes: &[u8]) -> Result<LoadedPlan, PlanError> {
+        let mut plans = Self::all_from_bytes(bytes)?;
+        if plans.len() > 1 {
+            let targets = plans.iter().map(|plan| plan.target.name.clone()).collect();
+            return Err(PlanError::Several { targets });
+        }
+        plans.pop().ok_or(PlanError::NoPlan)
+    }
+
+    /// Reads and validates all plans of a file: at least one.
+    ///
+    /// # Errors
+    /// If `bytes` are not whole, undamaged plans of this format that go together, or one breaks a rule of [`super`].
+    pub fn all_from_bytes(bytes: &[u8]) -> Result<Vec<LoadedPlan>, PlanError> {
         if !Self::is_plan(bytes) {
             return Err(PlanError::Foreign);
         }
@@ -76,11 +115,12 @@ impl LoadedPlan {
         if blake3::hash(payload) != blake3::Hash::from_bytes(*hash) {
             return Err(PlanError::Checksum);
         }
-        let (plan, left): (Plan, _) = postcard::take_from_bytes(payload).map_err(PlanError::Decode)?;
+        let (plans, left): (Vec<Plan>, _) = postcard::take_from_bytes(payload).map_err(PlanError::Decode)?;
         if !left.is_empty() {
             return Err(PlanError::Trailing { extra: left.len() as u64 });
         }
-        plan.validate()?;
-        Ok(LoadedPlan(plan))
+        go_together(&plans)?;
+        plans.iter().try_for_each(Plan::validate)?;
+        Ok(plans.into_iter().map(LoadedPlan).collect())
     }
 }

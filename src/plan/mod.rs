@@ -13,11 +13,15 @@
 //! 6. Rows of a weight lie within its tensor, and can lie as the plan says; every kernel that reads it takes it so. Rows
 //!    that are repacked are in no other weight.
 //! 7. All kernels that go over the caches agree on the pages ([`Paging`]), and the caches have as many rows.
+//! 8. There is machine code of all sources of its kernels or of none, once each, and all is for the target's architecture.
+//!
+//! A file of plans ([`to_bytes`]) holds one, or several of one model for different targets.
 
 mod build;
 mod bytes;
 mod flow;
 pub mod memory;
+mod objects;
 mod paging;
 pub mod schedule;
 #[cfg(test)]
@@ -35,7 +39,8 @@ use schedule::{Slot, size_of};
 use serde::{Deserialize, Serialize};
 
 pub use build::Parts;
-pub use bytes::{FORMAT, LoadedPlan};
+pub use bytes::{FORMAT, LoadedPlan, to_bytes};
+pub use objects::CodeObject;
 pub use paging::Paging;
 
 #[cfg(doc)]
@@ -58,6 +63,8 @@ pub struct Plan {
     pub states: Vec<State>,
     /// Shared by all programs.
     pub kernels: Vec<Implementation>,
+    /// Machine code of the kernels' sources, where they were compiled ahead of time.
+    pub objects: Vec<CodeObject>,
     /// The smallest bucket of tokens first.
     pub programs: Vec<PlannedProgram>,
     /// Where the arena begins in the pool; the states lie before it.
@@ -253,6 +260,20 @@ pub enum PlanError {
     Arena { program: String, needs: u64, have: u64 },
     #[error("program {program:?} claims {claimed} bytes of arena, but {lower_bound} live at once")]
     LowerBound { program: String, claimed: u64, lower_bound: u64 },
+    #[error("{kernel}: there is no machine code of its source, but of others'")]
+    NoObject { kernel: String },
+    #[error("there is machine code of the source {source_hash}, which no kernel has")]
+    ForeignObject { source_hash: Digest },
+    #[error("there is machine code for {has:?}, and the plan is for {wants:?}")]
+    ObjectArch { has: String, wants: String },
+    #[error("the file holds no plan")]
+    NoPlan,
+    #[error("the file holds plans for {}, and one is wanted", targets.join(", "))]
+    Several { targets: Vec<String> },
+    #[error("the file holds two plans for {target}")]
+    SameTarget { target: String },
+    #[error("the file holds plans of different models, {a} and {b}")]
+    Models { a: Box<Identity>, b: Box<Identity> },
     #[error("the plan was compiled for another model file: it needs {wants}, this one has {has}")]
     OtherModel { wants: Box<Identity>, has: Box<Identity> },
     #[error("the plan holds no hash of the whole model file; compile it again with --verify")]

@@ -1,7 +1,8 @@
 use super::bytes::frame;
 use super::*;
 use crate::codegen::spec::{
-    Access, Alias, Arg, Buffer, Call, Code, CpuCode, Extent, Index, IndexSource, LaunchSpec, Place, Program,
+    Access, Alias, Arg, Buffer, Call, Code, CpuCode, Extent, HipCode, Index, IndexSource, LaunchSpec, Place,
+    Program,
 };
 use crate::gguf::Digest;
 use crate::ir::{Dim, Op, Outcome, Slice, Why};
@@ -225,7 +226,7 @@ fn the_format_has_one_schema() {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (7, "819d1d493167fba7"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (8, "29f5dca939129906"), "the schema of plans:\n{text}");
 }
 
 /// The widest window counts, and one mask without any sees everything.
@@ -243,6 +244,101 @@ fn pages_are_kept_for_the_widest_window() {
     assert_eq!(window(&[]), None);
     assert_eq!(window(&[Some(4), Some(9), Some(2)]), Some(9));
     assert_eq!(window(&[Some(4), None, Some(9)]), None);
+}
+
+/// A plan for a GPU of two kernels with one source and one with another, compiled ahead of time.
+fn with_objects() -> Plan {
+    let mut plan = plan();
+    plan.target = Target::gpu("gfx1100").unwrap();
+    for (kernel, source) in plan.kernels.iter_mut().zip(["a", "a", "b", "b", "b"]) {
+        let code = HipCode { source: source.into(), entry: "entry".into(), threads: 64 };
+        kernel.launches[0].code = Code::Hip(code);
+    }
+    let object = |source| CodeObject {
+        arch: "gfx1100".into(),
+        source: CodeObject::hash(source),
+        compiler: "clang 19".into(),
+        code: source.bytes().cycle().take(300).collect(),
+    };
+    plan.objects = ["a", "b"].map(object).into();
+    plan
+}
+
+#[test]
+fn machine_code_is_of_the_sources_or_refused() {
+    let plan = with_objects();
+    let loaded = LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap();
+    assert!(*loaded == plan && loaded.objects[1].code == [b'b'; 300]);
+    assert_eq!(plan.sources().len(), 2);
+    assert!(plan.to_string().contains("\nobjects 2 (600 bytes) by clang 19\n"));
+    let tree = serde_json::to_value(&plan).unwrap();
+    assert!(tree["objects"][0]["code"].as_str().unwrap().starts_with("6161"));
+    assert_eq!(serde_json::from_value::<Plan>(tree).unwrap(), plan);
+
+    type Change = fn(&mut Plan);
+    let cases: [(&str, Change); 6] = [
+        ("there is machine code for \"gfx942\", and the plan is for \"gfx1100\"", |p| {
+            p.objects[1].arch = "gfx942".into()
+        }),
+        ("kv_append (entry): there is no machine code of its source", |p| drop(p.objects.pop())),
+        ("get_rows (entry): there is no machine code of its source", |p| {
+            p.objects[0].source = CodeObject::hash("c")
+        }),
+        ("there is machine code of the source ", |p| {
+            p.objects.push(CodeObject { source: CodeObject::hash("d"), ..p.objects[0].clone() });
+        }),
+        ("there are two code objects called", |p| p.objects.push(p.objects[0].clone())),
+        ("there is machine code for \"gfx1100\", and the plan is for \"\"", |p| {
+            p.target = Target::test_cpu()
+        }),
+    ];
+    for (says, change) in cases {
+        let mut plan = with_objects();
+        change(&mut plan);
+        let error = plan.validate().unwrap_err().to_string();
+        assert!(error.starts_with(says), "{error}");
+        assert_eq!(refused(&plan.to_bytes().unwrap()), error);
+    }
+    // Without any, the sources are compiled where the plan runs.
+    let mut plan = with_objects();
+    plan.objects.clear();
+    plan.validate().unwrap();
+    assert!(plan.objects_by_source().is_empty());
+}
+
+#[test]
+fn a_file_holds_plans_of_one_model_for_different_targets() {
+    let plans = [plan(), with_objects()];
+    let bytes = to_bytes(&plans).unwrap();
+    let loaded = LoadedPlan::all_from_bytes(&bytes).unwrap();
+    assert!(loaded.len() == 2 && loaded.iter().zip(&plans).all(|(a, b)| **a == *b));
+    assert_eq!(refused(&bytes), "the file holds plans for test-cpu, gfx1100, and one is wanted");
+    for len in 8..bytes.len() {
+        let says = refused(&bytes[..len]);
+        assert!(says.starts_with(&format!("the plan is truncated: {len} bytes of ")), "{says}");
+    }
+    let refuses = |plans: &[Plan], says: &str| {
+        assert_eq!(to_bytes(plans).unwrap_err().to_string(), says);
+        let bytes = frame(&postcard::to_stdvec(plans).unwrap());
+        assert_eq!(LoadedPlan::all_from_bytes(&bytes).unwrap_err().to_string(), says);
+    };
+    refuses(&[], "the file holds no plan");
+    refuses(&[plan(), with_objects(), with_objects()], "the file holds two plans for gfx1100");
+    let mut other = with_objects();
+    other.model.identity.len += 1;
+    refuses(
+        &[plan(), other],
+        &format!(
+            "the file holds plans of different models, {}, {}",
+            plan().model.identity,
+            Identity { len: 1001, ..identity() }
+        )
+        .replace(", 1001", " and 1001"),
+    );
+    // Each is held to the rules.
+    let mut invalid = with_objects();
+    invalid.objects.pop();
+    assert!(refused(&to_bytes(&[plan(), invalid]).unwrap()).contains("there is no machine code"));
 }
 
 fn refused(bytes: &[u8]) -> String {

@@ -40,6 +40,10 @@ impl fmt::Display for Plan {
         for (i, kernel) in self.kernels.iter().enumerate() {
             writeln!(f, "  k{i} {}", kernel)?;
         }
+        if let Some(object) = self.objects.first() {
+            let bytes: usize = self.objects.iter().map(|object| object.code.len()).sum();
+            writeln!(f, "objects {} ({bytes} bytes) by {}", self.objects.len(), object.compiler)?;
+        }
         for program in &self.programs {
             write!(f, "program {:?} ", program.name)?;
             self.fmt_program(f, program)?;

@@ -59,7 +59,7 @@ impl Plan {
             self.validate_program(&program.name, program)?;
         }
         self.paging()?;
-        Ok(())
+        self.validate_objects()
     }
 
     /// Rows that are repacked are there but once.

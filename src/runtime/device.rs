@@ -1,7 +1,7 @@
 //! What the executor, and whoever looks at single kernels, asks of a device.
 
 use super::cpu::{CpuDevice, Features};
-use super::hip::{HipDevice, HipError};
+use super::hip::{Gpu, HipDevice, HipError, Platform, gpu};
 use super::progress::Progress;
 use super::weights::WeightError;
 use crate::gguf::GgufFile;
@@ -133,6 +133,54 @@ pub fn open(
     }
 }
 
+/// Where a plan is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Cpu,
+    /// A GPU; the CPU if there is none and a plan for it.
+    Gpu,
+}
+
+/// Of the plans of a file, the one that runs here: on the device that is named, else on the CPU if one is for it, else on the GPU.
+///
+/// # Errors
+/// If none does: what they are for, and what is here.
+pub fn choose(
+    mut plans: Vec<LoadedPlan>,
+    on: Option<On>,
+    options: &DeviceOptions,
+) -> Result<LoadedPlan, DeviceError> {
+    let targets = plans.iter().map(|plan| plan.target.name.clone()).collect::<Vec<_>>().join(", ");
+    let none = |device| DeviceError::NoPlan { targets: targets.clone(), device };
+    let on_cpu = plans.iter().position(|plan| plan.target.kind == TargetKind::Cpu);
+    let fits = |gpu: &Gpu, plan: &LoadedPlan| {
+        let kind = match gpu.platform {
+            Platform::Amd => TargetKind::HipAmd,
+            Platform::Nvidia => TargetKind::HipNvidia,
+        };
+        plan.target.kind == kind && plan.target.arch == gpu.arch
+    };
+    let chosen = match (on, on_cpu) {
+        (Some(On::Cpu) | None, Some(i)) => i,
+        (Some(On::Cpu), None) => return Err(none("the device is the CPU".into())),
+        (Some(On::Gpu) | None, _) => match gpu(options.gpu) {
+            Ok(gpu) => {
+                let fitting = plans.iter().position(|plan| fits(&gpu, plan));
+                fitting.ok_or_else(|| none(format!("this GPU is {} ({})", gpu.arch, gpu.name)))?
+            }
+            Err(why @ (HipError::Library { .. } | HipError::NoDevice { .. })) => match on_cpu {
+                Some(i) => {
+                    tracing::warn!("no GPU is used, but the CPU: {why}");
+                    i
+                }
+                None => return Err(none(format!("there is no GPU here: {why}"))),
+            },
+            Err(other) => return Err(other.into()),
+        },
+    };
+    Ok(plans.swap_remove(chosen))
+}
+
 /// What a device may be told.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
@@ -151,6 +199,8 @@ pub struct DeviceOptions {
 /// Why a device cannot take a plan, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    #[error("the plan is for {targets}, and {device}")]
+    NoPlan { targets: String, device: String },
     #[error("there is no device of kind {} here: {why}", kind_name(*.kind))]
     Absent { kind: TargetKind, why: HipError },
     #[error("the {device} device has no kernel {kernel} as the plan needs it: {why}")]

@@ -10,7 +10,7 @@ pub mod progress;
 pub mod weights;
 
 pub use batch::{BatchError, Part, SequenceId, Sequences, Wanted};
-pub use device::{DeviceError, DeviceOptions};
+pub use device::{DeviceError, DeviceOptions, On, Size, choose};
 pub use exec::{ExecError, Executor, StepRows};
 pub use progress::{Progress, Stage};
 pub use weights::WeightError;

@@ -8,18 +8,20 @@ use sinter::plan::{FORMAT, LoadedPlan, Plan};
 #[allow(dead_code, reason = "a fuzz target does not ask")]
 pub const DEEPEST: usize = 2;
 
-/// Length of what stands before the payload.
-const HEADER: usize = 52;
-
 /// Returns how far the payload got: refused, valid, executed.
 pub fn run(payload: &[u8]) -> usize {
-    let plan = match LoadedPlan::from_bytes(&frame(payload)) {
-        Ok(plan) => plan,
+    let plans = match LoadedPlan::all_from_bytes(&frame(payload)) {
+        Ok(plans) => plans,
         Err(e) => {
             _ = e.to_string();
             return 0;
         }
     };
+    plans.iter().map(of_one).max().unwrap()
+}
+
+/// How far a valid plan got.
+fn of_one(plan: &LoadedPlan) -> usize {
     let bytes = plan.to_bytes().unwrap();
     let again = LoadedPlan::from_bytes(&bytes).unwrap();
     assert!(again.to_bytes().unwrap() == bytes);
@@ -28,7 +30,7 @@ pub fn run(payload: &[u8]) -> usize {
         _ = plan.to_dot(program);
         _ = plan.bytes_per_step(index, &program.bounds, u64::MAX);
     }
-    1 + usize::from(execute(&plan))
+    1 + usize::from(execute(plan))
 }
 
 fn frame(payload: &[u8]) -> Vec<u8> {
@@ -43,8 +45,8 @@ fn frame(payload: &[u8]) -> Vec<u8> {
 /// Changes some fields of a plan, valid or not, so that what comes of it can be decoded.
 pub fn mutate(payload: &[u8], seed: u64) -> Option<Vec<u8>> {
     let mut random = Random(seed);
-    let plan: Plan = postcard::from_bytes(payload).ok()?;
-    let mut tree = serde_json::to_value(&plan).ok()?;
+    let plans: Vec<Plan> = postcard::from_bytes(payload).ok()?;
+    let mut tree = serde_json::to_value(&plans).ok()?;
     for _ in 0..=random.below(3) {
         let mut places = vec![];
         collect(&tree, String::new(), &mut places);
@@ -53,8 +55,8 @@ pub fn mutate(payload: &[u8], seed: u64) -> Option<Vec<u8>> {
         let other = tree.pointer(other)?.clone();
         change(tree.pointer_mut(place)?, &other, &mut random);
     }
-    let plan: Plan = serde_json::from_value(tree).ok()?;
-    Some(plan.to_bytes().ok()?.split_off(HEADER))
+    let plans: Vec<Plan> = serde_json::from_value(tree).ok()?;
+    postcard::to_stdvec(&plans).ok()
 }
 
 /// The places of numbers, words and lists.

@@ -1,11 +1,12 @@
 //! Small valid inputs, from which all others come. They are made anew each time, so they fit the formats of today.
 
 use crate::synthetic::{Model, Shape, is_vector, shape, uniform};
+use sinter::codegen::spec::HipCode;
 use sinter::compile::{Options, Purpose};
 use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
 use sinter::ir::DType;
 use sinter::model;
-use sinter::plan::LoadedPlan;
+use sinter::plan::{CodeObject, LoadedPlan, to_bytes};
 use sinter::target::Target;
 use std::sync::Arc;
 
@@ -164,7 +165,29 @@ pub fn plan() -> Seeds {
         assert!(LoadedPlan::from_bytes(&bytes).is_ok());
         (name.to_string(), bytes[52..].to_vec())
     };
-    plans.into_iter().map(seed).collect()
+    let seeds = plans.into_iter().map(seed);
+    seeds.chain([("targets".to_string(), for_two_targets())]).collect()
+}
+
+/// A plan for the CPU and one for a GPU, which holds what passes for machine code.
+fn for_two_targets() -> Vec<u8> {
+    let file = file("tiny-llama", DType::Q4_0);
+    let plan = |target| {
+        let options = Options { context: Some(8), chunk: 1, ..Options::new(target) };
+        let mut plan = model::plan(&file, None, &options, Purpose::Generate).unwrap();
+        plan.programs.iter_mut().for_each(|program| program.decisions.clear());
+        plan
+    };
+    let mut plans = [plan(Target::cpu()), plan(Target::gpu("gfx1100").unwrap())];
+    let object = |code: &HipCode| CodeObject {
+        arch: "gfx1100".into(),
+        source: CodeObject::hash(&code.source),
+        compiler: "none".into(),
+        code: vec![7; 9],
+    };
+    let objects = plans[1].sources().into_iter().map(object).collect();
+    plans[1].objects = objects;
+    to_bytes(&plans).unwrap().split_off(52)
 }
 
 /// Vocabularies of both kinds, in lines and as files.

@@ -635,7 +635,8 @@ impl Module {
     pub fn new(context: &Arc<Context>, code: &[u8]) -> Result<Module> {
         context.bind()?;
         let mut handle = std::ptr::null_mut();
-        // SAFETY: code objects say how long they are; these bytes are of a compiler.
+        // SAFETY: code objects say how long they are; these bytes are of a compiler, and a plan that they came in is undamaged and
+        // trusted, as what runs on the GPU is up to it.
         context.check(
             unsafe { (*context.api.module_load)(&mut handle, code.as_ptr().cast()) },
             context.api.module_load.name,

@@ -3,7 +3,7 @@
 use super::HipError;
 use super::api::Platform;
 use super::context::{Buffer, Context, Event, Function, Graph, LaunchArgs, Module, Pinned, Stream};
-use super::kernels::compile;
+use super::kernels::Compiler;
 use super::planes::{activations_from_planes, activations_to_planes};
 use super::weights::Weights;
 use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
@@ -346,22 +346,45 @@ fn load_kernels(
         codes.collect()
     };
     let codes = plan.kernels.iter().map(code_of).collect::<Result<Vec<_>, _>>()?;
-    let binaries = compile(context.platform, &context.arch, codes.iter().flatten(), progress)?;
+    // A driver may come without a compiler, so that is looked for only where there is something to compile.
+    let objects = plan.objects_by_source();
+    let object =
+        |code: &HipCode| objects.get(code.source.as_str()).filter(|object| object.arch == context.arch);
+    let mut rest = codes.iter().flatten().filter(|code| object(code).is_none()).peekable();
+    let compiled = match rest.peek() {
+        None => HashMap::new(),
+        Some(_) => Compiler::of_platform(context.platform)?.compile(&context.arch, rest, progress)?,
+    };
+    let load = |code: &HipCode| match object(code) {
+        None => Module::new(context, &compiled[code.source.as_str()]),
+        Some(object) => Module::new(context, &object.code),
+    };
+    // What is wrong with code that came with the plan, the plan is named for.
+    let of_plan = |name: &str, code: &HipCode, source: HipError| match object(code) {
+        None => source,
+        Some(object) => HipError::Object {
+            kernel: format!("{name} ({})", code.entry),
+            compiler: object.compiler.clone(),
+            arch: object.arch.clone(),
+            source: source.into(),
+        },
+    };
     let mut modules: Vec<Module> = vec![];
     let mut known: HashMap<&str, usize> = HashMap::new();
     let mut kernels = vec![];
     for (kernel, codes) in plan.kernels.iter().zip(&codes) {
         let mut launches = vec![];
+        let name = kernel.spec.name();
         for (launch, code) in kernel.launches.iter().zip(codes) {
             let module = match known.get(code.source.as_str()) {
                 Some(module) => *module,
                 None => {
-                    modules.push(Module::new(context, &binaries[code.source.as_str()])?);
+                    modules.push(load(code).map_err(|e| of_plan(name, code, e))?);
                     known.insert(&code.source, modules.len() - 1);
                     modules.len() - 1
                 }
             };
-            let function = modules[module].function(&code.entry)?;
+            let function = modules[module].function(&code.entry).map_err(|e| of_plan(name, code, e))?;
             launches.push(Launch { function, threads: code.threads, grid: launch.grid.clone() });
         }
         kernels.push(launches);

@@ -1,11 +1,14 @@
-//! Kernels from their sources: compiled at run time, on all cores, and kept for the next time.
+//! Kernels from their sources: compiled on all cores, ahead of time or when they are loaded, and kept for the next time.
 
 use super::HipError;
 use super::api::{Platform, Rtc};
 use super::cache::{KernelCache, Key};
+use super::clang::{Clang, clang_flags};
 use crate::codegen::spec::HipCode;
+use crate::plan::{CodeObject, Plan};
 use crate::runtime::progress::{Progress, Stage};
-use std::collections::HashMap;
+use crate::target::TargetKind;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_char, c_int};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,71 +31,185 @@ pub const HEADERS: [(&str, &str); 14] = [
     ("sample.h", include_str!("../../../kernels/sample.h")),
 ];
 
-/// Machine code for each source, which is compiled once.
-///
-/// # Errors
-/// If the platform has no compiler here, or a source does not compile.
-pub fn compile<'a>(
+/// What makes machine code of sources.
+pub struct Compiler {
     platform: Platform,
-    arch: &str,
-    codes: impl IntoIterator<Item = &'a HipCode>,
-    progress: &Progress,
-) -> Result<HashMap<&'a str, Vec<u8>>, HipError> {
-    let mut sources: Vec<&HipCode> = vec![];
-    for code in codes {
-        if !sources.iter().any(|other| other.source == code.source) {
-            sources.push(code);
-        }
+    /// Which it is and of what version: what one makes, another may not.
+    name: String,
+    by: By,
+}
+
+enum By {
+    /// hiprtc or nvrtc.
+    Library(Rtc),
+    Clang(Clang),
+}
+
+impl Compiler {
+    /// The platform's library, as it compiles on a machine that has the GPU.
+    ///
+    /// # Errors
+    /// If there is none here.
+    pub fn of_platform(platform: Platform) -> Result<Compiler, HipError> {
+        let rtc = Rtc::open(platform)?;
+        let [major, minor] = rtc.version()?;
+        let library = match platform {
+            Platform::Amd => "hiprtc",
+            Platform::Nvidia => "nvrtc",
+        };
+        Ok(Compiler { platform, name: format!("{library} {major}.{minor}"), by: By::Library(rtc) })
     }
-    let rtc = Rtc::open(platform)?;
-    let cache = KernelCache::of_user();
-    let version = rtc.version()?;
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(HashMap::new());
-    let made_some = AtomicBool::new(false);
-    let failed = Mutex::new(None);
-    let work = || {
-        while let Some(code) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let key = key(platform, arch, version, code);
-            let kept = cache.as_ref().and_then(|cache| cache.get(&key));
-            let made = kept.map_or_else(
-                || {
-                    let binary = one(&rtc, platform, arch, code)?;
-                    if let Some(cache) = &cache {
-                        cache.put(&key, &binary);
-                        made_some.store(true, Ordering::Relaxed);
+
+    /// One that needs no GPU: a clang for AMD's if there is one that knows the architecture, else the platform's library.
+    ///
+    /// # Errors
+    /// If there is none here: what was looked for.
+    pub fn ahead(platform: Platform, arch: &str) -> Result<Compiler, HipError> {
+        let absent = |looked, install| HipError::NoCompilerAhead { arch: arch.into(), looked, install };
+        let library = |library| {
+            Compiler::of_platform(platform).map_err(|e| match e {
+                HipError::NoCompiler { why } => format!("{library} cannot be loaded ({why})"),
+                other => other.to_string(),
+            })
+        };
+        match platform {
+            Platform::Nvidia => {
+                let install = "CUDA, or put the folder of libnvrtc (PyPI: nvidia-cuda-nvrtc) where libraries are looked for";
+                library("libnvrtc").map_err(|why| absent(why, install))
+            }
+            Platform::Amd => {
+                let clang = match Clang::find(arch) {
+                    Ok(clang) => {
+                        let name = clang.version.clone();
+                        return Ok(Compiler { platform, name, by: By::Clang(clang) });
                     }
-                    Ok(binary)
-                },
-                Ok,
-            );
-            match made {
-                Ok(binary) => {
-                    let mut done = lock(&done);
-                    done.insert(code.source.as_str(), binary);
-                    progress.tell(Stage::Kernels, done.len() as u64, sources.len() as u64);
-                }
-                Err(e) => {
-                    lock(&failed).get_or_insert(e);
-                    return;
-                }
+                    Err(why) => why,
+                };
+                let install = "clang 19 or later, or ROCm, or name a clang in SINTER_HIP_CLANG";
+                library("libhiprtc").map_err(|why| absent(format!("{clang}, and {why}"), install))
             }
         }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(sources.len());
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
+    }
+
+    /// Which it is, and of what version.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The flags that it is given.
+    fn flags(&self, arch: &str) -> Vec<String> {
+        match &self.by {
+            By::Library(_) => options(self.platform, arch),
+            By::Clang(_) => clang_flags(arch),
         }
-        work();
-    });
-    if let (Some(cache), true) = (&cache, made_some.into_inner()) {
-        cache.trim();
     }
-    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        Some(e) => Err(e),
-        None => Ok(done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
+
+    /// Everything that the machine code of a source follows from.
+    fn key(&self, arch: &str, code: &HipCode) -> Key {
+        let of = format!("{} {} {}", env!("CARGO_PKG_VERSION"), self.platform.name(), self.name);
+        let mut parts = vec![of, code.entry.clone(), code.source.clone()];
+        parts.extend(self.flags(arch));
+        let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
+        Key::of(parts.iter().map(String::as_str).chain(headers).map(str::as_bytes))
     }
+
+    fn one(&self, arch: &str, code: &HipCode) -> Result<Vec<u8>, HipError> {
+        match &self.by {
+            By::Library(rtc) => one(rtc, self.platform, arch, code),
+            By::Clang(clang) => clang.compile(arch, code),
+        }
+    }
+
+    /// Machine code for each source, which is compiled once, on all cores, or found in the user's cache.
+    ///
+    /// # Errors
+    /// If a source does not compile.
+    pub fn compile<'a>(
+        &self,
+        arch: &str,
+        codes: impl IntoIterator<Item = &'a HipCode>,
+        progress: &Progress,
+    ) -> Result<HashMap<&'a str, Vec<u8>>, HipError> {
+        let mut seen = HashSet::new();
+        let sources: Vec<&HipCode> =
+            codes.into_iter().filter(|code| seen.insert(code.source.as_str())).collect();
+        let cache = KernelCache::of_user();
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(HashMap::new());
+        let made_some = AtomicBool::new(false);
+        let failed = Mutex::new(None);
+        let work = || {
+            while let Some(code) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let key = self.key(arch, code);
+                let kept = cache.as_ref().and_then(|cache| cache.get(&key));
+                let made = kept.map_or_else(
+                    || {
+                        let binary = self.one(arch, code)?;
+                        if let Some(cache) = &cache {
+                            cache.put(&key, &binary);
+                            made_some.store(true, Ordering::Relaxed);
+                        }
+                        Ok(binary)
+                    },
+                    Ok,
+                );
+                match made {
+                    Ok(binary) => {
+                        let mut done = lock(&done);
+                        done.insert(code.source.as_str(), binary);
+                        progress.tell(Stage::Kernels, done.len() as u64, sources.len() as u64);
+                    }
+                    Err(e) => {
+                        lock(&failed).get_or_insert(e);
+                        // The others have nothing left to do.
+                        next.store(sources.len(), Ordering::Relaxed);
+                        return;
+                    }
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(sources.len());
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        if let (Some(cache), true) = (&cache, made_some.into_inner()) {
+            cache.trim();
+        }
+        match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(e) => Err(e),
+            None => Ok(done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
+        }
+    }
+}
+
+/// Machine code of all kernels of a plan for a GPU, for [`Plan::objects`], and which compiler made it. Needs no GPU.
+///
+/// # Errors
+/// If there is no compiler for the target here, or a source does not compile.
+pub fn compile_ahead(plan: &Plan, progress: &Progress) -> Result<(Vec<CodeObject>, String), HipError> {
+    let platform = match plan.target.kind {
+        TargetKind::Cpu => return Ok((vec![], "nothing".into())),
+        TargetKind::HipAmd => Platform::Amd,
+        TargetKind::HipNvidia => Platform::Nvidia,
+    };
+    let arch = &plan.target.arch;
+    let compiler = Compiler::ahead(platform, arch)?;
+    let sources = plan.sources();
+    let mut made = compiler.compile(arch, sources.iter().copied(), progress)?;
+    let object = |code: &&HipCode| {
+        let source = code.source.as_str();
+        Some(CodeObject {
+            arch: arch.clone(),
+            source: CodeObject::hash(source),
+            compiler: compiler.name.clone(),
+            code: made.remove(source)?,
+        })
+    };
+    let objects = sources.iter().filter_map(object).collect();
+    Ok((objects, compiler.name))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -105,15 +222,6 @@ fn options(platform: Platform, arch: &str) -> Vec<String> {
         Platform::Nvidia => vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()],
         Platform::Amd => vec![format!("--offload-arch={arch}"), "-std=c++17".into(), "-O3".into()],
     }
-}
-
-/// Everything that the machine code of a source follows from.
-fn key(platform: Platform, arch: &str, version: [i32; 2], code: &HipCode) -> Key {
-    let version = format!("{} {} {version:?}", env!("CARGO_PKG_VERSION"), platform.name());
-    let mut parts = vec![version, code.entry.clone(), code.source.clone()];
-    parts.extend(options(platform, arch));
-    let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
-    Key::of(parts.iter().map(String::as_str).chain(headers).map(str::as_bytes))
 }
 
 fn one(rtc: &Rtc, platform: Platform, arch: &str, code: &HipCode) -> Result<Vec<u8>, HipError> {

@@ -5,6 +5,7 @@
 
 mod api;
 mod cache;
+mod clang;
 mod context;
 mod device;
 mod kernels;
@@ -12,8 +13,9 @@ pub mod planes;
 mod weights;
 
 pub use api::Platform;
+pub use clang::clang_flags;
 pub use device::HipDevice;
-pub use kernels::HEADERS;
+pub use kernels::{Compiler, HEADERS, compile_ahead};
 
 use context::{Context, Found};
 
@@ -36,8 +38,18 @@ pub enum HipError {
     Compile { kernel: String, arch: String, log: String },
     #[error("the compiler answers error {answer} to {call}, for the kernel {kernel} on {arch}")]
     Compiler { kernel: String, arch: String, call: &'static str, answer: i32 },
-    #[error("kernels cannot be compiled, as no library of a compiler can be loaded: {why}")]
+    #[error(
+        "kernels cannot be compiled here, as no library of a compiler can be loaded: {why}; a plan that sinter compile makes for this \
+         GPU has them compiled"
+    )]
     NoCompiler { why: String },
+    #[error(
+        "nothing here compiles kernels for {arch}: {looked}. Install {install}; or give --source-only, and the plan's kernels are \
+         compiled where it runs"
+    )]
+    NoCompilerAhead { arch: String, looked: String, install: &'static str },
+    #[error("the driver refuses the code of {kernel}, which {compiler} compiled for {arch}: {source}")]
+    Object { kernel: String, compiler: String, arch: String, source: Box<HipError> },
     #[error("the plan is for {wants}, and this GPU is {has} ({name})")]
     OtherArch { wants: String, has: String, name: String },
     #[error("{kernel} of {node:?}, launch {launch}: {source}")]
