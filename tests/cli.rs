@@ -595,22 +595,22 @@ fn a_failed_compile_leaves_what_was_there() {
     stdout(&["inspect", &arg(&model)]);
 }
 
-/// A file that grows to its limit while it is written, as on a disk that is full.
-#[cfg(target_os = "linux")]
 /// Whoever wants to read what runs on a GPU can, without one.
 #[test]
 fn dump_shows_the_source_of_gpu_kernels() {
     let shown = stdout(&["dump", "--stage", "kernels", "--target", "gfx1100"]);
     for what in [
-        "\nsource of k3, launch 2\n// attention, launch 2 of the kernel, for this body, ",
-        "\n//   %4 = softmax %3 : f32[8,T,512]\n",
-        "\nKERNEL(attention_2, 256, 1)(",
+        "\nsource of k2, launch 2\n// rope_attention, launch 2 of the kernel, for this body, ",
+        "\n//   %9 = softmax %8 : f32[8,T,512]\n",
+        "\nKERNEL(rope_attention_2, 256, 1)(",
     ] {
         assert!(shown.contains(what), "{shown}");
     }
     assert!(!stdout(&["dump", "--stage", "kernels"]).contains("source of"));
 }
 
+/// A file that grows to its limit while it is written, as on a disk that is full.
+#[cfg(target_os = "linux")]
 #[test]
 fn what_cannot_be_written_whole_is_not_there() {
     let dir = temp();

@@ -414,7 +414,7 @@ fn rows_are_copied_and_launches_timed() {
         Ok(device.timings()?.len())
     };
     match copied_and_timed() {
-        Ok(launches) => assert!(launches > 10),
+        Ok(launches) => assert!(launches > 8),
         Err(e) => {
             say(&format!("error: {e}"));
             std::process::exit(1);
@@ -618,7 +618,7 @@ fn a_replay_that_goes_wrong_is_noticed() {
     let program = &compile(file.gguf(), &at, Purpose::Score).unwrap()[0].program;
     let kernels = program.calls.iter().map(|call| &program.kernels[call.kernel as usize]);
     // Parts of a cache that is so short need not be put together.
-    let idle = |code: &Code| matches!(code, Code::Hip(code) if code.entry == "attention_2");
+    let idle = |code: &Code| matches!(code, Code::Hip(code) if code.entry == "rope_attention_2");
     let launches = kernels.flat_map(|kernel| &kernel.launches).map(|launch| !idle(&launch.code));
     let works: Vec<bool> = launches.collect();
     assert_eq!(works.iter().filter(|works| !**works).count(), 1);

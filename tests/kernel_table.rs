@@ -14,6 +14,7 @@ mod synthetic;
 use sinter::codegen::spec::{Code, HipCode};
 use sinter::compile::{Options, Purpose, compile};
 use sinter::gguf::Gguf;
+use sinter::runtime::Progress;
 use sinter::runtime::hip::{Compiler, HEADERS, Platform, clang_flags};
 use sinter::target::Target;
 use std::collections::{BTreeMap, BTreeSet};
@@ -310,7 +311,7 @@ impl Compilers {
                 let Some(Kernel { arch, code, label, .. }) = kernels.get(i) else { return };
                 let elf = match &self.nvrtc {
                     Some(nvrtc) if !arch.starts_with("gfx") => {
-                        let made = nvrtc.compile(arch, [code], &|_, _| {});
+                        let made = nvrtc.compile(arch, [code], &Progress::default());
                         made.unwrap_or_else(|e| panic!("{arch}: {label}: {e}"))
                             .remove(code.source.as_str())
                             .unwrap()
