@@ -72,9 +72,9 @@ struct Columns {
     }
 };
 
-constexpr float LOWEST = -1e30f;
+constexpr float LOWEST = -1e30f, LOG2_E = 1.44269504088896340736f;
 
-// A softmax on its way: maximum, sum of weights, weighted values.
+// A softmax on its way: maximum, sum of weights, weighted values. Scores are scaled so that weights are powers of two.
 template <int EACH>
 struct Running {
     float most, sum, values[EACH];
@@ -83,7 +83,7 @@ struct Running {
         for (int i = 0; i < EACH; i++) values[i] = fused(weight, value[i], values[i]);
     }
     DEVICE void scale_to(float to) {
-        const float by = exponential(most - to);
+        const float by = power_of_two(most - to);
         sum *= by;
         for (int i = 0; i < EACH; i++) values[i] *= by;
         most = to;
@@ -124,7 +124,7 @@ DEVICE void attend_part(Step step, const typename KC::Element* k, const typename
     Running<PV::EACH> run[GROUP];
     for (int h = 0; h < GROUP; h++) {
         for (int i = 0; i < QK::EACH; i++) {
-            query[h][i] = QK::is_there(i) ? step.query(token, head + h, h, QK::column(i)) * scale : 0.0f;
+            query[h][i] = QK::is_there(i) ? step.query(token, head + h, h, QK::column(i)) * (scale * LOG2_E) : 0.0f;
         }
         run[h].most = LOWEST, run[h].sum = 0;
         for (int i = 0; i < PV::EACH; i++) run[h].values[i] = 0;
@@ -149,22 +149,33 @@ DEVICE void attend_part(Step step, const typename KC::Element* k, const typename
         }
 #pragma unroll
         for (int n = 0; n < KEYS; n++) pages[n] = page_of(first + (KEYS + n) * AT_ONCE + thread() / 8);
+        float score[GROUP][KEYS], most[GROUP];
+        bool is_higher = false;
 #pragma unroll
         for (int h = 0; h < GROUP; h++) {
-            float score[KEYS], most = run[h].most;
+            most[h] = run[h].most;
 #pragma unroll
             for (int n = 0; n < KEYS; n++) {
                 float dot = 0;
                 for (int i = 0; i < QK::EACH; i++) dot = fused(query[h][i], key[n][i], dot);
                 dot = sum_of_lanes<8>(dot);
-                score[n] = is_there[n] ? dot : -INFINITE;
-                most = largest(most, score[n]);
+                score[h][n] = is_there[n] ? dot : -INFINITE;
+                most[h] = largest(most[h], score[h][n]);
             }
-            run[h].scale_to(most);
+            is_higher |= most[h] > run[h].most;
+        }
+        // The longer, the rarer is a score above all before. One maximum for the warp makes it rarer still.
+        if (any_of_warp(is_higher)) {
 #pragma unroll
-            for (int n = 0; n < KEYS; n++) {
-                run[h].add(exponential(score[n] - most), value[n]);
+            for (int h = 0; h < GROUP; h++) {
+                for (int mask = 8; mask < WARP; mask *= 2) most[h] = largest(most[h], exchange(most[h], mask));
+                run[h].scale_to(most[h]);
             }
+        }
+#pragma unroll
+        for (int h = 0; h < GROUP; h++) {
+#pragma unroll
+            for (int n = 0; n < KEYS; n++) run[h].add(power_of_two(score[h][n] - run[h].most), value[n]);
         }
     }
 #pragma unroll
@@ -179,7 +190,7 @@ DEVICE void attend_part(Step step, const typename KC::Element* k, const typename
             dot = sum_of_lanes<8>(dot);
             const float score = times > 0 ? dot : -INFINITE;
             run[h].scale_to(largest(run[h].most, score));
-            run[h].add(times * exponential(score - run[h].most), value);
+            run[h].add(times * power_of_two(score - run[h].most), value);
         }
     }
     // The eights of a warp, then the warps.
@@ -206,7 +217,7 @@ DEVICE void attend_part(Step step, const typename KC::Element* k, const typename
         float most = LOWEST, sum = 0, value = 0;
         for (int w = 0; w < WARPS; w++) most = largest(most, room[w][h][0]);
         for (int w = 0; w < WARPS; w++) {
-            const float by = exponential(room[w][h][0] - most);
+            const float by = power_of_two(room[w][h][0] - most);
             sum = fused(by, room[w][h][1], sum);
             value = fused(by, room[w][h][2 + column], value);
         }
@@ -245,11 +256,11 @@ DEVICE void join_parts(const float* parts, const i32* lengths, const i32* sequen
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) now = largest(now, mosts[i]);
-        const float by = exponential(most - now);
+        const float by = power_of_two(most - now);
         most = now, sum *= by, value *= by;
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            const float of_part = first + i < count ? exponential(mosts[i] - now) : 0.0f;
+            const float of_part = first + i < count ? power_of_two(mosts[i] - now) : 0.0f;
             sum = fused(of_part, sums[i], sum);
             value = fused(of_part, values[i], value);
         }

@@ -200,12 +200,19 @@ struct AsHalf {
 
 #if SINTER_NVIDIA
 DEVICE float exponential(float x) { return expf(x); }
+// 2 to the power of `x`, to 2e-7.
+DEVICE float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 DEVICE float square_root(float x) { return sqrtf(x); }
 DEVICE float rounded(float x) { return roundf(x); }
 DEVICE double rounded(double x) { return rint(x); }
 DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 #else
 DEVICE float exponential(float x) { return __builtin_expf(x); }
+DEVICE float power_of_two(float x) { return __builtin_amdgcn_exp2f(x); }
 DEVICE float square_root(float x) { return __builtin_sqrtf(x); }
 DEVICE float rounded(float x) { return __builtin_roundf(x); }
 DEVICE double rounded(double x) { return __builtin_rint(x); }

@@ -271,6 +271,9 @@ template <int THREADS, int P, int N, class G, class U, class X>
 DEVICE void gates_and_ups(G gate, U up, X x, int block, int token, int tokens, float (&gates)[N][32], float (&ups)[N][32]) {
     constexpr int AT_ONCE = THREADS / G::LANES * P, STEPS = (32 + AT_ONCE - 1) / AT_ONCE;
     static_assert(G::LANES == U::LANES, "rows of gate and up are shared by as many lanes");
+    // Of one token loads of the next rows are on their way while these meet; of several there are registers for one step.
+    constexpr int UNROLLED = N == 1 ? STEPS : 1;
+#pragma unroll UNROLLED
     for (int step = 0; step < STEPS; step++) {
         const int first = step * AT_ONCE + thread() / G::LANES * P;
         int rows[P];

@@ -4,14 +4,13 @@
 //! fused attention((fused rope_kv(%q, %k, %v, %k0, %v0, ..)), ..)   =>  fused rope_attention(%q, %k, %v, %k0, %v0, ..) -> y, k1, v1
 //! ```
 //!
-//! On GPUs, for as many tokens as attention is split over the positions: each block turns what it meets of the step again, which is
-//! little then.
+//! On GPUs, for so few tokens that what each block turns again of the step is little.
 
 use super::Pass;
 use super::rule::{Cx, Fusion, Patch, Reject};
 use crate::ir::fused::Computation;
 use crate::ir::{Graph, Kernel, NodeId, TensorType, Value, Why};
-use crate::target::{FEW_TOKENS, TargetKind};
+use crate::target::{TURNED_TOKENS, TargetKind};
 
 pub const PASS: Pass = Pass {
     name: "rope_attention",
@@ -37,7 +36,7 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(shape("queries, keys and values are not of one rope_kv".into()));
     }
     let tokens = g.ty(q).first().eval(&g.bounds);
-    if tokens > FEW_TOKENS {
+    if tokens > TURNED_TOKENS {
         return Err(shape(format!("blocks of {tokens} tokens would each turn the keys of all")));
     }
     let members = vec![id, q.node];

@@ -38,6 +38,8 @@ static inline int __builtin_amdgcn_ds_bpermute(int address, int value) {
     return (int)lanes_permute(address >> 2, (unsigned)value);
 }
 
+static inline float __builtin_amdgcn_exp2f(float x) { return __builtin_exp2f(x); }
+
 // A bit for each lane of the warp.
 static inline unsigned long long lanes_ballot(bool mine, int lanes) {
     const bool* all = (const bool*)lanes_show(&mine, sizeof mine);
