@@ -85,7 +85,7 @@ impl Compiler {
                     }
                     Err(why) => why,
                 };
-                let install = "clang 19 or later, or ROCm, or name a clang in SINTER_HIP_CLANG";
+                let install = "clang 19 or later and its lld, or ROCm, or name a clang in SINTER_HIP_CLANG";
                 library("libhiprtc").map_err(|why| absent(format!("{clang}, and {why}"), install))
             }
         }
