@@ -23,7 +23,7 @@ use sinter::runtime::cpu::{Features, RawArg, Threads, Weights, bind};
 use sinter::runtime::device::open;
 use sinter::runtime::interp::{Tensor, eval};
 use sinter::runtime::{DeviceOptions, Executor};
-use sinter::target::{Target, TargetKind};
+use sinter::target::{TURNED_TOKENS, Target, TargetKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
@@ -71,7 +71,11 @@ struct Case {
 
 impl Case {
     fn new(seed: u64, target: Target, exact: bool) -> Case {
-        let graph = random_primitives(seed, 10 + (seed as usize % 5) * 12, BOUNDS);
+        Case::within(BOUNDS, seed, target, exact)
+    }
+
+    fn within(bounds: Syms, seed: u64, target: Target, exact: bool) -> Case {
+        let graph = random_primitives(seed, 10 + (seed as usize % 5) * 12, bounds);
         let run = |pipeline: Pipeline| {
             let mut graph = graph.clone();
             let report = pipeline.run(&mut graph, &target).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
@@ -108,7 +112,7 @@ fn planned(graph: &Verified, file: &GgufFile, target: &Target) -> LoadedPlan {
             kv: KvTypes::both(DType::F32),
             context: CONTEXT,
             sequences: SEQUENCES as u64,
-            chunk: BOUNDS.t,
+            chunk: graph.bounds.t,
             greedy: false,
         },
         programs: vec![(generated(graph, target).0, vec![])],
@@ -581,11 +585,18 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
 /// GPUs have a kernel for everything that graphs can hold, and it takes as many launches as the cost model says.
 #[test]
 fn random_graphs_have_kernels_on_gpus() {
+    let mut turned = 0;
     for seed in 0..300 {
+        // Of few tokens they are others.
+        let few = Syms { t: TURNED_TOKENS, r: TURNED_TOKENS };
+        let bounds = if seed / 2 % 2 == 0 { few } else { BOUNDS };
         for arch in ["sm_90", "gfx1100", "gfx942"] {
-            Case::new(seed, Target::gpu(arch).unwrap(), seed % 2 == 0);
+            let case = Case::within(bounds, seed, Target::gpu(arch).unwrap(), seed % 2 == 0);
+            let turns = |k: &&Implementation| matches!(k.spec.computes, Computation::RopeAttention(_));
+            turned += case.plan.kernels.iter().filter(turns).count();
         }
     }
+    assert!(turned >= 20, "{turned} kernels turn where they attend");
 }
 
 /// Each wait of a plan is needed: without any of them, the plan is refused.

@@ -91,6 +91,11 @@ fn shape_of_many_tokens_that_are_turned_where_they_attend() {
     assert_eq!(of(&input("rope_attention").to_string()), []);
     let many = of(&edited("rope_attention", "T<=4", "T<=5"));
     assert!(matches!(&many[..], [Why::Shape { detail }] if detail.contains("5 tokens")), "{many:?}");
+    // Values that are attended to as keys, and keys as values.
+    let text = std::fs::read_to_string("tests/snapshots/inputs/rope_attention.sir").unwrap();
+    let swapped = text.replace("kv_read %k1,", "kv_read %v,").replace("kv_read %v1,", "kv_read %k1,");
+    let swapped = of(&swapped.replace("kv_read %v,", "kv_read %v1,"));
+    assert!(matches!(&swapped[..], [Why::Shape { .. }]), "{swapped:?}");
     // Queries that turn by another base, so in a kernel of their own.
     let other = of(&edited(
         "rope_attention",

@@ -6,7 +6,7 @@ use sinter::compile::Purpose;
 use sinter::model;
 use sinter::plan::{self, Plan};
 use sinter::runtime::Size;
-use sinter::runtime::hip::{HipError, compile_ahead};
+use sinter::runtime::hip::{Compiler, HipError, compile_ahead};
 use sinter::target::TargetKind;
 use std::path::PathBuf;
 
@@ -42,11 +42,15 @@ pub fn run(args: Args) -> super::Outcome {
     // What does not go into one file need not be compiled.
     plan::to_bytes(&plans)?;
     let mut said = vec![];
-    for plan in plans.iter_mut().filter(|plan| plan.target.kind != TargetKind::Cpu) {
-        said.push(match args.source_only {
-            true => format!("{}: {} kernels as source", plan.target.name, plan.sources().len()),
-            false => machine_code(plan)?,
-        });
+    if args.source_only {
+        let of_gpus = plans.iter().filter(|plan| plan.target.kind != TargetKind::Cpu);
+        said.extend(of_gpus.map(|p| format!("{}: {} kernels as source", p.target.name, p.sources().len())));
+    } else {
+        // All compilers are found before the first works.
+        let compilers = plans.iter().map(Compiler::for_plan).collect::<Result<Vec<_>, _>>()?;
+        for (plan, compiler) in plans.iter_mut().zip(compilers) {
+            said.extend(compiler.map(|compiler| machine_code(plan, &compiler)).transpose()?);
+        }
     }
     let bytes = plan::to_bytes(&plans)?;
     files::write_whole(&args.out, |out| out.write_all(&bytes))?;
@@ -76,9 +80,10 @@ pub fn run(args: Args) -> super::Outcome {
 }
 
 /// Compiles the kernels of a plan into it: in words, what was compiled.
-fn machine_code(plan: &mut Plan) -> Result<String, HipError> {
+fn machine_code(plan: &mut Plan, compiler: &Compiler) -> Result<String, HipError> {
     let target = plan.target.name.clone();
-    let (objects, compiler) = compile_ahead(plan, &progress::bars())?;
+    let objects = compile_ahead(plan, compiler, &progress::bars())?;
+    let compiler = compiler.name();
     let bytes = objects.iter().map(|object| object.code.len() as u64).sum();
     let said =
         format!("{target}: {} kernels compiled, {} of code, by {compiler}", objects.len(), Size(bytes));

@@ -9,7 +9,7 @@
 use super::Pass;
 use super::rule::{Cx, Fusion, Patch, Reject};
 use crate::ir::fused::Computation;
-use crate::ir::{Graph, Kernel, NodeId, TensorType, Value, Why};
+use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value, Why};
 use crate::target::{TURNED_TOKENS, TargetKind};
 
 pub const PASS: Pass = Pass {
@@ -41,5 +41,12 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     }
     let members = vec![id, q.node];
     let results = vec![id.into(), k, v];
-    Fusion { graph: g, kernel: Kernel::RopeAttention, members, results }.patch(id, cx)?.if_it_pays(id)
+    let patch = Fusion { graph: g, kernel: Kernel::RopeAttention, members, results }.patch(id, cx)?;
+    // Keys that are attended to as values, or the other way round, no kernel computes.
+    for node in &patch.add {
+        if let Op::Fused(fused) = &node.op {
+            fused.read().map_err(shape)?;
+        }
+    }
+    patch.if_it_pays(id)
 }

@@ -63,8 +63,7 @@ pub trait Device: Send {
         room: &'a mut Vec<u32>,
     ) -> Result<&'a mut [u8], DeviceError> {
         self.wait(work)?;
-        room.resize(len.div_ceil(size_of::<u32>()), 0);
-        let bytes = &mut bytemuck::cast_slice_mut(room)[..len];
+        let bytes = room_for(len, room);
         self.read(program, from, first, bytes)?;
         Ok(bytes)
     }
@@ -131,6 +130,12 @@ pub fn open(
         TargetKind::Cpu => Ok(Box::new(CpuDevice::new(plan, model, options)?)),
         TargetKind::HipAmd | TargetKind::HipNvidia => Ok(Box::new(HipDevice::new(plan, model, options)?)),
     }
+}
+
+/// So many bytes of a room, aligned as numbers are.
+pub(super) fn room_for(len: usize, room: &mut Vec<u32>) -> &mut [u8] {
+    room.resize(len.div_ceil(size_of::<u32>()), 0);
+    &mut bytemuck::cast_slice_mut(room)[..len]
 }
 
 /// Where a plan is to run.

@@ -11,10 +11,10 @@ use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
 use crate::plan::memory::ALIGN;
 use crate::plan::{BufRef, Input, LoadedPlan, PlannedProgram, State};
-use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing};
+use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing, room_for};
 use crate::runtime::progress::Progress;
 use crate::runtime::weights::find_weights;
-use crate::target::TargetKind;
+use crate::target::{FEW_TOKENS, TargetKind};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,6 @@ const STAGING: usize = 4 << 20;
 const SMALL: usize = 16 << 10;
 /// The fewest bytes of a part that is read.
 const LEAST_READ: usize = 64 << 10;
-/// The most token rows of programs whose steps are captured as graphs: in larger ones, launches take longer than launching does.
-const GRAPH_TOKENS: u64 = 64;
 
 /// Runs a plan on a GPU: its launches in order on one stream, those of small programs as graphs.
 ///
@@ -410,7 +408,8 @@ impl Device for HipDevice {
         let key = (work.program, at);
         self.send_pending()?;
         self.idle = false;
-        if self.eager || !whole || work.timed || bounds.t > GRAPH_TOKENS {
+        // Steps of more tokens come in too many sizes for a graph each, and take longer than launching does.
+        if self.eager || !whole || work.timed || bounds.t > FEW_TOKENS {
             self.launch(work)?;
         } else {
             match self.graphs.remove(&key) {
@@ -460,7 +459,7 @@ impl Device for HipDevice {
             activations_to_planes(bytes, &mut planes);
             return Ok(self.write_at(at, &planes)?);
         }
-        if !self.eager && bounds.t <= GRAPH_TOKENS {
+        if !self.eager && bounds.t <= FEW_TOKENS {
             self.keep_input(program, to, bytes);
         }
         Ok(self.write_at(at, bytes)?)
@@ -502,8 +501,7 @@ impl Device for HipDevice {
         let inside = first.checked_add(len as u64).is_some_and(|end| end <= ty.bytes(&bounds));
         assert!(inside, "{from:?} has no bytes at {first}..+{len}");
         if len > STAGING || ty.dtype == DType::Q8Act {
-            room.resize(len.div_ceil(size_of::<u32>()), 0);
-            let bytes = &mut bytemuck::cast_slice_mut(room)[..len];
+            let bytes = room_for(len, room);
             self.read(program, from, first, bytes)?;
             return Ok(bytes);
         }

@@ -60,6 +60,19 @@ impl Compiler {
         Ok(Compiler { platform, name: format!("{library} {major}.{minor}"), by: By::Library(rtc) })
     }
 
+    /// One for the kernels of a plan, on a machine that need not have the GPU; none if they are the CPU's.
+    ///
+    /// # Errors
+    /// As [`Compiler::ahead`].
+    pub fn for_plan(plan: &Plan) -> Result<Option<Compiler>, HipError> {
+        let platform = match plan.target.kind {
+            TargetKind::Cpu => return Ok(None),
+            TargetKind::HipAmd => Platform::Amd,
+            TargetKind::HipNvidia => Platform::Nvidia,
+        };
+        Compiler::ahead(platform, &plan.target.arch).map(Some)
+    }
+
     /// One that needs no GPU: a clang for AMD's if there is one that knows the architecture, else the platform's library.
     ///
     /// # Errors
@@ -185,18 +198,16 @@ impl Compiler {
     }
 }
 
-/// Machine code of all kernels of a plan for a GPU, for [`Plan::objects`], and which compiler made it. Needs no GPU.
+/// Machine code of all kernels of a plan for a GPU, for [`Plan::objects`]. Needs no GPU.
 ///
 /// # Errors
-/// If there is no compiler for the target here, or a source does not compile.
-pub fn compile_ahead(plan: &Plan, progress: &Progress) -> Result<(Vec<CodeObject>, String), HipError> {
-    let platform = match plan.target.kind {
-        TargetKind::Cpu => return Ok((vec![], "nothing".into())),
-        TargetKind::HipAmd => Platform::Amd,
-        TargetKind::HipNvidia => Platform::Nvidia,
-    };
+/// If a source does not compile.
+pub fn compile_ahead(
+    plan: &Plan,
+    compiler: &Compiler,
+    progress: &Progress,
+) -> Result<Vec<CodeObject>, HipError> {
     let arch = &plan.target.arch;
-    let compiler = Compiler::ahead(platform, arch)?;
     let sources = plan.sources();
     let mut made = compiler.compile(arch, sources.iter().copied(), progress)?;
     let object = |code: &&HipCode| {
@@ -208,8 +219,7 @@ pub fn compile_ahead(plan: &Plan, progress: &Progress) -> Result<(Vec<CodeObject
             code: made.remove(source)?,
         })
     };
-    let objects = sources.iter().filter_map(object).collect();
-    Ok((objects, compiler.name))
+    Ok(sources.iter().filter_map(object).collect())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
