@@ -51,7 +51,22 @@ const STEPS: [([u64; SEQUENCES], u64); 8] = [
     ([1, 1, 1], 3),
 ];
 
-/// Before which of them the last sequence begins anew.
+/// Tokens of steps that programs of few take: as many as attention turns itself, of one sequence and of more.
+const FEW_STEPS: [([u64; SEQUENCES], u64); 8] = [
+    ([3, 0, 1], 2),
+    ([1, 0, 0], 1),
+    ([1, 2, 1], 3),
+    ([0, 1, 2], 0),
+    ([0, 1, 0], 1),
+    ([4, 0, 0], 4),
+    ([1, 1, 1], 3),
+    ([0, 0, 1], 1),
+];
+
+/// And their bounds.
+const FEW: Syms = Syms { t: TURNED_TOKENS, r: TURNED_TOKENS };
+
+/// Before which step the last sequence begins anew.
 const ANEW: usize = 3;
 
 /// Results of plans whose activations are float32 throughout: what the kernels' own tolerances may grow to.
@@ -128,9 +143,10 @@ fn generated(graph: &Verified, target: &Target) -> (Program, Vec<NodeId>) {
 }
 
 /// The steps of a case.
-fn steps(seed: u64) -> impl Iterator<Item = RandomStep> {
+fn steps(seed: u64, bounds: Syms) -> impl Iterator<Item = RandomStep> {
     let mut sequences = Sequences::new(Paging::of(seed), seed);
-    STEPS.iter().enumerate().map(move |(i, &(tokens, wanted))| {
+    let steps = if bounds.t == FEW.t { FEW_STEPS } else { STEPS };
+    steps.into_iter().enumerate().map(move |(i, (tokens, wanted))| {
         if i == ANEW {
             sequences.begin(SEQUENCES - 1);
         }
@@ -489,7 +505,9 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
         let gpu = gpu.iter().filter(|_| seed % 4 < 2).map(|gpu| (gpu.clone(), seed % 4 == 0));
         for (target, exact) in cpus.into_iter().chain(gpu) {
             let on_cpu = target.kind == TargetKind::Cpu;
-            let case = Case::new(seed, target, exact);
+            // A GPU's kernels of few tokens are others.
+            let bounds = if !on_cpu && seed % 8 < 4 { FEW } else { BOUNDS };
+            let case = Case::within(bounds, seed, target, exact);
             let quantised = quantises(&case.fused);
             let tolerance = if quantised { QUANTISED } else { EXACT };
             waits += case.plan.programs[0].calls.iter().map(|l| l.slot.waits.len()).sum::<usize>();
@@ -506,7 +524,7 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                 let (mut memory, mut rng) = (Memory::of(&case.plan), Rng::new(seed));
                 let (mut states, mut made) = (States::new(), 0);
                 runs += 1;
-                for step in &steps(seed).collect::<Vec<_>>() {
+                for step in &steps(seed, bounds).collect::<Vec<_>>() {
                     let at = step.syms;
                     let what = format!("{what}, {at:?} of {} sequences", step.sequences);
                     let (wanted, after) = interpreted(&case.unfused, step, &states);
@@ -576,7 +594,8 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
     assert!(overflows * 20 < runs, "{overflows} of {runs} runs overflow");
     // Where arithmetic is checked, the graphs are a quarter of those that an optimised build is held to.
     if !cfg!(debug_assertions) {
-        for kind in wanted() {
+        let of_gpus = ["one token", "some tokens"].map(|tokens| format!("rope_attention of {tokens}"));
+        for kind in wanted().into_iter().chain(of_gpus.into_iter().filter(|_| gpu.is_some())) {
             assert!(launched.get(&kind).is_some_and(|n| *n >= LEAST), "{kind} was launched too rarely");
         }
     }
@@ -588,8 +607,7 @@ fn random_graphs_have_kernels_on_gpus() {
     let mut turned = 0;
     for seed in 0..300 {
         // Of few tokens they are others.
-        let few = Syms { t: TURNED_TOKENS, r: TURNED_TOKENS };
-        let bounds = if seed / 2 % 2 == 0 { few } else { BOUNDS };
+        let bounds = if seed / 2 % 2 == 0 { FEW } else { BOUNDS };
         for arch in ["sm_90", "gfx1100", "gfx942"] {
             let case = Case::within(bounds, seed, Target::gpu(arch).unwrap(), seed % 2 == 0);
             let turns = |k: &&Implementation| matches!(k.spec.computes, Computation::RopeAttention(_));

@@ -1,11 +1,12 @@
 //! What kernels take of a GPU, without one: `tests/snapshots/kernels.txt` has a row for each kernel of the default model and of an 8B on each
-//! architecture. The rows are of today's sources, or the test fails; a sample of them is compiled anew each time. Where kernels changed,
+//! architecture. The rows are of today's sources, or the test fails; a sample of them is compiled anew each time, and all of them with
+//! `SINTER_TABLE=all`. Where kernels changed,
 //!
 //! ```sh
 //! cargo test --release --test kernel_table -- --ignored make_the_table
 //! ```
 //!
-//! compiles what is new and writes the table again (`SINTER_TABLE=all`: all of it). It needs clang-19 and NVIDIA's nvrtc 13.0.
+//! compiles what is new and writes the table again (with `SINTER_TABLE=all`, all of it). It needs clang-19 and NVIDIA's nvrtc 13.0.
 
 #[allow(dead_code)]
 #[path = "support/synthetic.rs"]
@@ -434,25 +435,38 @@ fn hot_kernels_keep_to_their_registers() {
     assert_eq!(unused.collect::<Vec<_>>(), [""; 0], "nothing spills for these reasons any more");
 }
 
-/// One kernel of each kind, of the first and the last program that has it.
+/// Whether all kernels are to be compiled, whatever the table says already.
+fn all_anew() -> bool {
+    std::env::var("SINTER_TABLE").is_ok_and(|value| value == "all")
+}
+
+/// One kernel of each kind of the default model, of the first and the last program that has it.
+fn sample<'a>(of_arch: &[&'a Kernel]) -> Vec<&'a Kernel> {
+    let mut sample: BTreeMap<&str, [&Kernel; 2]> = BTreeMap::new();
+    for kernel in of_arch.iter().copied().filter(|kernel| kernel.label.starts_with("13m t")) {
+        sample.entry(&kernel.code.entry).or_insert([kernel; 2])[1] = kernel;
+    }
+    let mut sample: Vec<&Kernel> = sample.into_values().flatten().collect();
+    sample.dedup_by_key(|kernel| &kernel.hash);
+    sample
+}
+
+/// Compiles a sample, or all with `SINTER_TABLE=all`.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "compiles the same as in an optimised build")]
-fn a_sample_takes_what_the_table_says() {
+fn kernels_take_what_the_table_says() {
     let (table, kernels, compilers) = (Table::read(), kernels(), Compilers::here());
     for (_, arch) in ARCHS {
         let Some(name) = compilers.name(arch) else {
             say(&format!("skipped: there is no compiler for {arch} here"));
             continue;
         };
-        let mut sample: BTreeMap<&str, [&Kernel; 2]> = BTreeMap::new();
-        for kernel in kernels.iter().filter(|kernel| kernel.arch == arch && kernel.label.starts_with("13m t"))
-        {
-            sample.entry(&kernel.code.entry).or_insert([kernel; 2])[1] = kernel;
+        let mut compiled: Vec<&Kernel> = kernels.iter().filter(|kernel| kernel.arch == arch).collect();
+        if !all_anew() {
+            compiled = sample(&compiled);
         }
-        let mut sample: Vec<&Kernel> = sample.into_values().flatten().collect();
-        sample.dedup_by_key(|kernel| &kernel.hash);
-        assert!(sample.len() > 10, "{}", sample.len());
-        let made = compilers.compile(&sample);
+        assert!(compiled.len() > 10, "{}", compiled.len());
+        let made = compilers.compile(&compiled);
         if table.compilers.get(arch).is_none_or(|made_by| made_by != name) {
             say(&format!(
                 "{arch}: kernels compile; the table is of {:?}, and this is {name}",
@@ -460,7 +474,7 @@ fn a_sample_takes_what_the_table_says() {
             ));
             continue;
         }
-        for (kernel, takes) in sample.iter().zip(made) {
+        for (kernel, takes) in compiled.iter().zip(made) {
             let row = table.row(kernel).map(|row| row.takes);
             assert_eq!(row, Some(takes), "{arch}: {}: {REMAKE}", kernel.label);
         }
@@ -471,7 +485,6 @@ fn a_sample_takes_what_the_table_says() {
 #[ignore = "compiles all kernels, and writes the table"]
 fn make_the_table() {
     let (old, kernels, compilers) = (Table::read(), kernels(), Compilers::here());
-    let anew = std::env::var("SINTER_TABLE").is_ok_and(|value| value == "all");
     let mut text = format!(
         "# What kernels take, by architecture. Made by: {}\n#{:>16} {:>4} {:>4} {:>6} {:>5} {:>4} {:>4} {:>7} kernel\n",
         "cargo test --release --test kernel_table -- --ignored make_the_table",
@@ -487,7 +500,7 @@ fn make_the_table() {
     for (_, arch) in ARCHS {
         let name = compilers.name(arch).unwrap_or_else(|| panic!("there is no compiler for {arch} here"));
         let start = std::time::Instant::now();
-        let same = !anew && old.compilers.get(arch).is_some_and(|made_by| made_by == name);
+        let same = !all_anew() && old.compilers.get(arch).is_some_and(|made_by| made_by == name);
         let of_arch: Vec<&Kernel> = kernels.iter().filter(|kernel| kernel.arch == arch).collect();
         let new: Vec<&Kernel> =
             of_arch.iter().copied().filter(|kernel| !same || old.row(kernel).is_none()).collect();
