@@ -8,8 +8,12 @@ mod lanes;
 #[path = "support/synthetic.rs"]
 mod synthetic;
 
+use half::f16;
 use lanes::{LaneDevice, Lanes};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use sinter::check::{Caches, CheckError, Open, StepCheck, check_step_on};
+use sinter::codegen::spec::HipCode;
 use sinter::compile::{Options, Purpose};
 use sinter::gguf::GgufFile;
 use sinter::ir::DType;
@@ -30,6 +34,9 @@ fn say(what: &str) {
 
 /// Names an architecture and a seed in the environment of a process of this test that has the sanitizers' library.
 const LANES: &str = "SINTER_TEST_LANES";
+
+/// AMD's architectures that are targets.
+const ARCHS: [&str; 8] = ["gfx1100", "gfx1030", "gfx942", "gfx900", "gfx90a", "gfx1201", "gfx906", "gfx1151"];
 
 /// Runs `cases` in a process with sanitizers.
 fn under_sanitizers(cases: &str, arch: &str, seed: u64) {
@@ -199,6 +206,89 @@ fn some() {
     check(&lanes, &cases);
 }
 
+/// Each of two warps multiplies sixteen rows by sixteen others: of 16 bytes, of 32 and of 16 halves, which it adds to what is there; and
+/// sums the rows of these results, as a softmax does.
+const FRAGMENTS: &str = r#"#include "reduce.h"
+
+template <int K>
+DEVICE void rows(const u8* left, const u8* right, float* out) {
+    Left<K> a;
+    Right<K> b;
+    a.load(left, 80), b.load(right, 80);
+    float sums[SUMS];
+    multiply_rows<K>(a, b, sums);
+    for (int i = 0; i < SUMS; i++) out[16 * left_row(i) + right_row(i)] = sums[i];
+}
+
+KERNEL(fragments, 2 * WARP, 1)(const u8* left, const u8* right, float* narrow, float* wide, float* halves, float* of_rows) {
+    left += warp() * 16 * 80, right += warp() * 16 * 80, halves += warp() * 256;
+    rows<16>(left, right, narrow + warp() * 256);
+    rows<32>(left, right, wide + warp() * 256);
+    Left<32> a;
+    Right<32> b;
+    a.load(left + 32, 80), b.load(right + 32, 80);
+    float sums[SUMS], total[LEFT_OF_LANE] = {};
+    for (int i = 0; i < SUMS; i++) sums[i] = halves[16 * left_row(i) + right_row(i)];
+    multiply_halves(a, b, sums);
+    for (int i = 0; i < SUMS; i++) halves[16 * left_row(i) + right_row(i)] = sums[i], total[left_of_sum(i)] += sums[i];
+    for (int l = 0; l < LEFT_OF_LANE; l++) total[l] = sum_of_lanes<LANES_OF_LEFT>(total[l]);
+    for (int i = 0; i < SUMS; i++) of_rows[16 * warp() + left_row(i)] = total[left_of_sum(i)];
+}
+"#;
+
+#[test]
+#[ignore = "run by others in a process with sanitizers"]
+fn fragments() {
+    /// Rows are of 32 bytes and then 16 halves, and as far apart as those of a tile.
+    const STRIDE: usize = 80;
+    let Some((lanes, target)) = lanes() else { return };
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    // Halves are whole numbers, of which sums are exact in any order.
+    let mut rows = || {
+        let mut rows: Vec<u8> = (0..32 * STRIDE).map(|_| rng.random()).collect();
+        for half in rows.chunks_mut(STRIDE).flat_map(|row| row[32..64].chunks_mut(2)) {
+            half.copy_from_slice(&f16::from_f32(rng.random_range(-99..100) as f32).to_le_bytes());
+        }
+        rows
+    };
+    let (left, right) = (rows(), rows());
+    // The left and the right row of a sum: of each warp, 16 of each.
+    let rows_of = |at: usize| {
+        [&left[at / 16 * STRIDE..][..STRIDE], &right[(at / 256 * 16 + at % 16) * STRIDE..][..STRIDE]]
+    };
+    let of_bytes = |at: usize, count: usize| {
+        let [left, right] = rows_of(at);
+        let products = left.iter().zip(right).map(|(x, y)| i32::from(*x as i8) * i32::from(*y as i8));
+        products.take(count).sum::<i32>() as f32
+    };
+    let before: Vec<f32> = (0..512).map(|at| 1000.0 * at as f32).collect();
+    let of_halves = |at: usize| {
+        let [left, right] = rows_of(at).map(|row| {
+            row[32..64].chunks(2).map(|half| f16::from_le_bytes(half.try_into().unwrap()).to_f32())
+        });
+        before[at] + left.zip(right).map(|(x, y)| x * y).sum::<f32>()
+    };
+    let halves: Vec<f32> = (0..512).map(of_halves).collect();
+    let expected: [(&str, Vec<f32>); 4] = [
+        ("16 bytes", (0..512).map(|at| of_bytes(at, 16)).collect()),
+        ("32 bytes", (0..512).map(|at| of_bytes(at, 32)).collect()),
+        ("halves", halves.clone()),
+        ("rows of halves", halves.chunks(16).map(|row| row.iter().sum()).collect()),
+    ];
+
+    let bytes = |floats: &[f32]| floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    // What nobody writes is no number.
+    let room = |count: usize| bytes(&vec![f32::NAN; count]);
+    let mut buffers = [left.clone(), right.clone(), room(512), room(512), bytes(&before), room(32)];
+    let code = HipCode { source: FRAGMENTS.into(), entry: "fragments".into(), threads: 2 * target.wave };
+    lanes.run_block(&code, &mut buffers);
+    for (found, (name, expected)) in buffers[2..].iter().zip(expected) {
+        let found = found.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+        let wrong: Vec<_> = found.zip(expected).enumerate().filter(|(_, (x, y))| x != y).take(3).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:?}");
+    }
+}
+
 #[test]
 #[ignore = "run by others in a process with sanitizers"]
 fn all() {
@@ -218,10 +308,19 @@ fn kernels_compute_what_their_bodies_say_in_waves_of_64() {
     under_sanitizers("some", "gfx942", 2);
 }
 
+/// On each architecture: which lane has what of a square of 16 by 16, on its matrix unit or without one.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
+fn fragments_multiply_as_plain_sums_on_each_architecture() {
+    for (seed, arch) in ARCHS.iter().enumerate() {
+        under_sanitizers("fragments", arch, seed as u64);
+    }
+}
+
 #[test]
 #[ignore = "takes minutes"]
 fn all_kernels_compute_what_their_bodies_say_in_any_order_of_lanes() {
-    for (arch, seed) in [("gfx1100", 3), ("gfx1030", 4), ("gfx942", 5), ("gfx900", 6)] {
-        under_sanitizers("all", arch, seed);
+    for (seed, arch) in ARCHS.iter().enumerate() {
+        under_sanitizers("all", arch, 3 + seed as u64);
     }
 }

@@ -149,6 +149,35 @@ impl Lanes {
             known.insert(code.source, Kernel { module: module as usize, kernel: kernel as usize, name });
         }
     }
+
+    /// Launches a kernel with the addresses of its arguments: one launch at a time in a process.
+    fn launch(
+        &self,
+        what: &Kernel,
+        arguments: &mut [*mut c_void],
+        grid: [c_uint; 3],
+        threads: u32,
+        seed: u64,
+    ) {
+        let run: Run = self.function("lanes_launch");
+        let (module, kernel) = (what.module as *mut c_void, what.kernel as *const c_void);
+        let (arguments, grid) = (arguments.as_mut_ptr(), grid.as_ptr());
+        // SAFETY: the kernel takes these arguments; whether it touches what it must not is what the sanitizers say.
+        unsafe { run(module, kernel, what.name.as_ptr(), arguments, grid, threads, self.wave, seed) };
+    }
+
+    /// Runs one block of a kernel whose arguments are buffers.
+    pub fn run_block(&self, code: &HipCode, buffers: &mut [Vec<u8>]) {
+        self.compile(std::slice::from_ref(code));
+        let kernel = self.kernels.lock().unwrap()[&code.source].clone();
+        let mut blocks: Vec<Block> = buffers.iter().map(|bytes| Block::new(bytes.len() as u64)).collect();
+        blocks.iter_mut().zip(&*buffers).for_each(|(block, bytes)| block.bytes().copy_from_slice(bytes));
+        let mut addresses: Vec<*mut u8> = blocks.iter().map(|block| block.at).collect();
+        let mut arguments: Vec<*mut c_void> =
+            addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
+        self.launch(&kernel, &mut arguments, [1; 3], code.threads, self.seed);
+        blocks.iter_mut().zip(buffers).for_each(|(block, bytes)| bytes.copy_from_slice(block.bytes()));
+    }
 }
 
 /// Compiles some sources in a folder that has the headers and the lanes, each once, on all cores: in which library each is, and by what
@@ -396,21 +425,8 @@ impl LaneDevice {
                 // SAFETY: part of a block that lives.
                 unsafe { hold(*start as *mut c_void, *len) };
             }
-            let run: Run = self.lanes.function("lanes_launch");
             let seed = self.lanes.seed + 1000 * index as u64 + i as u64;
-            // SAFETY: the kernel takes these arguments; whether it touches what it must not is what the sanitizers say.
-            unsafe {
-                run(
-                    compiled.module as *mut c_void,
-                    compiled.kernel as *const c_void,
-                    compiled.name.as_ptr(),
-                    pointers.as_mut_ptr(),
-                    grid.as_ptr(),
-                    code.threads,
-                    self.lanes.wave,
-                    seed,
-                );
-            }
+            self.lanes.launch(compiled, &mut pointers, grid, code.threads, seed);
             tails.iter().for_each(|tail| unpoison(&self.lanes, *tail));
             self.launches[call.kernel as usize] += 1;
         }
