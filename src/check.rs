@@ -37,6 +37,8 @@ pub enum CheckError {
     Step { at: Syms, bounds: Syms },
     #[error("{at}: its kernel has no result")]
     NoResult { at: String },
+    #[error("{at}: its kernel {kernel} writes beside its results")]
+    Strays { at: String, kernel: &'static str },
     #[error(transparent)]
     Weight(#[from] GgufError),
 }

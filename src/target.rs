@@ -26,6 +26,28 @@ pub fn attends_at_once(tokens: u64, head_dim: u64, quantised: bool) -> bool {
     tokens > FEW_TOKENS && (head_dim.is_multiple_of(32) || !quantised)
 }
 
+/// Bytes of shared memory that a block may have on any GPU that is a target.
+pub const SHARED_BYTES: u64 = 48 << 10;
+
+/// Threads of a block that attends for a few tokens.
+pub const ATTENDING: u32 = 256;
+/// Heads of a group that share what they read, at most: each takes registers, and four of them so many that half as many blocks run at
+/// once, which on an H200 takes longer than to read twice.
+const SHARED_HEADS: u64 = 2;
+
+/// How many heads of a group share a block of attention of a few tokens, which turns the queries and so many tokens' keys and values (of
+/// so many bytes an element) itself if there are any; none where shared memory is too small for one.
+pub fn heads_at_once(wave: u32, group: u64, head_dim: u64, turned: (u64, u64)) -> Option<u64> {
+    let (tokens, element) = turned;
+    let fits = |heads: u64| {
+        // What each warp found, as `attend_part` of `kernels/attention.h` has it, and `Turning::Room` of `kernels/rope_attention.h`.
+        let found = u64::from(ATTENDING / wave.max(1)) * heads * (head_dim + 2) * 4;
+        let queries = if tokens > 0 { heads * head_dim * 4 } else { 0 };
+        found + queries + 2 * tokens * head_dim * element <= SHARED_BYTES
+    };
+    (1..=group.min(SHARED_HEADS)).rev().find(|heads| group.is_multiple_of(*heads) && fits(*heads))
+}
+
 /// A device as the compiler sees it. `sinter` reads one from JSON wherever it takes a target name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -208,6 +230,11 @@ impl Target {
         self.efficiency.get(&kernel).copied().unwrap_or(1.0)
     }
 
+    /// Whether a block of a norm has room for so many whole rows of floats, beside what it sums in.
+    pub fn stages_rows(&self, rows: u64, width: u64) -> bool {
+        self.kind == TargetKind::Cpu || width.saturating_mul(4 * rows).saturating_add(256) <= SHARED_BYTES
+    }
+
     /// Checks that every rate makes sense, as a target may come from a file.
     ///
     /// # Errors
@@ -233,6 +260,11 @@ impl Target {
         let ascending = self.buckets.windows(2).all(|pair| pair[0] < pair[1]);
         if !ascending || self.buckets.len() > 32 || self.buckets.first() == Some(&0) {
             return Err(format!("target {:?}: buckets must ascend from 1 on, at most 32 of them", self.name));
+        }
+        let wave = if self.arch.starts_with("gfx9") { 64 } else { 32 };
+        if self.kind != TargetKind::Cpu && self.wave != wave {
+            let Target { name, arch, .. } = self;
+            return Err(format!("target {name:?}: wave must be {wave} on {arch}, not {}", self.wave));
         }
         if !(1..=64).contains(&self.streams) {
             return Err(format!("target {:?}: streams must lie in 1..=64", self.name));
@@ -276,6 +308,11 @@ mod tests {
         for buckets in [vec![0], vec![2, 2], vec![8, 1], (1..40).collect()] {
             let target = Target { buckets, ..Target::test_cpu() };
             assert!(target.validate().unwrap_err().contains("buckets"));
+        }
+        // Kernels are compiled for the wave that the architecture has.
+        for (arch, wave) in [("gfx942", 32), ("gfx1100", 64), ("sm_90", 64), ("sm_90", 0)] {
+            let wrong = Target { wave, ..Target::gpu(arch).unwrap() }.validate().unwrap_err();
+            assert!(wrong.contains(&format!("wave must be {}", if wave == 32 { 64 } else { 32 })), "{wrong}");
         }
         let none = Target { dot4_gops: None, ..Target::test_cpu() };
         assert_eq!(none.validate(), Ok(()));

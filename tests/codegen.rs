@@ -1,11 +1,16 @@
 //! Codegen takes only bodies that its kernels compute: whatever a pass, or whoever wrote a graph, calls them.
 
 mod common;
+#[allow(dead_code)]
+#[path = "support/synthetic.rs"]
+mod synthetic;
 
 use common::{fuse, input, parse};
 use sinter::codegen::{self, Layouts};
+use sinter::compile::{Options, Purpose, compile};
 use sinter::ir::{Op, Verified, verify};
 use sinter::target::Target;
+use synthetic::{Model, Shape, q4_k_m, shape};
 
 /// What codegen says of a fused graph after a change to its text.
 fn generated(name: &str, passes: &[&str], from: &str, to: &str) -> Result<(), String> {
@@ -150,4 +155,46 @@ fn weights_lie_as_all_their_uses_take_them() {
     let named = products("\"q\" : q4_k 64\n\"k\" : q6_k 32\n\"lone\" : q4_k 64");
     assert_eq!(layouts(&[&named])[..2], ["q interleaved16", "k interleaved16"]);
     assert_eq!(layouts(&[&named, &other]), ["q row-major", "k row-major", "lone interleaved16"]);
+}
+
+/// What does not fit the memory that a block shares is fused otherwise or not, and said; it is never an error of codegen.
+#[test]
+fn the_widest_models_have_kernels_on_gpus() {
+    let one = Shape { layers: 1, vocab: 256, ffn: 512, ..shape("llama-3.1-8b") };
+    let rows = Shape { width: 12_288, heads: 96, kv_heads: 8, ..one };
+    let heads =
+        |head_dim: u64| Shape { width: 1024, heads: 2, kv_heads: 1, head_dim, rotated: head_dim, ..one };
+    let mut lacks = std::collections::BTreeMap::<String, u64>::new();
+    for shape in [rows, heads(512), heads(1024)] {
+        let model = Model::new(&shape, q4_k_m).description();
+        for arch in ["gfx900", "gfx942", "gfx1100", "sm_90"] {
+            let options = Options::new(Target::gpu(arch).unwrap());
+            for options in [options.clone(), options.exact()] {
+                let compiled = compile(&model, &options, Purpose::Generate);
+                for compiled in compiled.unwrap_or_else(|e| panic!("{shape:?} on {arch}: {e}")) {
+                    for decision in &compiled.report.decisions {
+                        if format!("{decision:?}").contains("shared memory for") {
+                            *lacks.entry(decision.pass.clone()).or_default() += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(lacks.keys().collect::<Vec<_>>(), ["dequant_rmsnorm", "rope_attention"], "{lacks:?}");
+}
+
+/// A grid that no GPU takes is refused where it is compiled for.
+#[test]
+fn grids_are_held_to_what_gpus_take() {
+    let model = Model::new(&Shape { layers: 1, ..shape("tiny-llama") }, q4_k_m).description();
+    let at = |chunk| {
+        let options =
+            Options { chunk, context: Some(1 << 20), ..Options::new(Target::gpu("sm_90").unwrap()) };
+        let pipeline = options.pipeline.clone().without_fusions();
+        compile(&model, &Options { pipeline, ..options }, Purpose::Generate).map(|_| ())
+    };
+    at(4096).unwrap();
+    let refused = at(100_000).unwrap_err().to_string();
+    assert!(refused.contains("a smaller chunk has fewer"), "{refused}");
 }

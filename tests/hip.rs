@@ -2,18 +2,21 @@
 //! says; where there is none, those tests say so and pass.
 
 #[allow(dead_code)]
+#[path = "support/everywhere.rs"]
+mod everywhere;
+#[allow(dead_code)]
 #[path = "support/synthetic.rs"]
 mod synthetic;
 
 use sinter::check::{Caches, NodeCheck, check_step};
 use sinter::compile::{Options, Purpose, fuse};
+use sinter::generate::{EncodeOptions, Tokenizer};
 use sinter::gguf::GgufFile;
-use sinter::ir::{DType, Graph, Op, Syms};
+use sinter::ir::{DType, Graph, Op, StateRole, Syms};
 use sinter::lower::Config;
 use sinter::plan::LoadedPlan;
-use sinter::runtime::DeviceOptions;
-use sinter::runtime::hip::gpu;
 use sinter::runtime::interp::Tensor;
+use sinter::runtime::{DeviceOptions, StepRows};
 use sinter::target::Target;
 use std::io::Write;
 use std::path::Path;
@@ -62,13 +65,7 @@ fn a_plan_for_two_gpus_is_compiled_without_one() {
 
 /// One GPU's target and options, if there is a GPU here.
 fn here() -> Option<(Target, DeviceOptions)> {
-    match gpu(0) {
-        Ok(gpu) => Some((Target::gpu(&gpu.arch).unwrap(), DeviceOptions::default())),
-        Err(e) => {
-            say(&e.to_string());
-            None
-        }
-    }
+    Some((everywhere::gpu_target()?, DeviceOptions::default()))
 }
 
 /// Each kernel of a model's steps on the GPU, against its body.
@@ -277,4 +274,101 @@ fn families(target: &Target, device: &DeviceOptions) {
 fn exact_logits_of_every_family_on_a_gpu_are_those_of_the_cpu() {
     let Some((target, device)) = here() else { return };
     families(&target, &device);
+}
+
+/// By default, which rounds activations and the cache, on a text that the model knows.
+#[test]
+fn default_logits_on_a_gpu_are_close_to_those_of_the_cpu() {
+    let Some((target, device)) = here() else { return };
+    let file = Arc::new(sinter::model::embedded().unwrap());
+    let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
+    let text = include_str!("../src/lib.rs");
+    let mut tokens = tokenizer.encode(text, EncodeOptions { bos: true, ..EncodeOptions::default() });
+    tokens.truncate(400);
+    assert_eq!(tokens.len(), 400);
+    let options = |target: Target| Options { context: Some(400), ..Options::new(target) };
+    let expected = logits(&file, &options(Target::cpu()), &DeviceOptions::default(), &tokens);
+    let found = logits(&file, &options(target), &device, &tokens);
+    let (mut divergence, mut furthest) = (0.0, 0f64);
+    for (found, expected) in found.iter().zip(&expected) {
+        furthest = furthest.max(distance(found, expected));
+        let [p, q] = [expected, found].map(|row| log_probabilities(row));
+        divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        let margin = expected[best(expected)] - expected[best(found)];
+        assert!(margin <= 0.3, "the best token is another, by {margin}");
+    }
+    divergence /= expected.len() as f64;
+    say(&format!("default logits are {furthest:.1e} apart, and diverge by {divergence:.1e} in the mean"));
+    assert!(furthest < 4e-2 && divergence < 1e-3, "{furthest:e}, {divergence:e}");
+}
+
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
+    logits.iter().map(|x| f64::from(*x) - most - sum.ln()).collect()
+}
+
+/// The logits of a token at some depths of a cache that is full of what nobody computed, after the step was captured elsewhere, and from
+/// another thread half of the times; where the pages of the sequence move between, if they do.
+fn at_depths(file: &Arc<GgufFile>, options: &Options, eager: bool, moves: bool) -> Vec<f32> {
+    let pages = CONTEXT / PAGE;
+    let device = DeviceOptions { eager, ..DeviceOptions::default() };
+    let mut executor = sinter::model::executor(file, None, options, Purpose::Score, &device).unwrap();
+    // Small numbers, in f16 as in f32.
+    executor.fill_rows(StateRole::Appended, 0, 2 * CONTEXT, 0x2c).unwrap();
+    let mut all = vec![];
+    for (i, depth) in [7, 0, 1, 511, CONTEXT - 1, 511, 0].into_iter().enumerate() {
+        // Pages of the same numbers wherever they are.
+        let first = if moves { pages * (i as u64 % 2) } else { 0 };
+        let mut tables = vec![0; 2 * pages as usize];
+        for page in 0..pages {
+            tables[page as usize] = (first + if moves { pages - 1 - page } else { page }) as i32;
+        }
+        let step = StepRows {
+            tokens: vec![depth as i32 * 37 % 61],
+            positions: vec![depth as i32],
+            sequences: vec![0],
+            rows: vec![tables[(depth / PAGE) as usize] * PAGE as i32 + (depth % PAGE) as i32],
+            tables,
+            lengths: vec![depth as i32 + 1, 0],
+            wanted: vec![0],
+        };
+        let mut one = vec![];
+        let mut make = || {
+            executor.forward(0, &step).unwrap();
+            executor.read_f32(0, 0..1, &mut one).unwrap();
+        };
+        match i % 2 {
+            0 => make(),
+            _ => std::thread::scope(|scope| scope.spawn(make).join()).unwrap(),
+        }
+        all.extend_from_slice(&one);
+        // What the step appended, is as before for those that follow.
+        executor.fill_rows(StateRole::Appended, 0, 2 * CONTEXT, 0x2c).unwrap();
+    }
+    all
+}
+
+/// Positions of a sequence, and of a page.
+const CONTEXT: u64 = 1024;
+const PAGE: u64 = sinter::ir::PAGE as u64;
+
+/// One captured graph at the first, a middle and the last position, with pages that lie here and there, is what launches are. On the CPU,
+/// where there is no GPU, calls are calls.
+#[test]
+fn graphs_are_their_launches_at_every_depth() {
+    let target = here().map_or_else(Target::cpu, |(target, _)| target);
+    for exact in [false, true] {
+        for file in uneven_models() {
+            let options =
+                Options { chunk: 1, context: Some(CONTEXT), sequences: 2, ..Options::new(target.clone()) };
+            let options = if exact { options.exact() } else { options };
+            let expected = at_depths(&file, &options, true, false);
+            assert!(expected.iter().all(|x| x.is_finite()));
+            for (eager, moves) in [(true, true), (false, false), (false, true)] {
+                assert!(at_depths(&file, &options, eager, moves) == expected, "eager {eager}, moves {moves}");
+            }
+        }
+    }
 }

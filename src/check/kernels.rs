@@ -3,10 +3,12 @@
 use super::{Caches, CheckError};
 use crate::codegen::spec::Access;
 use crate::ir::{DType, Graph, NodeId, Op, Syms, TensorType, Value, Verified};
-use crate::plan::{BufRef, LoadedPlan, Plan};
+use crate::plan::memory::ALIGN;
+use crate::plan::{BufRef, LoadedPlan, Plan, PlannedBuffer, PlannedCall};
 use crate::runtime::device::{Device, Submission};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How far a node's kernel is from the interpretation of the node.
@@ -104,11 +106,11 @@ impl Calls<'_> {
         let call = &self.plan.programs[0].calls[index];
         let kernel = &self.plan.kernels[call.kernel as usize];
         let args = || kernel.args().zip(&call.args).enumerate();
-        // All ones is NaN in every float format, so what is left unwritten shows. Operands come after, as a result may lie
-        // where one lies.
-        for (_, (arg, place)) in args().filter(|(_, (arg, _))| arg.access == Access::Write) {
-            let bytes = usize::try_from(arg.ty.bytes(syms)).unwrap_or(usize::MAX);
-            self.device.write(0, *place, &vec![0xff; bytes])?;
+        // All ones is NaN in every float format, so what is left unwritten shows, and what is written beyond the rows of this step.
+        // Operands come after, as a result may lie where one lies.
+        let beside = self.beside(call, syms);
+        for (place, _, end) in &beside {
+            self.device.write(0, *place, &vec![0xff; *end as usize])?;
         }
         for (slot, (arg, place)) in args() {
             // Weights are on the device already, as it keeps them.
@@ -132,8 +134,86 @@ impl Calls<'_> {
             self.device.read(0, call.args[arg], 0, &mut bytes)?;
             results.push(bytes);
         }
+        let strays = || CheckError::Strays { at: graph.describe(id), kernel: kernel.spec.name() };
+        for (place, first, end) in beside {
+            let mut bytes = vec![0; (end - first) as usize];
+            self.device.read(0, place, first, &mut bytes)?;
+            if bytes.iter().any(|byte| *byte != 0xff) {
+                return Err(strays());
+            }
+        }
+        for (slot, place) in self.kept(call) {
+            let given = operands[slot].bytes();
+            let mut bytes = vec![0; given.len().min(BESIDE as usize)];
+            self.device.read(0, place, 0, &mut bytes)?;
+            if !given.starts_with(&bytes) {
+                return Err(strays());
+            }
+        }
         Ok(Some(Made { kernel: kernel.spec.name(), precision: kernel.precision, results }))
     }
+}
+
+/// Bytes behind a result that are looked at.
+const BESIDE: u64 = 4096;
+
+impl Calls<'_> {
+    /// Where a buffer of the arena lies.
+    fn range(&self, buffer: u32) -> Range<u64> {
+        let program = &self.plan.programs[0];
+        let PlannedBuffer { offset, ty } = &program.buffers[buffer as usize];
+        *offset..offset + ty.bytes(&program.bounds)
+    }
+
+    /// The arguments of a call that lie in the arena: how each is accessed, its number, its buffer.
+    fn in_arena(&self, call: &PlannedCall) -> Vec<(Access, usize, u32)> {
+        let kernel = &self.plan.kernels[call.kernel as usize];
+        let args = kernel.args().zip(&call.args).enumerate();
+        args.filter_map(|(slot, (arg, place))| match *place {
+            BufRef::Arena(b) => Some((arg.access, slot, b)),
+            BufRef::State(_) | BufRef::Weight(_) => None,
+        })
+        .collect()
+    }
+
+    /// Where a call writes, and what follows it in the arena: buffers with the bytes of each that no kernel of this step may touch.
+    fn beside(&self, call: &PlannedCall, syms: &Syms) -> Vec<(BufRef, u64, u64)> {
+        let program = &self.plan.programs[0];
+        let args = self.in_arena(call);
+        let used: Vec<Range<u64>> = args.iter().map(|(.., b)| self.range(*b)).collect();
+        let (mut beside, mut ends) = (vec![], vec![]);
+        for (_, _, b) in args.iter().filter(|(access, ..)| *access == Access::Write) {
+            let whole = self.range(*b);
+            let room = whole.end - whole.start;
+            // Not where another argument lies, which is written after.
+            let alone = used.iter().filter(|other| meet(&whole, other)).count() == 1;
+            let first = if alone { program.buffers[*b as usize].ty.bytes(syms) } else { room };
+            ends.push(whole.end);
+            beside.push((BufRef::Arena(*b), first, room));
+        }
+        for b in 0..program.buffers.len() as u32 {
+            let whole = self.range(b);
+            let follows = ends.iter().any(|end| (*end..*end + ALIGN).contains(&whole.start));
+            if follows && !used.iter().any(|other| meet(&whole, other)) {
+                beside.push((BufRef::Arena(b), 0, BESIDE.min(whole.end - whole.start)));
+            }
+        }
+        beside
+    }
+
+    /// Operands that a call only reads and that no result lies on: these it leaves as they are.
+    fn kept(&self, call: &PlannedCall) -> Vec<(usize, BufRef)> {
+        let args = self.in_arena(call);
+        let (read, written): (Vec<_>, Vec<_>) =
+            args.into_iter().partition(|(access, ..)| *access == Access::Read);
+        let is_kept = |b: u32| !written.iter().any(|(.., other)| meet(&self.range(b), &self.range(*other)));
+        let kept = read.into_iter().filter(|(.., b)| is_kept(*b));
+        kept.map(|(_, slot, b)| (slot, BufRef::Arena(b))).collect()
+    }
+}
+
+fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 /// An interpretation of a graph that also makes each node's call, if there are any.

@@ -4,6 +4,7 @@ use crate::codegen::spec::{Computation, NormSource};
 use crate::compile::fuse;
 use crate::ir::{DType, StateRole};
 use crate::plan::BufRef;
+use crate::plan::memory::ALIGN;
 use crate::runtime::device::{Submission, Ticket, Timing};
 use crate::target::{Target, TargetKind};
 
@@ -36,48 +37,69 @@ fn checked(options: &Options, change: impl Fn(&mut Computation)) -> Vec<NodeChec
     check_kernels(&graph, device.calls_of(&nodes), syms, &leaf).unwrap().nodes
 }
 
-/// A device that does nothing that it is given to do.
-struct Idle(Box<dyn Device>);
+/// A device that does other things than it is given to do.
+struct Defective {
+    device: Box<dyn Device>,
+    defect: Defect,
+}
 
-impl Device for Idle {
+#[derive(Clone, Copy)]
+enum Defect {
+    /// It does nothing.
+    Idle,
+    /// It also writes this byte of a buffer.
+    Strays(BufRef, usize),
+}
+
+impl Device for Defective {
     fn kind(&self) -> TargetKind {
-        self.0.kind()
+        self.device.kind()
     }
 
     fn isa(&self) -> &str {
-        self.0.isa()
+        self.device.isa()
     }
 
-    fn submit(&mut self, _: &Submission) -> Result<Ticket, DeviceError> {
-        Ok(Ticket(0))
+    fn submit(&mut self, work: &Submission) -> Result<Ticket, DeviceError> {
+        let Defect::Strays(buffer, at) = self.defect else { return Ok(Ticket(0)) };
+        let ticket = self.device.submit(work)?;
+        self.device.wait(ticket)?;
+        let mut bytes = vec![0; at + 1];
+        self.device.read(0, buffer, 0, &mut bytes)?;
+        bytes[at] = 0x5a;
+        self.device.write(0, buffer, &bytes)?;
+        Ok(ticket)
     }
 
-    fn wait(&mut self, _: Ticket) -> Result<(), DeviceError> {
-        Ok(())
+    fn wait(&mut self, ticket: Ticket) -> Result<(), DeviceError> {
+        match self.defect {
+            Defect::Idle => Ok(()),
+            Defect::Strays(..) => self.device.wait(ticket),
+        }
     }
 
     fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.0.write(program, to, bytes)
+        self.device.write(program, to, bytes)
     }
 
     fn read(&mut self, program: usize, from: BufRef, first: u64, to: &mut [u8]) -> Result<(), DeviceError> {
-        self.0.read(program, from, first, to)
+        self.device.read(program, from, first, to)
     }
 
     fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
-        self.0.copy_rows(role, from, to, rows)
+        self.device.copy_rows(role, from, to, rows)
     }
 
     fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
-        self.0.fill_rows(role, first, rows, byte)
+        self.device.fill_rows(role, first, rows, byte)
     }
 
     fn launch_counts(&self) -> Vec<u64> {
-        self.0.launch_counts()
+        self.device.launch_counts()
     }
 
     fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
-        self.0.timings()
+        self.device.timings()
     }
 }
 
@@ -98,13 +120,54 @@ fn results_that_are_not_written_are_seen() {
     };
     let found = checked(&mut device);
     assert!(found.nodes[0].passes());
-    let mut idle = OnDevice { plan: device.plan, device: Box::new(Idle(device.device)) };
+    let mut idle = OnDevice {
+        plan: device.plan,
+        device: Box::new(Defective { device: device.device, defect: Defect::Idle }),
+    };
     let result = *idle.plan.programs[0].calls[0].args.last().unwrap();
     let mut before = found.results[0].bytes().to_vec();
     before.fill(0);
     idle.device.read(0, result, 0, &mut before).unwrap();
     assert!(before.iter().any(|byte| *byte != 0 && *byte != 0xff), "the result is still there");
     assert!(!checked(&mut idle).nodes[0].passes());
+}
+
+/// A kernel that writes beyond the rows of a step, or in the buffer that follows its result, is seen though its result is right.
+#[test]
+fn what_is_written_beside_a_result_is_seen() {
+    let text = "graph @g(%x: f32[T,64]) sym T<=2, R<=2 { %y = quant_act %x : q8_act[T,64] %z = dequant %y : f32[T,64] \
+                %a = add %x, %z : f32[T,64] return %a, %y }";
+    let graph = verify(Graph::parse(text).unwrap()).unwrap();
+    let (file, options) = (Arc::new(model::embedded().unwrap()), default_path());
+    let at = Syms { t: 1, r: 1 };
+    let leaf = |_: &Op, _: &TensorType| Ok(Tensor::new(DType::F32, vec![1, 64], vec![0; 256])?);
+    let on = |defect: Option<Defect>| {
+        let (program, nodes) =
+            codegen::generate_traced(&graph, &options.target, &Layouts::default()).unwrap();
+        let here: Open<'_> = &|plan, file| open(plan, file, &DeviceOptions::default());
+        let mut on = on_device(here, &file, &options, program).unwrap();
+        if let Some(defect) = defect {
+            on.device = Box::new(Defective { device: on.device, defect });
+        }
+        (check_kernels(&graph, on.calls_of(&nodes), at, &leaf).map(|_| ()), on.plan)
+    };
+    let (checked, plan) = on(None);
+    checked.unwrap();
+    let program = &plan.programs[0];
+    // A result, and what begins where it ends.
+    let buffer = |b: u32| &program.buffers[b as usize];
+    let end = |b: u32| (buffer(b).offset + buffer(b).ty.bytes(&program.bounds)).next_multiple_of(ALIGN);
+    let next = |b: u32| (0..program.buffers.len() as u32).find(|next| buffer(*next).offset == end(b));
+    let results = program.calls.iter().filter_map(|call| match call.args.last() {
+        Some(BufRef::Arena(b)) => Some((*b, next(*b)?)),
+        _ => None,
+    });
+    let (own, next) = results.into_iter().next().expect("a result that is not the last of the arena");
+    let ty = &buffer(own).ty;
+    for (buffer, byte) in [(own, ty.bytes(&at) as usize), (next, 0), (next, 100)] {
+        let found = on(Some(Defect::Strays(BufRef::Arena(buffer), byte))).0;
+        assert!(matches!(found, Err(CheckError::Strays { .. })), "{buffer}, {byte}: {found:?}");
+    }
 }
 
 fn default_path() -> Options {

@@ -246,18 +246,18 @@ impl StepName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     Cpu,
-    /// The GPU of this number.
-    Hip(usize),
+    /// The GPU of this number, or the first that there are kernels for.
+    Hip(Option<usize>),
 }
 
 impl std::str::FromStr for Device {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Device, String> {
-        let gpu = |number: &str| number.parse().ok().map(Device::Hip);
+        let gpu = |number: &str| number.parse().ok().map(|number| Device::Hip(Some(number)));
         let found = match name {
             "cpu" => Some(Device::Cpu),
-            "hip" => Some(Device::Hip(0)),
+            "hip" => Some(Device::Hip(None)),
             name => name.strip_prefix("hip:").and_then(gpu),
         };
         found.ok_or_else(|| "devices are cpu, hip and hip:NUMBER".into())
@@ -268,7 +268,8 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
-            Device::Hip(number) => write!(f, "hip:{number}"),
+            Device::Hip(None) => f.write_str("hip"),
+            Device::Hip(Some(number)) => write!(f, "hip:{number}"),
         }
     }
 }
@@ -276,7 +277,7 @@ impl std::fmt::Display for Device {
 /// Where to run.
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER [default: cpu, or what a plan is for].
+    /// Device to run on: cpu, hip (the first GPU that there are kernels for) or hip:NUMBER [default: cpu, or what a plan is for].
     #[arg(long)]
     pub device: Option<Device>,
     /// Threads of the CPU device [default: all cores].
@@ -299,7 +300,7 @@ impl DeviceArgs {
     /// What the device is told, and who is told by it: whoever looks at stderr.
     pub fn options(&self) -> DeviceOptions {
         let gpu = match self.device {
-            None | Some(Device::Cpu) => 0,
+            None | Some(Device::Cpu) => None,
             Some(Device::Hip(number)) => number,
         };
         DeviceOptions {

@@ -49,7 +49,7 @@ pub struct Args {
     output: Output,
     #[command(flatten)]
     compile: CompileArgs,
-    /// Device to run on: cpu, hip (the first GPU) or hip:NUMBER.
+    /// Device to run on: cpu, hip (the first GPU that there are kernels for) or hip:NUMBER.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// On a GPU, make every launch of every step by itself: replay nothing as a graph.

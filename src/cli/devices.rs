@@ -3,6 +3,7 @@
 use sinter::runtime::cpu::Features;
 use sinter::runtime::device::Size;
 use sinter::runtime::hip::gpus;
+use sinter::target::Target;
 use std::io::Write;
 
 pub fn run() -> super::Outcome {
@@ -12,10 +13,14 @@ pub fn run() -> super::Outcome {
     match gpus() {
         Ok(gpus) => {
             for gpu in gpus {
-                let (free, memory) = gpu.memory().map(|(free, all)| (Size(free), Size(all)))?;
+                let memory = match gpu.memory() {
+                    Ok((free, all)) => format!("{} of {} free", Size(free), Size(all)),
+                    Err(e) => e.to_string(),
+                };
+                let without = if Target::gpu(&gpu.arch).is_none() { ", no kernels for it" } else { "" };
                 writeln!(
                     out,
-                    "hip:{}  {} ({}, platform {}, driver {}): {free} of {memory} free",
+                    "hip:{}  {} ({}, platform {}, driver {}{without}): {memory}",
                     gpu.ordinal,
                     gpu.name,
                     gpu.arch,

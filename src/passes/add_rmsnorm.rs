@@ -10,7 +10,7 @@
 use super::cost::{self, Cost};
 use super::rule::{Cx, Fusion, Patch, Ref, Reject};
 use super::{Pass, dequant_rmsnorm};
-use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value};
+use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value, Why};
 
 pub const PASS: Pass = Pass {
     name: "add_rmsnorm",
@@ -30,6 +30,7 @@ fn fuse(g: &Graph, norm: NodeId, with_add: bool, cx: &Cx) -> Result<Patch, Rejec
     if members.len() < 2 {
         return Err(Reject::NoMatch);
     }
+    group.fits(g, false, cx)?;
     Fusion { graph: g, kernel: Kernel::AddRmsnorm, members, results }.patch(norm, cx)
 }
 
@@ -95,6 +96,20 @@ impl NormGroup {
     /// Whether the norm's weight is dequantised on the way.
     pub fn dequantises_weight(&self) -> bool {
         self.weight.is_some()
+    }
+
+    /// Whether what a kernel dequantises, the weight and a row of a table, fits where its threads share it.
+    ///
+    /// # Errors
+    /// [`Why::TargetLacks`] at the norm.
+    pub fn fits(&self, g: &Graph, from_table: bool, cx: &Cx) -> Result<(), Reject> {
+        let rows = u64::from(from_table) + u64::from(self.weight.is_some());
+        let width = g.ty(self.norm.into()).last().eval(&g.bounds);
+        if cx.target.stages_rows(rows, width) {
+            return Ok(());
+        }
+        let what = format!("shared memory for {rows} of a norm's rows of {width}");
+        Err(Reject::near(self.norm, Why::TargetLacks { what }))
     }
 
     /// Members and results of a fusion that also absorbs `source`, the nodes that compute `rows`.

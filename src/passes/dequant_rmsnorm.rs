@@ -35,6 +35,7 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     if source.is_empty() && matches!(g.op(rows.node), Op::Add) {
         return Err(Reject::NoMatch);
     }
+    group.fits(g, !source.is_empty(), cx)?;
     let (members, results) = group.with_rows(g, source.clone(), (!source.is_empty()).then_some(rows));
     Fusion { graph: g, kernel: Kernel::DequantRmsnorm, members, results }.patch(id, cx)?.if_it_pays(id)
 }

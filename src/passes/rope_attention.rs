@@ -9,8 +9,8 @@
 use super::Pass;
 use super::rule::{Cx, Fusion, Patch, Reject};
 use crate::ir::fused::Computation;
-use crate::ir::{Graph, Kernel, NodeId, Op, TensorType, Value, Why};
-use crate::target::{TURNED_TOKENS, TargetKind};
+use crate::ir::{DType, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
+use crate::target::{TURNED_TOKENS, TargetKind, heads_at_once};
 
 pub const PASS: Pass = Pass {
     name: "rope_attention",
@@ -38,6 +38,14 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     let tokens = g.ty(q).first().eval(&g.bounds);
     if tokens > TURNED_TOKENS {
         return Err(shape(format!("blocks of {tokens} tokens would each turn the keys of all")));
+    }
+    let caches = [m.k, m.v].map(|arg| types[usize::from(arg)].dtype);
+    let element = if caches == [DType::F16; 2] { 2 } else { 4 };
+    let group = m.heads / m.kv_heads.max(1);
+    if heads_at_once(cx.target.wave, group, m.head_dim, (tokens, element)).is_none() {
+        let what =
+            format!("shared memory for keys and values of {tokens} tokens, of heads of {}", m.head_dim);
+        return Err(Reject::near(id, Why::TargetLacks { what }));
     }
     let members = vec![id, q.node];
     let results = vec![id.into(), k, v];

@@ -193,8 +193,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Instructions of the CPU; [`Features::detect`] unless told.
     pub features: Option<Features>,
-    /// The number of the GPU.
-    pub gpu: usize,
+    /// The number of the GPU; the first that there are kernels for unless told.
+    pub gpu: Option<usize>,
     /// Whether a GPU is given each launch of each step, rather than graphs of steps that it saw before.
     pub eager: bool,
     /// Who is told how far loading is, and the reading of long prompts.

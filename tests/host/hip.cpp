@@ -4,7 +4,7 @@
 //
 //   SINTER_STUB_ARCH=gfx942     the architecture, gfx1100 unless told; those of gfx9 have waves of 64
 //   SINTER_STUB_MEMORY=BYTES    the memory that there is
-//   SINTER_STUB_DEVICES=N       how many devices, 1 unless told
+//   SINTER_STUB_DEVICES=N       how many devices, 1 unless told; 0 is an error of its own, as drivers have it
 //   SINTER_STUB_SEED=N          permutes the order of lanes
 //   SINTER_STUB_REPLAY=N        graphs replay without their launch N
 //   SINTER_STUB_REPLAY=stale    graphs replay on what the host wrote before it wrote last, for small copies
@@ -32,6 +32,7 @@ enum {
     OK = 0,
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     INVALID_HANDLE = 400,
@@ -156,7 +157,7 @@ API hipInit(unsigned) {
 API hipGetDeviceCount(int* count) {
     CALL(UNKNOWN);
     *count = atoi(told("SINTER_STUB_DEVICES", "1"));
-    return OK;
+    return *count > 0 ? OK : NO_DEVICE;
 }
 API hipDeviceGet(int* device, int ordinal) {
     CALL(INVALID_DEVICE);

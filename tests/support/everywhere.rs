@@ -18,14 +18,14 @@ pub fn target() -> Target {
 /// The target of the first GPU here; where there is none, a line says so once.
 pub fn gpu_target() -> Option<Target> {
     static SAID: Once = Once::new();
-    match gpu(0) {
-        Ok(gpu) => Some(Target::gpu(&gpu.arch).expect("a target for every architecture")),
-        Err(why) => {
-            // Not println, which a test that passes keeps to itself.
-            SAID.call_once(|| _ = writeln!(std::io::stderr(), "skipped on GPUs: {why}"));
-            None
-        }
+    let target = gpu(None).map_err(|e| e.to_string()).and_then(|gpu| {
+        Target::gpu(&gpu.arch).ok_or_else(|| format!("there are no kernels for {} ({})", gpu.name, gpu.arch))
+    });
+    if let Err(why) = &target {
+        // Not println, which a test that passes keeps to itself.
+        SAID.call_once(|| _ = writeln!(std::io::stderr(), "skipped on GPUs: {why}"));
     }
+    target.ok()
 }
 
 /// Runs a test on the CPU, then on a GPU.

@@ -5,16 +5,11 @@ use super::super::spec::{ArgId, AttentionSpec, Extent, RopeAttentionSpec, RopeKv
 use super::rope_kv::{head_norm, turns};
 use super::{THREADS, Unit, float, floats, size, symbol};
 use crate::ir::{DType, Dim, RopeStyle, TensorType};
-use crate::target::{FEW_TOKENS, attends_at_once};
+use crate::target::{ATTENDING, FEW_TOKENS, attends_at_once, heads_at_once};
 
-/// Threads of a block that attends.
-const ATTENDING: u32 = 256;
 /// Blocks that share a multiprocessor, of heads so narrow that none spills.
 const ATTENDING_AT_ONCE: u32 = 2;
 const NARROW: u64 = 128;
-/// Heads of a group that share what they read, at most: each takes registers, and four of them so many that half as many blocks run at
-/// once, which on an H200 takes longer than to read twice.
-const SHARED_HEADS: u64 = 2;
 /// Blocks that keep a GPU busy: more parts take longer to join.
 const BLOCKS: u64 = 256;
 /// Positions that a part has at least, as `seen_by` of `kernels/attention.h` has it.
@@ -45,7 +40,11 @@ impl Unit<'_> {
             (self.constant(m.k, 0)?, self.constant(m.tables, 0)?, self.constant(m.tables, 1)?);
         let group = m.heads / m.kv_heads.max(1);
         let most = |most: u64| (1..=group.min(most)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
-        let shared = most(SHARED_HEADS);
+        let bytes = |cache: ArgId| Ok::<_, String>(if self.ty(cache)?.dtype == DType::F16 { 2 } else { 4 });
+        let new = if turned.is_some() { tokens.eval(self.bounds) } else { 0 };
+        let room = (new, bytes(m.k)?.max(bytes(m.v)?));
+        let shared = heads_at_once(self.target.wave, group, m.head_dim, room)
+            .ok_or_else(|| format!("heads of {d} do not fit the memory that a block shares"))?;
         let blocks = tokens.eval(self.bounds) * m.heads / shared;
         let longest = u64::from(pages) * u64::from(m.page);
         let quantised = self.ty(m.out)?.dtype == DType::Q8Act;

@@ -20,8 +20,8 @@ use crate::target::Target;
 
 /// Threads of a block, where nothing asks for another number.
 const THREADS: u32 = 256;
-/// Bytes of shared memory that a block may have on any device that is a target.
-const SHARED: u64 = 48 << 10;
+/// Blocks along the y and z axes of a grid, at most.
+const MOST_BLOCKS: u64 = 65_535;
 
 /// From here on a kernel may read what those before it wrote.
 const WAIT: &str = "wait_for_previous();\n";
@@ -79,6 +79,15 @@ impl Backend for Hip {
         }
         let Unit { workspace, aliases: may_alias, precision, files, .. } = unit;
         let args: Vec<Arg> = spec.args.iter().chain(&workspace).cloned().collect();
+        for file in &files {
+            let blocks: Vec<u64> = file.grid.iter().map(|extent| extent.eval(bounds)).collect();
+            // Of all axes but the last, which is x.
+            if blocks.iter().rev().skip(1).any(|n| *n > MOST_BLOCKS) {
+                return Err(format!(
+                    "{blocks:?} blocks are more than a GPU takes at once: a smaller chunk has fewer"
+                ));
+            }
+        }
         let launches = files.into_iter().map(|file| file.launch(&args, body)).collect();
         Ok(Implementation { workspace, may_alias, precision, launches, layouts, spec })
     }

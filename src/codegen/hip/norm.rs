@@ -2,7 +2,7 @@
 
 use super::super::in_place::summands;
 use super::super::spec::{ArgId, Extent, Layout, NormSource, NormSpec};
-use super::{SHARED, Unit, float, format_name, layout_name, size};
+use super::{Unit, float, format_name, layout_name, size};
 use crate::ir::{DType, Dim};
 
 impl Unit<'_> {
@@ -10,13 +10,13 @@ impl Unit<'_> {
         let out = m.rows_out.or(m.norm_out).or(m.quant_out).ok_or("a norm without a result")?;
         let (n, threads) = (size(Dim::n(m.n))?, threads_of_row(m.n));
         let mut body = self.waits_unless_given([m.weight]).to_string();
-        let mut shared = 0;
+        let mut staged = 0;
         let source = match m.source {
             NormSource::Rows { x } => format!("FromFloats<{n}>{{(const float*)a{x}}}"),
             NormSource::Sum { a, b } => format!("FromSum<{n}>{{(const float*)a{a}, (const float*)a{b}}}"),
             NormSource::Embedding { table, ids } => {
                 body += &format!("alignas(16) __shared__ float rows[{n}];\n");
-                shared += 4 * m.n;
+                staged += 1;
                 let height = super::symbol(self.dim(table, 0)?)?;
                 let table = self.table(table, m.n)?;
                 format!(
@@ -28,14 +28,14 @@ impl Unit<'_> {
             format!("(const float*)a{}", m.weight)
         } else {
             body += &format!("alignas(16) __shared__ float weight[{n}];\n");
-            shared += 4 * m.n;
+            staged += 1;
             body += &format!(
                 "dequantise_row<{threads}>({}, 0, weight);\nbarrier();\n",
                 self.table(m.weight, m.n)?
             );
             "weight".into()
         };
-        if shared + 256 > SHARED {
+        if !self.target.stages_rows(staged, m.n) {
             return Err(format!("rows of {n} do not fit the memory that a block shares"));
         }
         let quant = match m.quant_out {

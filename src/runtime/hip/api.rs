@@ -220,8 +220,9 @@ impl Rtc {
                 &["libhiprtc.so", "libhiprtc.so.7", "libhiprtc.so.6", "libhiprtc.so.5", "libamdhip64.so"]
             }
         };
-        let mut all: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-        all.extend(in_folders(platform, names));
+        // As the driver is looked for, so that both are of one version.
+        let mut all = in_folders(platform, names);
+        all.extend(names.iter().map(|name| name.to_string()));
         Rtc::load(platform, &all).map_err(|e| match e {
             HipError::Library { why } => HipError::NoCompiler { why },
             other => other,

@@ -26,6 +26,8 @@ pub fn clang_flags(arch: &str) -> Vec<String> {
         "-fdeclspec",
         "-std=c++17",
         "-O3",
+        // Which drivers have read since ROCm 5.6; what newer compilers write by default, only those of 6.3 on do.
+        "-mcode-object-version=5",
     ];
     fixed.into_iter().map(String::from).chain([format!("--offload-arch={arch}")]).collect()
 }

@@ -65,8 +65,11 @@ type Result<T> = std::result::Result<T, HipError>;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
+/// `CUDA_ERROR_NO_DEVICE`, `hipErrorNoDevice`.
+const NO_DEVICE: c_int = 100;
+
 impl Found {
-    /// The device of this number.
+    /// The device of this number, of those of the platform.
     ///
     /// # Errors
     /// If there is no driver, or no such device.
@@ -78,10 +81,13 @@ impl Found {
         };
         let mut count = 0;
         // SAFETY: every pointer is to a variable of its type.
-        unsafe {
-            check((*api.init)(0), api.init.name)?;
-            check((*api.device_count)(&mut count), api.device_count.name)?;
+        let (init, counted) = unsafe { ((*api.init)(0), (*api.device_count)(&mut count)) };
+        // Drivers say so rather than that there are none.
+        if init == NO_DEVICE || init == 0 && counted == NO_DEVICE {
+            return Err(HipError::NoDevice { ordinal, count: 0 });
         }
+        check(init, api.init.name)?;
+        check(counted, api.device_count.name)?;
         let wanted = c_int::try_from(ordinal).ok().filter(|n| *n < count);
         let ordinal = wanted.ok_or(HipError::NoDevice { ordinal, count: count.max(0) as usize })?;
         let (mut device, mut name) = (0, [0 as c_char; 256]);
@@ -158,14 +164,6 @@ impl Drop for Context {
 }
 
 impl Context {
-    /// The device of this number, to use it.
-    ///
-    /// # Errors
-    /// If there is no driver, or no such device.
-    pub fn open(platform: Platform, ordinal: usize) -> Result<Arc<Context>> {
-        Found::open(platform, ordinal)?.into_context()
-    }
-
     /// Makes the device that of the calling thread.
     fn bind(&self) -> Result<()> {
         if let Some(primary) = &self.primary {

@@ -1,11 +1,10 @@
 //! A plan on a GPU.
 
-use super::HipError;
-use super::api::Platform;
 use super::context::{Buffer, Context, Event, Function, Graph, LaunchArgs, Module, Pinned, Stream};
 use super::kernels::Compiler;
 use super::planes::{activations_from_planes, activations_to_planes};
 use super::weights::Weights;
+use super::{HipError, find};
 use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
@@ -30,10 +29,11 @@ const LEAST_READ: usize = 64 << 10;
 ///
 /// What is dropped first stands first: graphs before what they were captured from, the stream's last work before memory.
 pub struct HipDevice {
+    /// Goes first, and waits for its work, which may be a graph's and touches memory.
+    stream: Stream,
     graphs: HashMap<(usize, Syms), Captured>,
     /// What each input of programs that become graphs was given last, by program and buffer.
     given: HashMap<(usize, u32), Vec<u8>>,
-    stream: Stream,
     kernels: Vec<Vec<Launch>>,
     programs: Vec<Vec<PlacedCall>>,
     _modules: Vec<Module>,
@@ -50,6 +50,8 @@ pub struct HipDevice {
     pending: Vec<(u64, Vec<u8>)>,
     launches: Vec<u64>,
     submitted: u64,
+    /// The step that was given to the GPU last.
+    last: Option<(usize, Syms)>,
     /// Whether nothing is captured.
     eager: bool,
     /// Whether everything that was submitted is done.
@@ -91,11 +93,11 @@ impl HipDevice {
         options: &DeviceOptions,
     ) -> Result<HipDevice, DeviceError> {
         let kind = plan.target.kind;
-        let platform = if kind == TargetKind::HipAmd { Platform::Amd } else { Platform::Nvidia };
-        let context = Context::open(platform, options.gpu).map_err(|why| match why {
-            HipError::Library { .. } | HipError::NoDevice { .. } => DeviceError::Absent { kind, why },
-            other => other.into(),
-        })?;
+        let context =
+            find(options.gpu).and_then(|(_, found)| found.into_context()).map_err(|why| match why {
+                HipError::Library { .. } | HipError::NoDevice { .. } => DeviceError::Absent { kind, why },
+                other => other.into(),
+            })?;
         if context.arch != plan.target.arch {
             let (wants, has) = (plan.target.arch.clone(), context.arch.clone());
             return Err(HipError::OtherArch { wants, has, name: context.name.clone() }.into());
@@ -142,6 +144,7 @@ impl HipDevice {
             pending: vec![],
             launches: vec![0; plan.kernels.len()],
             submitted: 0,
+            last: None,
             eager: options.eager,
             idle: false,
             timed: vec![],
@@ -184,6 +187,16 @@ impl HipDevice {
         Ok(())
     }
 
+    /// Gives up on graphs, and says why.
+    fn launch_from_here_on(&mut self, work: &Submission, why: &str) {
+        let (gpu, program) = (&self.context.name, &self.plan.programs[work.program].name);
+        tracing::warn!(
+            "on {gpu} a graph of {program} {why}, so from here on each launch is made by itself (as with --no-graph)"
+        );
+        self.eager = true;
+        self.graphs.clear();
+    }
+
     /// Counts the launches of some calls.
     fn count(&mut self, work: &Submission) {
         for call in &self.programs[work.program][work.calls.clone()] {
@@ -196,10 +209,17 @@ impl HipDevice {
     fn wait_for_all(&mut self) -> Result<(), HipError> {
         self.send_pending()?;
         if !self.idle {
-            self.stream.wait()?;
+            self.stream.wait().map_err(|e| self.in_step(e))?;
             (self.idle, self.staged) = (true, 0);
         }
         Ok(())
+    }
+
+    /// An error of work under way, with the step that was last given.
+    fn in_step(&self, source: HipError) -> HipError {
+        let Some((program, Syms { t, r })) = self.last else { return source };
+        let program = self.plan.programs[program].name.clone();
+        HipError::Step { program, t, r, source: Box::new(source) }
     }
 
     /// Where a buffer of a program, or a state, lies, and its type.
@@ -408,6 +428,7 @@ impl Device for HipDevice {
         let key = (work.program, at);
         self.send_pending()?;
         self.idle = false;
+        self.last = Some((work.program, at));
         // Steps of more tokens come in too many sizes for a graph each, and take longer than launching does.
         if self.eager || !whole || work.timed || bounds.t > FEW_TOKENS {
             self.launch(work)?;
@@ -422,21 +443,19 @@ impl Device for HipDevice {
                     self.stream.replay(&graph)?;
                     self.graphs.insert(key, Captured::Graph(graph));
                 }
-                Some(Captured::Seen) => {
-                    let graph = self.capture(work)?;
-                    if self.replays_as_launched(&graph, work)? {
+                Some(Captured::Seen) => match self.capture(work) {
+                    Ok(graph) if self.replays_as_launched(&graph, work)? => {
                         self.graphs.insert(key, Captured::Graph(graph));
-                    } else {
-                        let program = &self.plan.programs[work.program].name;
-                        tracing::warn!(
-                            "on {} a graph of {program} replayed with other results than its launches have one by one, so from here \
-                             on each launch is made by itself (as with --no-graph)",
-                            self.context.name,
-                        );
-                        self.eager = true;
-                        self.graphs.clear();
                     }
-                }
+                    Ok(_) => self.launch_from_here_on(
+                        work,
+                        "replayed with other results than its launches have one by one",
+                    ),
+                    Err(e) => {
+                        self.launch_from_here_on(work, &format!("could not be made ({e})"));
+                        self.launch(work)?;
+                    }
+                },
             }
         }
         self.count(work);

@@ -17,7 +17,8 @@ pub use clang::clang_flags;
 pub use device::HipDevice;
 pub use kernels::{Compiler, HEADERS, compile_ahead};
 
-use context::{Context, Found};
+use crate::target::Target;
+use context::Found;
 
 /// What a GPU or its driver refused.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +29,7 @@ pub enum HipError {
     Symbol { library: String, symbol: &'static str },
     #[error("the GPU's driver answers {name} to {call}")]
     Driver { call: &'static str, name: String },
-    #[error("there is no GPU {ordinal}: the driver has {count}")]
+    #[error("there is no GPU {ordinal}: there are {count}")]
     NoDevice { ordinal: usize, count: usize },
     #[error("{0} bytes are more than can be asked for")]
     Size(u64),
@@ -52,6 +53,11 @@ pub enum HipError {
     Object { kernel: String, compiler: String, arch: String, source: Box<HipError> },
     #[error("the plan is for {wants}, and this GPU is {has} ({name})")]
     OtherArch { wants: String, has: String, name: String },
+    #[error(
+        "{source}, in a step of {program} with T={t} R={r}; with --no-graph and the driver told to wait for each launch \
+         (CUDA_LAUNCH_BLOCKING=1, AMD_SERIALIZE_KERNEL=3) the error names the kernel"
+    )]
+    Step { program: String, t: u64, r: u64, source: Box<HipError> },
     #[error("{kernel} of {node:?}, launch {launch}: {source}")]
     Launch { kernel: &'static str, node: String, launch: usize, source: Box<HipError> },
     #[error("{kernel} has a grid of {blocks:?} blocks, which is more than a GPU has")]
@@ -62,6 +68,7 @@ pub enum HipError {
 #[derive(Clone, Debug)]
 pub struct Gpu {
     pub platform: Platform,
+    /// Its number among all: AMD's come first, then NVIDIA's.
     pub ordinal: usize,
     pub name: String,
     /// The architecture, as compilers name it.
@@ -76,16 +83,16 @@ impl Gpu {
     /// # Errors
     /// If the driver fails.
     pub fn memory(&self) -> Result<(u64, u64), HipError> {
-        Context::open(self.platform, self.ordinal)?.memory()
+        find_nth(self.ordinal)?.into_context()?.memory()
     }
 }
 
-/// The GPU of this number, of whatever platform is here: AMD's first.
+/// The GPU of this number, of which AMD's come first, then NVIDIA's; or the first that there are kernels for.
 ///
 /// # Errors
 /// Why there is none.
-pub fn gpu(ordinal: usize) -> Result<Gpu, HipError> {
-    let found = find(ordinal)?;
+pub fn gpu(number: Option<usize>) -> Result<Gpu, HipError> {
+    let (ordinal, found) = find(number)?;
     let driver = found.driver()?;
     Ok(Gpu { platform: found.platform, ordinal, name: found.name, arch: found.arch, driver })
 }
@@ -95,9 +102,9 @@ pub fn gpu(ordinal: usize) -> Result<Gpu, HipError> {
 /// # Errors
 /// Why there is none.
 pub fn gpus() -> Result<Vec<Gpu>, HipError> {
-    let mut all = vec![gpu(0)?];
+    let mut all = vec![gpu(Some(0))?];
     loop {
-        match gpu(all.len()) {
+        match gpu(Some(all.len())) {
             Ok(gpu) => all.push(gpu),
             Err(HipError::NoDevice { .. }) => return Ok(all),
             Err(e) => return Err(e),
@@ -105,9 +112,41 @@ pub fn gpus() -> Result<Vec<Gpu>, HipError> {
     }
 }
 
-fn find(ordinal: usize) -> Result<Found, HipError> {
-    Found::open(Platform::Amd, ordinal).or_else(|amd| match Found::open(Platform::Nvidia, ordinal) {
-        Err(HipError::Library { .. }) if !matches!(amd, HipError::Library { .. }) => Err(amd),
-        other => other,
-    })
+/// A GPU as [`gpu`] has it, and its number.
+fn find(number: Option<usize>) -> Result<(usize, Found), HipError> {
+    if let Some(number) = number {
+        return Ok((number, find_nth(number)?));
+    }
+    let mut first = None;
+    for number in 0.. {
+        match find_nth(number) {
+            Ok(found) if Target::gpu(&found.arch).is_some() => return Ok((number, found)),
+            Ok(found) => first = first.or(Some((number, found))),
+            // One that has no kernels can be told so.
+            Err(HipError::NoDevice { .. }) if first.is_some() => break,
+            Err(e) => return Err(e),
+        }
+    }
+    first.ok_or(HipError::NoDevice { ordinal: 0, count: 0 })
+}
+
+fn find_nth(ordinal: usize) -> Result<Found, HipError> {
+    let (mut before, mut errors) = (0, vec![]);
+    for platform in [Platform::Amd, Platform::Nvidia] {
+        match Found::open(platform, ordinal - before) {
+            Ok(found) => return Ok(found),
+            Err(HipError::NoDevice { count, .. }) => {
+                before += count;
+                errors.push(HipError::NoDevice { ordinal, count: before });
+            }
+            Err(e) => errors.push(e),
+        }
+    }
+    // What goes wrong tells more than that there is nothing, and a driver without a GPU more than no driver.
+    let weight = |e: &HipError| match e {
+        HipError::Library { .. } => 0,
+        HipError::NoDevice { .. } => 1,
+        _ => 2,
+    };
+    Err(errors.into_iter().max_by_key(weight).unwrap_or(HipError::NoDevice { ordinal, count: before }))
 }
