@@ -154,8 +154,8 @@ impl Calls<'_> {
     }
 }
 
-/// Bytes behind a result that are looked at.
-const BESIDE: u64 = 4096;
+/// Bytes behind a result that are looked at: whole blocks of whatever type lies there.
+const BESIDE: u64 = 128 * DType::Q8Act.block_bytes() as u64;
 
 impl Calls<'_> {
     /// Where a buffer of the arena lies.
