@@ -242,3 +242,41 @@ fn the_device_that_ran_is_named() {
     let without = String::from_utf8_lossy(&output.stderr).contains("no GPU is used");
     assert_eq!(rows[0]["backends"], if without { "CPU" } else { "HIP:0" });
 }
+
+/// What a profile says adds up, and a person sees it.
+#[test]
+fn a_profile_tells_where_the_time_goes() {
+    let profile = |args: &[&str]| command::stdout(&[&["profile", "-t", "1", "-r", "2"], args].concat());
+    let json: Value = serde_json::from_str(&profile(&["-p", "16", "-d", "5", "-b", "2", "--json"])).unwrap();
+    let steps = json["steps"].as_array().unwrap();
+    assert_eq!(names(steps), ["pp16 @ d5", "tg1 @ d5 b2"]);
+    for step in steps {
+        let kernels = step["kernels"].as_array().unwrap();
+        let sum = |key: &str| kernels.iter().map(|k| k[key].as_f64().unwrap()).sum::<f64>();
+        assert!(
+            (sum("share") - 1.0).abs() < 1e-9
+                && (sum("us") / step["kernels_us"].as_f64().unwrap() - 1.0).abs() < 1e-9
+        );
+        for kernel in kernels {
+            assert!(
+                ["memory", "caches", "launch", "arithmetic"].contains(&kernel["limit"].as_str().unwrap()),
+                "{kernel}"
+            );
+        }
+    }
+    assert_eq!((&steps[1]["T"], &steps[1]["R"]), (&Value::from(2), &Value::from(2)));
+    assert!(
+        ["open_ms", "compile_ms", "kernels_ms", "weights_ms", "all_ms"]
+            .iter()
+            .all(|key| json["load"][key].is_number())
+    );
+    assert_eq!(json["memory"]["cache_per_token"], 4 * 2 * 256 * 2);
+    let text = profile(&["-p", "0"]);
+    assert!(
+        text.contains("tg1 (program t1, T=1 R=1): ") && text.contains("blk.0-3.attn_output.weight"),
+        "{text}"
+    );
+    assert!(!text.contains("pp"), "{text}");
+    command::fails(&["profile", "-r", "0"], "0 is not in 1..=10000");
+    command::fails(&["profile", "-p", "64", "-c", "32"], "pp64 needs a context of 64, not 32");
+}

@@ -600,6 +600,25 @@ fn what_a_machine_lacks_is_said() {
     fails_on("without_compiler", &["libamdhip64.so has no hiprtcCreateProgram"]);
 }
 
+/// Kernels are timed by events, and a graph beside them.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_profile_is_of_the_gpus_kernels() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = Options { context: Some(1), ..options("gfx1100") };
+    compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Bench));
+    let ran = sinter(folder, &["profile", &path, "-p", "0", "-r", "2", "--json", "--device", "hip"], &[]);
+    assert!(ran.output.status.success(), "{}", text(&ran.output.stderr));
+    assert_eq!(ran.leaks(), [""; 0]);
+    let json: serde_json::Value = serde_json::from_slice(&ran.output.stdout).unwrap();
+    assert_eq!((&json["target"], &json["isa"]), (&"gfx1100".into(), &"gfx1100".into()));
+    let kernels = json["steps"][0]["kernels"].as_array().unwrap();
+    let launches: u64 = kernels.iter().map(|kernel| kernel["launches"].as_u64().unwrap()).sum();
+    assert!(kernels.iter().any(|kernel| kernel["kernel"] == "rope_attention") && launches >= 9, "{json}");
+    assert!(ran.calls("hipEventElapsedTime") as u64 >= 2 * launches && ran.calls("hipGraphLaunch") > 0);
+}
+
 /// Each position of a cache, from the first to the last, launch by launch and as one graph that is captured once.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]

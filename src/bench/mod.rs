@@ -6,9 +6,11 @@
 
 mod bandwidth;
 mod measurement;
+mod profile;
 
 pub use bandwidth::{BandwidthError, read_bandwidth};
 pub use measurement::Measurement;
+pub use profile::{KernelTime, Profile};
 
 use crate::ir::Syms;
 use crate::plan::Output;
@@ -110,6 +112,8 @@ pub fn tests(prompts: &[u64], generations: &[u64], depths: &[u64], sequences: &[
 pub enum BenchError {
     #[error(transparent)]
     Batch(#[from] BatchError),
+    #[error("{test} is more than one step, which takes up to {most} tokens")]
+    Step { test: Test, most: u64 },
     #[error("{test} needs a context of {needs}, not {context}; give a larger one (-c), or none")]
     Context { test: Test, needs: u64, context: u64 },
 }
@@ -447,5 +451,36 @@ mod tests {
         // Four rows of the embedding are no more than all of it; each sequence has a cache of its own.
         let four = Test { sequences: 4, ..generate(1, 100, true) };
         assert_eq!(bench.bytes_per_step(&four), Some(weights + 4 * 102 * row));
+    }
+
+    /// Kernels share the time of a step, and move what the step does and the activations between them.
+    #[test]
+    fn a_profile_has_every_call_of_the_step() {
+        let mut bench = bench(64, 16, 2);
+        for (test, program) in [(prompt(16, 3), "t16"), (prompt(5, 0), "t8"), (generate(1, 20, true), "t1")] {
+            let profile = bench.profile(&test, 3).unwrap();
+            assert_eq!((profile.program.as_str(), profile.steps), (program, 3));
+            let plan = bench.executor().plan();
+            let planned = plan.programs.iter().find(|p| p.name == program).unwrap();
+            let sum = |of: fn(&KernelTime) -> u64| profile.kernels.iter().map(of).sum::<u64>();
+            assert_eq!(sum(|k| k.calls), planned.calls.len() as u64, "{test}");
+            assert_eq!(sum(|k| k.launches), planned.calls.len() as u64, "{test}");
+            assert!(profile.kernels.is_sorted_by_key(|k| u64::MAX - k.ns));
+            assert!(profile.step_ns > 0 && profile.kernels_ns() > 0);
+            if let Some(bytes) = bench.bytes_per_step(&test) {
+                assert!(sum(|k| k.bytes) > bytes);
+            }
+            // Two for each element of a matrix and each token, but those of the last layer and the head, which are of the rows wanted.
+            let least = if profile.at.t == 1 { 12_000_000 } else { 6_000_000 };
+            let operations = sum(|k| k.operations);
+            assert!(
+                (2 * least * profile.at.t..30_000_000 * profile.at.t).contains(&operations),
+                "{test}: {operations}"
+            );
+        }
+        let more = bench.profile(&prompt(17, 0), 1).unwrap_err().to_string();
+        assert_eq!(more, "pp17 is more than one step, which takes up to 16 tokens");
+        // It leaves sequences and steps as it found them.
+        bench.measure(&prompt(16, 0), 1, true).unwrap();
     }
 }

@@ -12,6 +12,7 @@ mod inspect;
 mod logits;
 mod opt;
 mod perplexity;
+mod profile;
 mod progress;
 mod run;
 mod tokenize;
@@ -70,6 +71,8 @@ enum Command {
     Perplexity(perplexity::Args),
     /// Measure how fast a model reads prompts and generates.
     Bench(bench::Args),
+    /// Tell where the time of a step goes, kernel by kernel, and what limits each.
+    Profile(profile::Args),
 }
 
 /// Parses the command line and runs the command.
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Logits(args) => logits::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Profile(args) => profile::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

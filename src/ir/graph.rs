@@ -271,28 +271,32 @@ impl Graph {
         order
     }
 
-    /// A node in words: its operation, and the nearest weight or state up its operands, which tells it from its likes.
+    /// A node in words: its operation, and the nearest weight or state up its operands, which tells it from its likes: none that many
+    /// share, such as the factors of RoPE, if there is another.
     pub fn describe(&self, id: NodeId) -> String {
         let op = match self.op(id) {
             Op::Fused(f) => f.kernel.name(),
             op => op.name(),
         };
-        let mut level = vec![id];
+        let name = |n: NodeId| match self.op(n) {
+            Op::Weight { name, rows: Some(rows) } => Some(format!("{name}[{}..]", rows.first)),
+            Op::Weight { name, rows: None } | Op::State { name, .. } => Some(name.clone()),
+            _ => None,
+        };
+        let (mut level, mut shared) = (vec![id], None);
         for _ in 0..4 {
-            let named = level.iter().find_map(|&n| match self.op(n) {
-                Op::Weight { name, rows: Some(rows) } => Some(format!("{name}[{}..]", rows.first)),
-                Op::Weight { name, rows: None } | Op::State { name, .. } => Some(name.clone()),
-                _ => None,
-            });
-            if let Some(name) = named {
+            let named = || level.iter().filter_map(|&n| Some((n, name(n)?)));
+            // An embedding that is the head too has two users.
+            if let Some((_, name)) = named().find(|(n, _)| self.use_count(*n) <= 2) {
                 return format!("{op} {name}");
             }
+            shared = shared.or(named().next().map(|(_, name)| name));
             // Each node once: a node may have many operands, and each of those again.
             let mut seen = HashSet::new();
             let above = level.iter().flat_map(|&n| self.operands(n)).map(|v| v.node);
             level = above.filter(|n| seen.insert(*n)).collect();
         }
-        op.to_string()
+        shared.map_or(op.to_string(), |name| format!("{op} {name}"))
     }
 
     /// The role of the state that a value is a version of; none if it is no version of any.

@@ -42,6 +42,7 @@ pub use build::Parts;
 pub use bytes::{FORMAT, LoadedPlan, to_bytes};
 pub use objects::CodeObject;
 pub use paging::Paging;
+pub use traffic::CallWork;
 
 #[cfg(doc)]
 use memory::check_placement;

@@ -1,7 +1,7 @@
 //! What a step must move: the bytes that its speed is held against.
 
-use super::{BufRef, Plan, lookups};
-use crate::codegen::spec::Access;
+use super::{BufRef, Plan, State, lookups};
+use crate::codegen::spec::{Access, AttentionSpec, Computation, KernelSpec};
 use crate::ir::{StateRole, Syms, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,6 +54,75 @@ impl Plan {
     }
 }
 
+/// What one call has to do at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallWork {
+    /// Bytes of weights, states and activations that it reads or writes, each argument once.
+    pub bytes: u64,
+    /// Operations of its matmuls and its attention, two for each product that is added.
+    pub operations: u64,
+}
+
+impl Plan {
+    /// What a call of a program has to do at `at`, where sequences have `filled` rows of the caches after the step, all together. A table
+    /// counts by the rows looked up, a cache by the rows filled where it is read and by the new ones where it is written. None if there
+    /// is no such call.
+    pub fn work_of_call(&self, program: usize, call: usize, at: &Syms, filled: u64) -> Option<CallWork> {
+        let call = self.programs.get(program)?.calls.get(call)?;
+        let kernel = &self.kernels[call.kernel as usize];
+        let lookup = lookups(&kernel.spec);
+        let mut bytes = 0u64;
+        for (i, (buffer, arg)) in call.args.iter().zip(kernel.args()).enumerate() {
+            bytes = bytes.saturating_add(match (*buffer, lookup) {
+                (BufRef::State(s), _) => {
+                    let State { ty, role, .. } = &self.states[s as usize];
+                    match (role, arg.access) {
+                        (StateRole::Replaced, _) => ty.bytes(at).saturating_mul(2),
+                        (StateRole::Appended, Access::Update) if attends(&kernel.spec) => {
+                            row_bytes(ty, at).saturating_mul(filled)
+                        }
+                        (StateRole::Appended, Access::Update) => row_bytes(ty, at).saturating_mul(at.t),
+                        (StateRole::Appended, _) => row_bytes(ty, at).saturating_mul(filled),
+                    }
+                }
+                (_, Some((table, ids))) if usize::from(table) == i => {
+                    let rows = kernel.arg(ids).map_or(0, |ids| ids.ty.elements(at));
+                    row_bytes(&arg.ty, at).saturating_mul(rows)
+                }
+                (BufRef::Weight(w), _) => self.weights[w as usize].ty.bytes(at),
+                (BufRef::Arena(_), _) if arg.access == Access::Scratch => 0,
+                (BufRef::Arena(_), _) => arg.ty.bytes(at),
+            });
+        }
+        let tokens = |arg: u16| kernel.arg(arg).map_or(at.t, |arg| arg.ty.first().eval(at));
+        let operations = match &kernel.spec.computes {
+            Computation::Matmul(m) => {
+                let rows: u64 = m.parts.iter().map(|part| part.rows).sum();
+                2 * rows.saturating_mul(m.k).saturating_mul(tokens(m.x))
+            }
+            Computation::Attention(m) => of_attention(m, at, filled),
+            Computation::RopeAttention(m) => of_attention(&m.attention, at, filled),
+            Computation::Norm(_)
+            | Computation::RopeKv(_)
+            | Computation::Swiglu(_)
+            | Computation::GatedScan(_)
+            | Computation::Op(_) => 0,
+        };
+        Some(CallWork { bytes, operations })
+    }
+}
+
+/// Whether a kernel attends to what it appends to.
+fn attends(kernel: &KernelSpec) -> bool {
+    matches!(kernel.computes, Computation::RopeAttention(_))
+}
+
+/// Scores and weighted values, of queries that see half of the new rows in the mean, as if all sequences were one.
+fn of_attention(m: &AttentionSpec, at: &Syms, filled: u64) -> u64 {
+    let seen = filled.saturating_sub(at.t / 2);
+    (4 * m.heads * m.head_dim).saturating_mul(seen).saturating_mul(at.t)
+}
+
 /// Bytes of one step along the first dimension.
 fn row_bytes(ty: &TensorType, at: &Syms) -> u64 {
     let rows = ty.shape.first().map_or(1, |dim| dim.eval(at));
@@ -64,7 +133,7 @@ fn row_bytes(ty: &TensorType, at: &Syms) -> u64 {
 mod tests {
     use super::super::tests::{identity, parts};
     use super::*;
-    use crate::codegen::spec::{Arg, Buffer, Call, Computation, Place};
+    use crate::codegen::spec::{Arg, Buffer, Call, Place};
     use crate::ir::Op;
 
     #[test]
@@ -91,6 +160,27 @@ mod tests {
         let plan = Plan::build(parts).unwrap();
         // 16 rows of 32 bytes, twice, beside a row of the table and the bias.
         assert_eq!(plan.bytes_per_step(1, &Syms { t: 1, r: 0 }, 1), Some(2 * 16 * 32 + 32 + 32));
+    }
+
+    /// What calls do sums up to what the step does, and the activations between them.
+    #[test]
+    fn calls_count_each_for_itself() {
+        let plan = Plan::build(parts(identity())).unwrap();
+        let at = Syms { t: 1, r: 0 };
+        let program = &plan.programs[1];
+        let works: Vec<CallWork> =
+            (0..program.calls.len()).map(|call| plan.work_of_call(1, call, &at, 10).unwrap()).collect();
+        let between: u64 = (program
+            .calls
+            .iter()
+            .flat_map(|call| plan.kernels[call.kernel as usize].args().zip(&call.args).collect::<Vec<_>>()))
+        .filter(|(_, place)| matches!(place, BufRef::Arena(_)))
+        .map(|(arg, _)| arg.ty.bytes(&at))
+        .sum();
+        let step = plan.bytes_per_step(1, &at, 10).unwrap();
+        assert_eq!(works.iter().map(|work| work.bytes).sum::<u64>(), step + between);
+        assert!(works.iter().all(|work| work.operations == 0), "there is no matmul");
+        assert_eq!(plan.work_of_call(1, works.len(), &at, 10), None);
     }
 
     #[test]

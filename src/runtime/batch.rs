@@ -118,6 +118,11 @@ impl Sequences {
         &self.executor
     }
 
+    /// The same, for who leaves its caches alone.
+    pub(crate) fn executor_mut(&mut self) -> &mut Executor {
+        &mut self.executor
+    }
+
     /// The pages of the caches; none if the plan's kernels go over none.
     pub fn paging(&self) -> Option<&Paging> {
         self.paging.as_ref()

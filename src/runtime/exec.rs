@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, open};
+use super::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing, open};
 use super::progress::Progress;
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
@@ -50,6 +50,8 @@ pub struct Executor {
     device: Box<dyn Device>,
     /// The program that was submitted last, and at what.
     last: Option<(usize, Syms, Ticket)>,
+    /// Whether launches are timed.
+    timed: bool,
     /// Room for what is viewed of results.
     viewed: Vec<u32>,
     progress: Progress,
@@ -109,7 +111,7 @@ impl Executor {
     /// The same, on a device that holds the plan already.
     fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
         plan.require_device(device.kind())?;
-        Ok(Executor { plan, device, last: None, viewed: vec![], progress: Progress::default() })
+        Ok(Executor { plan, device, last: None, timed: false, viewed: vec![], progress: Progress::default() })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -155,9 +157,23 @@ impl Executor {
             self.device.write(program, input, bytes)?;
         }
         let calls = 0..self.program(program)?.calls.len();
-        let ticket = self.device.submit(&Submission { program, calls, at: *at, timed: false })?;
+        let ticket = self.device.submit(&Submission { program, calls, at: *at, timed: self.timed })?;
         self.last = Some((program, *at, ticket));
         Ok(())
+    }
+
+    /// Whether each launch of the steps from here on is timed, which may slow them down: see [`Executor::timings`].
+    pub fn time_launches(&mut self, timed: bool) {
+        self.timed = timed;
+    }
+
+    /// The program of the last step, at what it ran, and how long each of its launches took, in order; none if no step was timed.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn timings(&mut self) -> Result<Option<(usize, Syms, Vec<Timing>)>, ExecError> {
+        let Some((program, at, _)) = self.last.filter(|_| self.timed) else { return Ok(None) };
+        Ok(Some((program, at, self.device.timings()?)))
     }
 
     /// Waits until the last step is over, if there was one.

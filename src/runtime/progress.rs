@@ -33,7 +33,8 @@ impl Progress {
         self.0.is_some()
     }
 
-    pub(crate) fn tell(&self, stage: Stage, done: u64, all: u64) {
+    /// Tells whoever is to be told.
+    pub fn tell(&self, stage: Stage, done: u64, all: u64) {
         if let Some(observer) = &self.0 {
             observer(stage, done, all);
         }
