@@ -261,14 +261,17 @@ fn explain_tells_what_fused() {
             let (before, after) = (us("unfused_us"), us("fused_us"));
             assert!(before > after, "{decision}");
             let (kernel, replaced) = (text(&outcome["kernel"]), replaced.join(", "));
-            wanted +=
-                &format!("  {pass}: {at} -> {kernel} replaces {replaced}; {before:.2} µs -> {after:.2} µs\n");
+            let [before, after] = [before, after].map(|us| match us {
+                us if us < 1e3 => format!("{us:.1} µs"),
+                us => format!("{:.2} ms", us / 1e3),
+            });
+            wanted += &format!("  {pass}: {at} -> {kernel} replaces {replaced}; {before} -> {after}\n");
             fired += 1;
         }
     }
     let found: String = all
         .lines()
-        .filter(|line| line.contains(" replaces ") && line.contains("µs ->"))
+        .filter(|line| line.contains(" replaces ") && line.contains("s -> "))
         .map(|l| format!("{l}\n"))
         .collect();
     assert!(fired > 80 && found == wanted, "{found}\nis not\n{wanted}");

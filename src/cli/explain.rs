@@ -1,6 +1,7 @@
 //! `sinter explain`: every fusion decision, and what it was worth.
 
 use super::args::{CompileArgs, ModelArgs, StepName};
+use super::units;
 use serde::Serialize;
 use sinter::compile;
 use sinter::ir::{Gain, Outcome};
@@ -76,18 +77,18 @@ fn table(report: &Report, all: bool) -> String {
     let Totals { bytes, us, .. } = &report.before;
     let after = &report.after;
     let mut text = format!(
-        "{}: {} launches -> {}, {} -> {} moved, {:.0} µs -> {:.0} µs estimated\n\n",
+        "{}: {} launches -> {}, {} -> {} moved, {} -> {} estimated\n\n",
         report.graph,
         report.before.count(),
         after.count(),
-        megabytes(*bytes as i64),
-        megabytes(after.bytes as i64),
-        us,
-        after.us
+        units::bytes(*bytes as i64),
+        units::bytes(after.bytes as i64),
+        units::time(*us),
+        units::time(after.us)
     );
     text += &format!(
         "  {:16} {:>5} {:>16} {:>12} {:>10}  {}\n",
-        "fused into", "times", "launches saved", "bytes saved", "µs saved", "replaces"
+        "fused into", "times", "launches saved", "bytes saved", "time saved", "replaces"
     );
     let mut fired: BTreeMap<&str, (u64, Gain, Vec<String>)> = BTreeMap::new();
     let mut rejected: BTreeMap<(&str, String), (u64, &str)> = BTreeMap::new();
@@ -111,10 +112,10 @@ fn table(report: &Report, all: bool) -> String {
     }
     for (kernel, (count, gain, replaced)) in fired {
         text += &format!(
-            "  {kernel:16} {count:>5} {:>16} {:>12} {:>10.1}  {}\n",
+            "  {kernel:16} {count:>5} {:>16} {:>12} {:>10}  {}\n",
             gain.launches_saved,
-            megabytes(gain.bytes_saved),
-            gain.unfused_us - gain.fused_us,
+            units::bytes(gain.bytes_saved),
+            units::time(gain.unfused_us - gain.fused_us),
             replaced.join(", ")
         );
     }
@@ -132,21 +133,17 @@ fn table(report: &Report, all: bool) -> String {
         for d in &report.decisions {
             text += &match &d.outcome {
                 Outcome::Fired { kernel, replaced, gain } => format!(
-                    "  {}: {} -> {} replaces {}; {:.2} µs -> {:.2} µs\n",
+                    "  {}: {} -> {} replaces {}; {} -> {}\n",
                     d.pass,
                     d.at,
                     kernel.name(),
                     replaced.join(", "),
-                    gain.unfused_us,
-                    gain.fused_us
+                    units::time(gain.unfused_us),
+                    units::time(gain.fused_us)
                 ),
                 Outcome::Rejected { why } => format!("  {}: {} not fused: {why}\n", d.pass, d.at),
             };
         }
     }
     text
-}
-
-fn megabytes(bytes: i64) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
 }

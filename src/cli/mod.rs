@@ -16,6 +16,7 @@ mod profile;
 mod progress;
 mod run;
 mod tokenize;
+mod units;
 
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, IsTerminal};

@@ -2,6 +2,7 @@
 
 use super::args::{CompileArgs, DeviceArgs, ModelArgs};
 use super::progress;
+use super::units::time;
 use serde::Serialize;
 use sinter::bench::{self, Bench, Profile, Test, Work};
 use sinter::compile::{Options, Purpose};
@@ -328,12 +329,4 @@ fn table(report: &Report) -> String {
         }
     }
     text
-}
-
-fn time(us: f64) -> String {
-    match us {
-        us if us < 1e3 => format!("{us:.1} µs"),
-        us if us < 1e6 => format!("{:.2} ms", us / 1e3),
-        us => format!("{:.2} s", us / 1e6),
-    }
 }

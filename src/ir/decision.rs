@@ -83,6 +83,14 @@ impl Why {
     }
 }
 
+/// Microseconds as people read them.
+fn time(us: f64) -> String {
+    match us {
+        us if us < 1e3 => format!("{us:.1} µs"),
+        us => format!("{:.2} ms", us / 1e3),
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -93,7 +101,8 @@ impl fmt::Display for Why {
             Why::Dependent { detail } => write!(f, "{detail}"),
             Why::TargetLacks { what } => write!(f, "the target lacks {what}"),
             Why::CostLoses { fused_us, unfused_us } => {
-                write!(f, "fused would take {fused_us:.3} µs, unfused {unfused_us:.3} µs")
+                let longer = 100.0 * (fused_us / unfused_us - 1.0);
+                write!(f, "fused would take {}, {longer:.1} % longer than unfused", time(*fused_us))
             }
             Why::NeedsLogits => write!(f, "the logits themselves are returned"),
             Why::FuelExhausted => write!(f, "the limit on rewrites is reached"),
