@@ -1,21 +1,26 @@
 // libamdhip64 without a GPU: memory of the host, kernels that hiprtc.cpp compiled for the CPU (lanes.cpp runs them), and the calls that
-// src/runtime/hip makes. It forgives nothing: what is on a stream is done when somebody waits for it and not before, memory is garbage
-// until it is written and after it is freed, and addresses must lie in what was allocated.
+// src/runtime/hip makes. It forgives nothing: what is on a stream is done when somebody waits for it and not before, what other streams
+// have only as far as that waits for their events, memory is garbage until it is written and after it is freed, and addresses must lie in
+// what was allocated.
 //
 //   SINTER_STUB_ARCH=gfx942     the architecture, gfx1100 unless told; those of gfx9 have waves of 64
 //   SINTER_STUB_MEMORY=BYTES    the memory that there is
 //   SINTER_STUB_DEVICES=N       how many devices, 1 unless told; 0 is an error of its own, as drivers have it
 //   SINTER_STUB_SEED=N          permutes the order of lanes
+//   SINTER_STUB_FIRST=N         whatever is waited for, what stream N has comes first, as soon as events allow; they count from 0. So
+//                               that what misses an event, of any stream, comes too early for one of these
 //   SINTER_STUB_REPLAY=N        graphs replay without their launch N
 //   SINTER_STUB_REPLAY=stale    graphs replay on what the host wrote before it wrote last, for small copies
 #include "lanes.h"
 #include "stub.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <functional>
+#include <memory>
+#include <set>
 #include <vector>
 
 extern "C" {
@@ -41,22 +46,44 @@ enum {
     LAUNCH_FAILURE = 719,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNJOINED = 904,
+    CAPTURE_ISOLATION = 905,
+    CAPTURED_EVENT = 907,
     UNKNOWN = 999,
 };
 
 typedef std::function<int()> Work;
 
-struct Graph {
-    std::vector<Work> work;
-};
-struct Stream {
-    std::deque<Work> pending;
-    Graph* captures = nullptr;
-};
-struct Event {
-    Stream* stream = nullptr;
+// A step of work, which comes after others. Events are steps without work.
+struct Task {
+    Work work;
+    int stream;
+    // Of a capture, which it is; such a task is not done, but its copies are.
+    uint64_t capture;
+    std::vector<std::shared_ptr<Task>> after;
     bool is_done = false;
     std::chrono::steady_clock::time_point at;
+};
+typedef std::shared_ptr<Task> TaskPtr;
+
+struct Stream {
+    // As they were created.
+    int number;
+    // What the next task comes after: the one before it, and events that were waited for since.
+    std::vector<TaskPtr> ends;
+    // The capture that it is part of, and what it had before.
+    uint64_t capture = 0;
+    std::vector<TaskPtr> ends_before;
+};
+struct Graph {
+    // That the capture began with.
+    Stream* origin;
+    std::vector<TaskPtr> tasks;
+    // What comes after a replay comes after these.
+    std::vector<TaskPtr> ends;
+};
+struct Event {
+    TaskPtr task;
 };
 struct Function {
     void* module;
@@ -76,6 +103,12 @@ size_t used = 0;
 // The last two small copies to each address.
 std::map<uint64_t, std::vector<uint8_t>> written, written_before;
 uint64_t launched = 0;
+int streams_made = 0;
+// What is not done, as it was asked for.
+std::vector<TaskPtr> pending;
+// Those under way.
+std::map<uint64_t, Graph> captures;
+uint64_t last_capture = 0;
 
 const char* told(const char* name, const char* otherwise) {
     const char* value = getenv(name);
@@ -112,29 +145,55 @@ bool is_of_host(const void* at, size_t bytes) {
     return at && (!within(pinned, (uint64_t)at, 0) || within(pinned, (uint64_t)at, bytes));
 }
 
-int run(Stream* stream, const bool* until = nullptr) {
-    while (!stream->pending.empty() && !(until && *until)) {
-        Work work = std::move(stream->pending.front());
-        stream->pending.pop_front();
-        if (int code = work()) return code;
+// Does a task, and what it comes after. It may be a long way back to what is not done, so that is not left to recursion.
+int finish(const TaskPtr& wanted) {
+    std::vector<TaskPtr> path{wanted};
+    while (!path.empty()) {
+        const TaskPtr task = path.back();
+        TaskPtr earlier;
+        for (const TaskPtr& other : task->after) {
+            if (!other->is_done) earlier = other;
+        }
+        if (earlier) {
+            path.push_back(earlier);
+            continue;
+        }
+        path.pop_back();
+        if (task->is_done) continue;
+        task->is_done = true, task->at = std::chrono::steady_clock::now();
+        task->after.clear();
+        const Work work = std::move(task->work);
+        if (int code = work ? work() : OK) return code;
     }
     return OK;
 }
-// What drivers wait for before memory goes.
-void run_all() {
-    for (auto& [handle, what] : handles) {
-        if (!strcmp(what, "streams")) run((Stream*)handle);
+// Waits for tasks: before them come those of the stream that goes first, and each of those as early as it may.
+int wait(const std::vector<TaskPtr>& wanted) {
+    static const int first = atoi(told("SINTER_STUB_FIRST", "-1"));
+    for (const TaskPtr& task : pending) {
+        if (task->stream != first) continue;
+        if (int code = finish(task)) return code;
     }
+    for (const TaskPtr& task : wanted) {
+        if (int code = finish(task)) return code;
+    }
+    auto is_done = [](const TaskPtr& task) { return task->is_done; };
+    pending.erase(std::remove_if(pending.begin(), pending.end(), is_done), pending.end());
+    return OK;
 }
+// What drivers wait for before memory goes.
+void run_all() { wait(pending); }
 
+// Puts a task behind what a stream has.
+TaskPtr add(Stream* stream, Work work) {
+    const TaskPtr task(new Task{std::move(work), stream->number, stream->capture, stream->ends, false, {}});
+    stream->ends = {task};
+    (stream->capture ? captures[stream->capture].tasks : pending).push_back(task);
+    return task;
+}
 int put(void* handle, Work work) {
     if (!is("streams", handle)) return INVALID_HANDLE;
-    Stream* stream = (Stream*)handle;
-    if (stream->captures) {
-        stream->captures->work.push_back(std::move(work));
-    } else {
-        stream->pending.push_back(std::move(work));
-    }
+    add((Stream*)handle, std::move(work));
     return OK;
 }
 
@@ -198,6 +257,9 @@ extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(in
         case LAUNCH_FAILURE: return "hipErrorLaunchFailure";
         case CAPTURE_UNSUPPORTED: return "hipErrorStreamCaptureUnsupported";
         case CAPTURE_INVALIDATED: return "hipErrorStreamCaptureInvalidated";
+        case CAPTURE_UNJOINED: return "hipErrorStreamCaptureUnjoined";
+        case CAPTURE_ISOLATION: return "hipErrorStreamCaptureIsolation";
+        case CAPTURED_EVENT: return "hipErrorCapturedEvent";
         default: return "hipErrorUnknown";
     }
 }
@@ -280,22 +342,39 @@ API hipMemsetD8Async(uint64_t at, unsigned char byte, size_t bytes, void* stream
 
 API hipStreamCreateWithFlags(void** stream, unsigned) {
     CALL(UNKNOWN);
-    *stream = made("streams", new Stream);
+    *stream = made("streams", new Stream{streams_made++, {}, 0, {}});
     return OK;
 }
-API hipStreamDestroy(void* stream) {
+API hipStreamDestroy(void* handle) {
     CALL_THAT_FREES(UNKNOWN);
-    if (!is("streams", stream)) return INVALID_HANDLE;
-    run((Stream*)stream);
-    delete ((Stream*)stream)->captures;
-    gone((Stream*)stream);
+    if (!is("streams", handle)) return INVALID_HANDLE;
+    Stream* stream = (Stream*)handle;
+    wait(stream->capture ? stream->ends_before : stream->ends);
+    gone(stream);
     return answer;
 }
 API hipStreamSynchronize(void* stream) {
     CALL(LAUNCH_FAILURE);
     if (!is("streams", stream)) return INVALID_HANDLE;
-    if (((Stream*)stream)->captures) return CAPTURE_UNSUPPORTED;
-    return run((Stream*)stream);
+    if (((Stream*)stream)->capture) return CAPTURE_UNSUPPORTED;
+    return wait(((Stream*)stream)->ends);
+}
+// What comes on the stream from now on waits for what the event is now. By an event of a capture the stream becomes part of that.
+API hipStreamWaitEvent(void* handle, void* event, unsigned flags) {
+    CALL(UNKNOWN);
+    if (!is("streams", handle) || !is("events", event)) return INVALID_HANDLE;
+    if (flags) return INVALID_VALUE;
+    const TaskPtr task = ((Event*)event)->task;
+    if (!task) return OK;
+    Stream* stream = (Stream*)handle;
+    if (stream->capture && task->capture != stream->capture) return CAPTURE_ISOLATION;
+    if (task->capture && !captures.count(task->capture)) return CAPTURED_EVENT;
+    if (task->capture && !stream->capture) {
+        stream->capture = task->capture;
+        stream->ends_before.swap(stream->ends);
+    }
+    stream->ends.push_back(task);
+    return OK;
 }
 
 API hipEventCreateWithFlags(void** event, unsigned) {
@@ -306,31 +385,27 @@ API hipEventCreateWithFlags(void** event, unsigned) {
 API hipEventDestroy(void* event) {
     CALL_THAT_FREES(UNKNOWN);
     if (!is("events", event)) return INVALID_HANDLE;
-    if (is("streams", ((Event*)event)->stream)) run(((Event*)event)->stream);
     gone((Event*)event);
     return answer;
 }
-API hipEventRecord(void* handle, void* stream) {
+API hipEventRecord(void* event, void* stream) {
     CALL(UNKNOWN);
-    if (!is("events", handle)) return INVALID_HANDLE;
-    Event* event = (Event*)handle;
-    event->is_done = false, event->stream = (Stream*)stream;
-    return put(stream, [=] {
-        event->is_done = true, event->at = std::chrono::steady_clock::now();
-        return (int)OK;
-    });
+    if (!is("events", event) || !is("streams", stream)) return INVALID_HANDLE;
+    ((Event*)event)->task = add((Stream*)stream, nullptr);
+    return OK;
 }
-API hipEventSynchronize(void* handle) {
+API hipEventSynchronize(void* event) {
     CALL(LAUNCH_FAILURE);
-    if (!is("events", handle)) return INVALID_HANDLE;
-    Event* event = (Event*)handle;
-    return event->is_done || !event->stream ? OK : run(event->stream, &event->is_done);
+    if (!is("events", event)) return INVALID_HANDLE;
+    const TaskPtr task = ((Event*)event)->task;
+    if (task && task->capture) return CAPTURED_EVENT;
+    return task ? wait({task}) : (int)OK;
 }
 API hipEventElapsedTime(float* ms, void* first, void* last) {
     CALL(UNKNOWN);
     if (!is("events", first) || !is("events", last)) return INVALID_HANDLE;
-    Event *a = (Event*)first, *b = (Event*)last;
-    if (!a->is_done || !b->is_done) return NOT_READY;
+    const TaskPtr a = ((Event*)first)->task, b = ((Event*)last)->task;
+    if (!a || !b || !a->is_done || !b->is_done) return NOT_READY;
     *ms = std::chrono::duration<float, std::milli>(b->at - a->at).count();
     return OK;
 }
@@ -402,20 +477,36 @@ API hipStreamBeginCapture(void* handle, int) {
     CALL(UNKNOWN);
     if (!is("streams", handle)) return INVALID_HANDLE;
     Stream* stream = (Stream*)handle;
-    if (stream->captures) return CAPTURE_INVALIDATED;
-    stream->captures = new Graph;
+    if (stream->capture) return CAPTURE_INVALIDATED;
+    stream->capture = ++last_capture;
+    stream->ends_before.swap(stream->ends);
+    captures[stream->capture].origin = stream;
     return OK;
 }
+// Every stream of the capture must have been joined to the one that it began with, and all of them are as they were before.
 API hipStreamEndCapture(void* handle, void** graph) {
     CALL_THAT_FREES(CAPTURE_INVALIDATED);
-    if (!is("streams", handle) || !((Stream*)handle)->captures) return INVALID_HANDLE;
-    Graph* captured = ((Stream*)handle)->captures;
-    ((Stream*)handle)->captures = nullptr;
-    if (answer) {
-        delete captured;
-        return answer;
+    if (!is("streams", handle)) return INVALID_HANDLE;
+    Stream* origin = (Stream*)handle;
+    const uint64_t capture = origin->capture;
+    if (!capture || captures[capture].origin != origin) return INVALID_HANDLE;
+    Graph captured = std::move(captures[capture]);
+    captures.erase(capture);
+    captured.ends = origin->ends;
+    for (auto& [other, what] : handles) {
+        Stream* stream = (Stream*)other;
+        if (strcmp(what, "streams") || stream->capture != capture) continue;
+        stream->capture = 0;
+        stream->ends = std::move(stream->ends_before);
+        stream->ends_before.clear();
     }
-    *graph = made("graphs", captured);
+    if (answer) return answer;
+    std::set<TaskPtr> joined(captured.ends.begin(), captured.ends.end());
+    for (size_t i = captured.tasks.size(); i-- > 0;) {
+        if (!joined.count(captured.tasks[i])) return CAPTURE_UNJOINED;
+        joined.insert(captured.tasks[i]->after.begin(), captured.tasks[i]->after.end());
+    }
+    *graph = made("graphs", new Graph(std::move(captured)));
     return OK;
 }
 API hipGraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) {
@@ -437,11 +528,20 @@ API hipGraphLaunch(void* exec, void* stream) {
         });
         if (code) return code;
     }
+    if (!is("streams", stream)) return INVALID_HANDLE;
+    std::vector<TaskPtr>& ends = ((Stream*)stream)->ends;
+    std::map<TaskPtr, TaskPtr> copies;
     int n = 0;
-    for (const Work& work : ((Graph*)exec)->work) {
-        if (++n == atoi(wrong)) continue;
-        if (int code = put(stream, work)) return code;
+    for (const TaskPtr& task : ((Graph*)exec)->tasks) {
+        const TaskPtr copy(new Task{task->work, task->stream, 0, task->after, false, {}});
+        if (copy->work && ++n == atoi(wrong)) copy->work = nullptr;
+        for (TaskPtr& earlier : copy->after) earlier = copies[earlier];
+        if (copy->after.empty()) copy->after = ends;
+        pending.push_back(copies[task] = copy);
     }
+    std::vector<TaskPtr> all;
+    for (const TaskPtr& task : ((Graph*)exec)->ends) all.push_back(copies[task]);
+    if (!all.empty()) ends = all;
     return OK;
 }
 API hipGraphDestroy(void* graph) {
