@@ -375,3 +375,20 @@ fn graphs_are_their_launches_at_every_depth() {
         }
     }
 }
+
+/// What a plan spreads over streams runs on them at once, in graphs too, and computes what it does on one.
+#[test]
+fn several_streams_on_a_gpu_compute_what_one_does() {
+    let Some((target, _)) = here() else { return };
+    for file in uneven_models() {
+        let spread = |streams| {
+            let target = Target { streams, ..target.clone() };
+            let options = Options { chunk: 1, context: Some(CONTEXT), sequences: 2, ..Options::new(target) };
+            Options { pipeline: options.pipeline.clone().without_fusions(), ..options }
+        };
+        let expected = at_depths(&file, &spread(1), true, false);
+        for (eager, moves) in [(true, true), (false, false), (false, true)] {
+            assert!(at_depths(&file, &spread(4), eager, moves) == expected, "eager {eager}, moves {moves}");
+        }
+    }
+}

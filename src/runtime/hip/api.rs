@@ -113,6 +113,7 @@ functions! {
         event_record(Handle, Handle) = "cuEventRecord", "hipEventRecord";
         event_wait(Handle) = "cuEventSynchronize", "hipEventSynchronize";
         event_elapsed(*mut f32, Handle, Handle) = "cuEventElapsedTime", "hipEventElapsedTime";
+        stream_wait_event(Handle, Handle, c_uint) = "cuStreamWaitEvent", "hipStreamWaitEvent";
         module_load(*mut Handle, *const c_void) = "cuModuleLoadData", "hipModuleLoadData";
         module_unload(Handle) = "cuModuleUnload", "hipModuleUnload";
         module_function(*mut Handle, Handle, *const c_char) = "cuModuleGetFunction", "hipModuleGetFunction";

@@ -2,6 +2,7 @@
 
 use super::HipError;
 use super::api::{Address, Api, Call, Handle, Platform};
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
@@ -315,6 +316,8 @@ impl Drop for Pinned {
 pub struct Stream {
     context: Arc<Context>,
     handle: Handle,
+    /// Whether it was made to wait for an event since the last launch.
+    waits: Cell<bool>,
 }
 
 // SAFETY: as for `Context`.
@@ -322,6 +325,8 @@ unsafe impl Send for Stream {}
 
 /// Not ordered with the default stream.
 const NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DISABLE_TIMING`, `hipEventDisableTiming`.
+const UNTIMED: c_uint = 2;
 /// Other threads' calls do not end a capture.
 const THREAD_LOCAL: c_int = 1;
 
@@ -336,7 +341,7 @@ impl Stream {
             unsafe { (*context.api.stream_create)(&mut handle, NON_BLOCKING) },
             context.api.stream_create.name,
         )?;
-        Ok(Stream { context: Arc::clone(context), handle })
+        Ok(Stream { context: Arc::clone(context), handle, waits: Cell::new(false) })
     }
 
     /// Waits until all its work is done.
@@ -429,9 +434,12 @@ impl Stream {
         self.context.bind()?;
         let mut pointers = args.pointers();
         let [x, y, z] = grid;
+        // A kernel that is made ready early waits for the launch before it. What the stream waits for besides is waited for before an
+        // ordinary launch; those that follow it early come after that too, as none ends before the one that it waits for.
+        let early = self.context.launch_early.filter(|_| !self.waits.take());
         // SAFETY: the caller's; the driver copies the arguments.
         let code = unsafe {
-            match self.context.launch_early {
+            match early {
                 Some(launch) => {
                     let mut value = [0; 16];
                     value[0] = 1;
@@ -461,8 +469,7 @@ impl Stream {
                 ),
             }
         };
-        let early = self.context.launch_early.map(|_| "cuLaunchKernelEx");
-        self.context.check(code, early.unwrap_or(self.context.api.launch.name))
+        self.context.check(code, early.map_or(self.context.api.launch.name, |_| "cuLaunchKernelEx"))
     }
 
     /// From now on, what is put on the stream is captured, not done.
@@ -528,6 +535,28 @@ impl Stream {
         let code = unsafe { (*self.context.api.event_record)(event.handle, self.handle) };
         self.context.check(code, self.context.api.event_record.name)
     }
+
+    /// What comes on the stream from now on comes after the moment that an event was made last. In a capture that moment is of it, and
+    /// the stream becomes part of it.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn wait_for(&self, event: &Event) -> Result<()> {
+        self.context.bind()?;
+        self.waits.set(true);
+        // SAFETY: both live.
+        let code = unsafe { (*self.context.api.stream_wait_event)(self.handle, event.handle, 0) };
+        self.context.check(code, self.context.api.stream_wait_event.name)
+    }
+
+    /// What comes on the stream from now on comes after all that is on another, by an event that is made for this.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn follow(&self, other: &Stream, by: &Event) -> Result<()> {
+        other.record(by)?;
+        self.wait_for(by)
+    }
 }
 
 impl Drop for Stream {
@@ -567,11 +596,23 @@ impl Event {
     /// # Errors
     /// If the driver fails.
     pub fn new(context: &Arc<Context>) -> Result<Event> {
+        Event::with(context, 0)
+    }
+
+    /// One that streams wait for, of which nobody asks when it was.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn untimed(context: &Arc<Context>) -> Result<Event> {
+        Event::with(context, UNTIMED)
+    }
+
+    fn with(context: &Arc<Context>, flags: c_uint) -> Result<Event> {
         context.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: `handle` is a variable.
-        context
-            .check(unsafe { (*context.api.event_create)(&mut handle, 0) }, context.api.event_create.name)?;
+        let code = unsafe { (*context.api.event_create)(&mut handle, flags) };
+        context.check(code, context.api.event_create.name)?;
         Ok(Event { context: Arc::clone(context), handle })
     }
 

@@ -9,12 +9,13 @@ use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
 use crate::gguf::GgufFile;
 use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
 use crate::plan::memory::ALIGN;
+use crate::plan::schedule::{EventId, Slot};
 use crate::plan::{BufRef, Input, LoadedPlan, PlannedProgram, State};
 use crate::runtime::device::{Device, DeviceError, DeviceOptions, Submission, Ticket, Timing, room_for};
 use crate::runtime::progress::Progress;
 use crate::runtime::weights::find_weights;
 use crate::target::{FEW_TOKENS, TargetKind};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,12 +26,16 @@ const SMALL: usize = 16 << 10;
 /// The fewest bytes of a part that is read.
 const LEAST_READ: usize = 64 << 10;
 
-/// Runs a plan on a GPU: its launches in order on one stream, those of small programs as graphs.
+/// Runs a plan on a GPU: its launches on the streams that the plan has for them, those of small programs as graphs.
 ///
-/// What is dropped first stands first: graphs before what they were captured from, the stream's last work before memory.
+/// What is dropped first stands first: graphs before what they were captured from, the streams' last work before memory.
 pub struct HipDevice {
-    /// Goes first, and waits for its work, which may be a graph's and touches memory.
+    /// Goes first, and waits for its work, which may be a graph's and touches memory. The plan's first, on which copies are too.
     stream: Stream,
+    /// The plan's others. They have work only within a step, which begins and ends on the first.
+    beside: Vec<Beside>,
+    /// What calls signal. Programs share them, as one is joined before the next begins.
+    signals: HashMap<EventId, Event>,
     graphs: HashMap<(usize, Syms), Captured>,
     /// What each input of programs that become graphs was given last, by program and buffer.
     given: HashMap<(usize, u32), Vec<u8>>,
@@ -67,6 +72,12 @@ enum Captured {
     /// It ran once, launch by launch.
     Seen,
     Graph(Graph),
+}
+
+/// A stream beside the first, and the event by which it forks from that and joins it.
+struct Beside {
+    stream: Stream,
+    event: Event,
 }
 
 /// A launch of a kernel.
@@ -106,6 +117,14 @@ impl HipDevice {
         enough_memory(plan, &context, &found)?;
         let (modules, kernels) = load_kernels(plan, &context, &options.progress)?;
         let stream = Stream::new(&context)?;
+        let count = plan.programs.iter().map(streams_beside).max().unwrap_or(0);
+        let another = |_| Ok(Beside { stream: Stream::new(&context)?, event: Event::untimed(&context)? });
+        let beside = (0..count).map(another).collect::<Result<Vec<_>, HipError>>()?;
+        let spread = plan.programs.iter().filter(|program| streams_beside(program) > 0);
+        let signalled: BTreeSet<EventId> =
+            spread.flat_map(|program| program.calls.iter().filter_map(|call| call.slot.signals)).collect();
+        let signal = |id| Ok((id, Event::untimed(&context)?));
+        let signals = signalled.into_iter().map(signal).collect::<Result<_, HipError>>()?;
         let pool = Buffer::new(&context, plan.pool_bytes())?;
         // SAFETY: all of the pool.
         unsafe { stream.fill(pool.at, 0, pool.bytes as usize) }?;
@@ -132,6 +151,8 @@ impl HipDevice {
             graphs: HashMap::new(),
             given: HashMap::new(),
             stream,
+            beside,
+            signals,
             kernels,
             programs,
             _modules: modules,
@@ -154,9 +175,26 @@ impl HipDevice {
         })
     }
 
-    /// Puts the launches of some calls on the stream.
+    /// Puts the launches of some calls on the streams that the plan has for them: the others fork from the first, and are joined to it.
+    ///
+    /// A part of a program goes on the first in its order, as what its calls wait for need not be signalled within it; and so do launches
+    /// that are timed, each of which is timed from the one before it. That order is one of those that the plan allows.
     fn launch(&mut self, work: &Submission) -> Result<(), HipError> {
-        let timed = work.timed;
+        let planned = &self.plan.programs[work.program];
+        let whole = work.calls.len() == planned.calls.len();
+        let beside = if whole && !work.timed { streams_beside(planned) } else { 0 };
+        let mut others = self.beside[..beside].iter();
+        let forked = others.try_for_each(|other| other.stream.follow(&self.stream, &other.event));
+        let launched = forked.and_then(|()| self.launch_calls(work, beside > 0));
+        // They are joined whatever came of it, as what is next on the first stream comes after all that was begun.
+        let others = self.beside[..beside].iter();
+        let joined = others.map(|other| self.stream.follow(&other.stream, &other.event));
+        launched.and(joined.fold(Ok(()), Result::and))
+    }
+
+    /// Puts the launches of some calls on their streams, or all on the first.
+    fn launch_calls(&mut self, work: &Submission, spread: bool) -> Result<(), HipError> {
+        let (timed, in_order) = (work.timed, Slot::default());
         if timed {
             self.timed.clear();
             self.began = Some(self.stream.moment()?);
@@ -164,6 +202,12 @@ impl HipDevice {
         let calls = &self.programs[work.program][work.calls.clone()];
         let planned = &self.plan.programs[work.program].calls[work.calls.clone()];
         for ((index, call), planned) in work.calls.clone().zip(calls).zip(planned) {
+            let slot = if spread { &planned.slot } else { &in_order };
+            let stream = match slot.stream {
+                0 => &self.stream,
+                n => &self.beside[n as usize - 1].stream,
+            };
+            slot.waits.iter().try_for_each(|event| stream.wait_for(&self.signals[event]))?;
             let mut args =
                 LaunchArgs { addresses: call.addresses.clone(), sizes: [work.at.t as i32, work.at.r as i32] };
             for (i, launch) in self.kernels[call.kernel].iter().enumerate() {
@@ -171,8 +215,7 @@ impl HipDevice {
                 let Some(grid) = blocks(&launch.grid, &work.at, kernel)? else { continue };
                 // SAFETY: the plan is validated: within its bounds every argument fits its buffer. What a kernel touches of those is
                 // held by tests of what codegen emits.
-                let launched =
-                    unsafe { self.stream.launch(&launch.function, grid, launch.threads, &mut args) };
+                let launched = unsafe { stream.launch(&launch.function, grid, launch.threads, &mut args) };
                 launched.map_err(|e| HipError::Launch {
                     kernel,
                     node: planned.label.clone(),
@@ -180,9 +223,10 @@ impl HipDevice {
                     source: Box::new(e),
                 })?;
                 if timed {
-                    self.timed.push((index, i, self.stream.moment()?));
+                    self.timed.push((index, i, stream.moment()?));
                 }
             }
+            slot.signals.iter().try_for_each(|event| stream.record(&self.signals[event]))?;
         }
         Ok(())
     }
@@ -316,6 +360,11 @@ impl HipDevice {
         let row = state.ty.bytes(&Syms { t: 0, r: 0 }) / all.max(1);
         (self.pool.at + state.offset + first * row, (rows * row) as usize)
     }
+}
+
+/// How many streams a program uses beside the first.
+fn streams_beside(program: &PlannedProgram) -> usize {
+    program.calls.iter().map(|call| call.slot.stream as usize).max().unwrap_or(0)
 }
 
 /// The blocks of a grid along x, y and z; none if there are none.
