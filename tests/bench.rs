@@ -216,6 +216,15 @@ fn a_window_can_be_measured_at_any_depth() {
     assert!(bytes.len() == 6 && bytes[2..].iter().all(|n| *n == full) && first < full, "{bytes:?}");
     // Six of seven rows of two layers' keys and values at most, in f16: 2 · 2 · 128 · 2 bytes each.
     assert!(full - first < 6 * 1024, "{bytes:?}");
+    // A profile sees no more than the window either.
+    let moved = ["101", "102", "103", "104", "192"].map(|depth| {
+        let args = ["profile", "-m", path, "-p", "0", "-r", "2", "-d", depth, "-c", "256", "--json"];
+        let json: Value = serde_json::from_str(&command::stdout(&args)).unwrap();
+        let step = &json["steps"][0];
+        assert_eq!((&step["program"], &step["T"]), (&"t1".into(), &1.into()), "after {depth}");
+        step["kernels"].as_array().unwrap().iter().map(|k| k["bytes"].as_u64().unwrap()).sum::<u64>()
+    });
+    assert!(moved == [moved[0]; 5] && moved[0] > full, "{moved:?}, {full}");
 }
 
 /// What is named is what ran: the CPU where no GPU is there.
@@ -259,7 +268,8 @@ fn a_profile_tells_where_the_time_goes() {
         );
         for kernel in kernels {
             assert!(
-                ["memory", "caches", "launch", "arithmetic"].contains(&kernel["limit"].as_str().unwrap()),
+                ["memory", "caches", "launch", "arithmetic", "latency"]
+                    .contains(&kernel["limit"].as_str().unwrap()),
                 "{kernel}"
             );
         }

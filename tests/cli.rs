@@ -261,10 +261,7 @@ fn explain_tells_what_fused() {
             let (before, after) = (us("unfused_us"), us("fused_us"));
             assert!(before > after, "{decision}");
             let (kernel, replaced) = (text(&outcome["kernel"]), replaced.join(", "));
-            let [before, after] = [before, after].map(|us| match us {
-                us if us < 1e3 => format!("{us:.1} µs"),
-                us => format!("{:.2} ms", us / 1e3),
-            });
+            let [before, after] = [before, after].map(sinter::ir::Micros);
             wanted += &format!("  {pass}: {at} -> {kernel} replaces {replaced}; {before} -> {after}\n");
             fired += 1;
         }

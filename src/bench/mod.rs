@@ -190,8 +190,7 @@ impl Bench {
         let Work::Generate { logits, .. } = test.work else { return None };
         let (plan, b) = (self.executor().plan(), test.sequences);
         let program = plan.program_for(b, b, output(logits))?;
-        // Of rows that a window hides, nothing is read.
-        let window = plan.paging().ok().flatten().and_then(|paging| paging.window).unwrap_or(u64::MAX);
+        let window = self.window();
         let at = |length: u64| plan.bytes_per_step(program, &Syms { t: b, r: b }, b.saturating_mul(length));
         // The bytes grow by the same amount from step to step, until the window is full.
         let (first, last) = (test.depth.saturating_add(1), test.context());
@@ -203,6 +202,12 @@ impl Bench {
             return u64::try_from((grown + full) / u128::from(steps)).ok();
         }
         Some(at(first)?.midpoint(at(last)?))
+    }
+
+    /// Positions that a token sees at most: of rows that a window hides, nothing is read.
+    fn window(&self) -> u64 {
+        let paging = self.executor().plan().paging().ok().flatten();
+        paging.and_then(|paging| paging.window).unwrap_or(u64::MAX)
     }
 
     /// Reads `length` random tokens into each sequence.
@@ -218,6 +223,13 @@ impl Bench {
 
     /// The time of each step of one repetition in nanoseconds. It leaves the sequences as they were.
     fn repetition(&mut self, test: &Test, ids: &mut [SequenceId]) -> Result<Vec<u64>, BatchError> {
+        let times = self.steps(test, ids)?;
+        self.rewind(test, ids)?;
+        Ok(times)
+    }
+
+    /// The time of each step of one repetition in nanoseconds.
+    fn steps(&mut self, test: &Test, ids: &[SequenceId]) -> Result<Vec<u64>, BatchError> {
         let steps = match test.work {
             Work::Prompt(tokens) => self.prompts(ids, tokens),
             Work::Generate { tokens, .. } => generations(ids, tokens),
@@ -246,6 +258,11 @@ impl Bench {
             times.push(u64::try_from((now - before).as_nanos()).unwrap_or(u64::MAX));
             before = now;
         }
+        Ok(times)
+    }
+
+    /// Leaves the sequences as they were before a repetition.
+    fn rewind(&mut self, test: &Test, ids: &mut [SequenceId]) -> Result<(), BatchError> {
         for id in ids.iter_mut() {
             match self.sequences.truncate(*id, test.depth) {
                 // A window has left behind what is to be seen again.
@@ -257,7 +274,7 @@ impl Bench {
                 done => done?,
             }
         }
-        Ok(times)
+        Ok(())
     }
 
     /// The steps in which each sequence reads a prompt: as many tokens in each as fit, one sequence after the other.

@@ -76,10 +76,7 @@ impl Bench {
         for _ in 0..steps {
             whole.push(self.repetition(test, &mut ids)?.into_iter().sum());
         }
-        self.sequences.executor_mut().time_launches(true);
-        let timed = self.timed(test, &mut ids, steps);
-        self.sequences.executor_mut().time_launches(false);
-        let (program, at, times) = timed?;
+        let (program, at, times) = self.timed(test, &mut ids, steps)?;
         ids.into_iter().try_for_each(|id| self.sequences.end(id))?;
         let kernels = self.kernels(program, &at, test, &times);
         let program = self.executor().plan().programs[program].name.clone();
@@ -90,12 +87,13 @@ impl Bench {
     fn timed(&mut self, test: &Test, ids: &mut [SequenceId], steps: u64) -> Result<Timed, BenchError> {
         let (mut found, mut times) = ((0, Syms { t: 0, r: 0 }), vec![]);
         for _ in 0..steps {
-            self.repetition(test, ids)?;
-            let Some((program, at, timings)) =
-                self.sequences.executor_mut().timings().map_err(BatchError::from)?
-            else {
-                continue;
-            };
+            self.sequences.executor_mut().time_launches(true);
+            self.steps(test, ids)?;
+            let timings = self.sequences.executor_mut().timings().map_err(BatchError::from)?;
+            // What brings the sequences back may be steps too.
+            self.sequences.executor_mut().time_launches(false);
+            self.rewind(test, ids)?;
+            let Some((program, at, timings)) = timings else { continue };
             found = (program, at);
             let mut calls = vec![(0u64, 0u64); self.executor().plan().programs[program].calls.len()];
             for timing in timings {
@@ -110,7 +108,7 @@ impl Bench {
 
     fn kernels(&self, program: usize, at: &Syms, test: &Test, times: &[Vec<(u64, u64)>]) -> Vec<KernelTime> {
         let plan = self.executor().plan();
-        let filled = test.context().saturating_mul(test.sequences);
+        let filled = test.context().min(self.window()).saturating_mul(test.sequences);
         let calls = &plan.programs[program].calls;
         let mut groups: BTreeMap<(u32, String), Vec<usize>> = BTreeMap::new();
         for (i, call) in calls.iter().enumerate() {

@@ -4,7 +4,7 @@ use super::args::{CompileArgs, ModelArgs, StepName};
 use super::units;
 use serde::Serialize;
 use sinter::compile;
-use sinter::ir::{Gain, Outcome};
+use sinter::ir::{Gain, Micros, Outcome};
 use sinter::lower::Config;
 use sinter::passes::{Report, Totals};
 use std::collections::BTreeMap;
@@ -83,8 +83,8 @@ fn table(report: &Report, all: bool) -> String {
         after.count(),
         units::bytes(*bytes as i64),
         units::bytes(after.bytes as i64),
-        units::time(*us),
-        units::time(after.us)
+        Micros(*us),
+        Micros(after.us)
     );
     text += &format!(
         "  {:16} {:>5} {:>16} {:>12} {:>10}  {}\n",
@@ -115,7 +115,7 @@ fn table(report: &Report, all: bool) -> String {
             "  {kernel:16} {count:>5} {:>16} {:>12} {:>10}  {}\n",
             gain.launches_saved,
             units::bytes(gain.bytes_saved),
-            units::time(gain.unfused_us - gain.fused_us),
+            Micros(gain.unfused_us - gain.fused_us),
             replaced.join(", ")
         );
     }
@@ -138,8 +138,8 @@ fn table(report: &Report, all: bool) -> String {
                     d.at,
                     kernel.name(),
                     replaced.join(", "),
-                    units::time(gain.unfused_us),
-                    units::time(gain.fused_us)
+                    Micros(gain.unfused_us),
+                    Micros(gain.fused_us)
                 ),
                 Outcome::Rejected { why } => format!("  {}: {} not fused: {why}\n", d.pass, d.at),
             };

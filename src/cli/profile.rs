@@ -2,11 +2,10 @@
 
 use super::args::{CompileArgs, DeviceArgs, ModelArgs};
 use super::progress;
-use super::units::time;
 use serde::Serialize;
 use sinter::bench::{self, Bench, Profile, Test, Work};
 use sinter::compile::{Options, Purpose};
-use sinter::ir::{StateRole, Syms};
+use sinter::ir::{Micros, StateRole, Syms};
 use sinter::model;
 use sinter::plan::{LoadedPlan, Plan, State};
 use sinter::runtime::{Executor, Progress, Size, Stage};
@@ -23,6 +22,8 @@ const MEMORY: f64 = 0.5;
 const CACHES: f64 = 1.1;
 /// One that takes no more than so many launches' time has little to do.
 const LAUNCH: f64 = 2.0;
+/// Operations for each byte from which on arithmetic is what takes the time; with fewer it is the way there and back.
+const INTENSE: f64 = 8.0;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -236,7 +237,8 @@ impl Step {
                 _ if bandwidth_share > CACHES => "caches",
                 _ if bandwidth_share >= MEMORY => "memory",
                 each if each <= LAUNCH * launch_us => "launch",
-                _ => "arithmetic",
+                _ if k.operations as f64 >= INTENSE * k.bytes as f64 => "arithmetic",
+                _ => "latency",
             };
             Kernel {
                 kernel: k.kernel,
@@ -294,8 +296,8 @@ fn table(report: &Report) -> String {
             step.program,
             step.t,
             step.r,
-            time(step.step_us),
-            time(step.kernels_us),
+            Micros(step.step_us).to_string(),
+            Micros(step.kernels_us).to_string(),
             step.steps,
             "time",
             "share",
@@ -314,7 +316,7 @@ fn table(report: &Report) -> String {
             let bar = "█".repeat((10.0 * k.share).round() as usize);
             text += &format!(
                 "{:>10} {:>5.1}% {bar:10} {:>5} {:>8} {:>10} {:>9.1} {:>4.0}% {:>9}  {:10} {:16} {}\n",
-                time(k.us),
+                Micros(k.us).to_string(),
                 100.0 * k.share,
                 k.calls,
                 k.launches,

@@ -83,11 +83,18 @@ impl Why {
     }
 }
 
-/// Microseconds as people read them.
-fn time(us: f64) -> String {
-    match us {
-        us if us < 1e3 => format!("{us:.1} µs"),
-        us => format!("{:.2} ms", us / 1e3),
+/// A time in microseconds, for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Micros(pub f64);
+
+impl fmt::Display for Micros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0;
+        match us.abs() {
+            n if n < 1e3 => write!(f, "{us:.1} µs"),
+            n if n < 1e6 => write!(f, "{:.2} ms", us / 1e3),
+            _ => write!(f, "{:.2} s", us / 1e6),
+        }
     }
 }
 
@@ -102,7 +109,7 @@ impl fmt::Display for Why {
             Why::TargetLacks { what } => write!(f, "the target lacks {what}"),
             Why::CostLoses { fused_us, unfused_us } => {
                 let longer = 100.0 * (fused_us / unfused_us - 1.0);
-                write!(f, "fused would take {}, {longer:.1} % longer than unfused", time(*fused_us))
+                write!(f, "fused would take {}, {longer:.1} % longer than unfused", Micros(*fused_us))
             }
             Why::NeedsLogits => write!(f, "the logits themselves are returned"),
             Why::FuelExhausted => write!(f, "the limit on rewrites is reached"),

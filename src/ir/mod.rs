@@ -17,7 +17,7 @@ mod types;
 pub mod verify;
 
 pub use attributes::{Rope, RopeStyle, Slice, StateRole};
-pub use decision::{Decision, Gain, Outcome, Why};
+pub use decision::{Decision, Gain, Micros, Outcome, Why};
 pub use graph::{Graph, Node, NodeId, Value};
 pub use kernel::{Fused, Kernel};
 pub use op::{MAX_HEAD_DIM, Op};

@@ -28,7 +28,8 @@ const LEAST_READ: usize = 64 << 10;
 
 /// Runs a plan on a GPU: its launches on the streams that the plan has for them, those of small programs as graphs.
 ///
-/// What is dropped first stands first: graphs before what they were captured from, the streams' last work before memory.
+/// What is dropped first stands first: streams, which wait for their work, before graphs and memory; graphs before the code of their
+/// kernels.
 pub struct HipDevice {
     /// Goes first, and waits for its work, which may be a graph's and touches memory. The plan's first, on which copies are too.
     stream: Stream,
