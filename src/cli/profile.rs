@@ -316,7 +316,7 @@ fn table(report: &Report) -> String {
             let bar = "█".repeat((10.0 * k.share).round() as usize);
             text += &format!(
                 "{:>10} {:>5.1}% {bar:10} {:>5} {:>8} {:>10} {:>9.1} {:>4.0}% {:>9}  {:10} {:16} {}\n",
-                Micros(k.us).to_string(),
+                Micros(k.us),
                 100.0 * k.share,
                 k.calls,
                 k.launches,

@@ -90,11 +90,12 @@ pub struct Micros(pub f64);
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = self.0;
-        match us.abs() {
-            n if n < 1e3 => write!(f, "{us:.1} µs"),
-            n if n < 1e6 => write!(f, "{:.2} ms", us / 1e3),
-            _ => write!(f, "{:.2} s", us / 1e6),
-        }
+        // Padded as a whole, so that tables can align it.
+        f.pad(&match us.abs() {
+            n if n < 1e3 => format!("{us:.1} µs"),
+            n if n < 1e6 => format!("{:.2} ms", us / 1e3),
+            _ => format!("{:.2} s", us / 1e6),
+        })
     }
 }
 
