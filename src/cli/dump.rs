@@ -7,6 +7,7 @@ use sinter::compile;
 use sinter::ir::Graph;
 use sinter::lower::{self, Config};
 use sinter::model;
+use sinter::passes::AfterPass;
 use sinter::plan::{LoadedPlan, Plan};
 use std::io::Write;
 use std::path::Path;
@@ -138,11 +139,12 @@ fn fused(
     options: &compile::Options,
 ) -> Result<Graph, Box<dyn std::error::Error + Send + Sync>> {
     let mut stopped = None;
-    options.pipeline.run_observed(&mut graph, &options.target, &mut |pass, g| {
+    let mut keep = AfterPass(|pass, g: &Graph| {
         if args.after.as_deref() == Some(pass) {
             stopped = Some(g.clone());
         }
-    })?;
+    });
+    options.pipeline.run_observed(&mut graph, &options.target, &mut keep)?;
     match (&args.after, stopped) {
         (None, _) => Ok(graph),
         (Some(_), Some(graph)) => Ok(graph),

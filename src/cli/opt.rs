@@ -3,7 +3,7 @@
 use super::args::{read_target, select};
 use super::{files, say};
 use sinter::ir::{Graph, Outcome, verify};
-use sinter::passes::Pipeline;
+use sinter::passes::{AfterPass, Pipeline};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -43,13 +43,14 @@ pub fn run(args: Args) -> super::Outcome {
     let mut out = std::io::stdout().lock();
     let mut stages = vec![];
     let mut last = graph.to_string();
-    let report = pipeline.run_observed(&mut graph, &target, &mut |pass, g| {
+    let mut print = AfterPass(|pass, g: &Graph| {
         let now = g.to_string();
         if args.print_after_each && now != last {
             stages.push(format!("// after {pass}\n{now}\n"));
             last = now;
         }
-    })?;
+    });
+    let report = pipeline.run_observed(&mut graph, &target, &mut print)?;
     for stage in &stages {
         writeln!(out, "{stage}")?;
     }

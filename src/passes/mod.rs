@@ -65,6 +65,39 @@ pub struct Pipeline {
     pub verify_each: bool,
 }
 
+/// One rewrite of a pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Rewrite<'a> {
+    /// Which of the pipeline's rewrites it is, from 1 on: with a [`Pipeline::fuel`] of one less, it is the first that is not made.
+    pub number: u64,
+    /// The name of the pass.
+    pub pass: &'static str,
+    /// The node that the rule looked at; it may be gone afterwards.
+    pub at: NodeId,
+    pub patch: &'a Patch,
+}
+
+/// Who watches a pipeline at work. `()` does not.
+pub trait Observer {
+    /// Shows a rewrite and the graph that it is about to change.
+    fn before_rewrite(&mut self, _rewrite: &Rewrite, _g: &Graph) {}
+    /// Shows the nodes that the rewrite added, and the graph that has them.
+    fn after_rewrite(&mut self, _rewrite: &Rewrite, _added: &[NodeId], _g: &Graph) {}
+    /// Shows the graph after a pass.
+    fn after_pass(&mut self, _pass: &'static str, _g: &Graph) {}
+}
+
+impl Observer for () {}
+
+/// Shows the graph after each pass alone.
+pub struct AfterPass<F>(pub F);
+
+impl<F: FnMut(&'static str, &Graph)> Observer for AfterPass<F> {
+    fn after_pass(&mut self, pass: &'static str, g: &Graph) {
+        (self.0)(pass, g);
+    }
+}
+
 /// A pipeline that cannot run, or a rule that broke the graph.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
@@ -130,10 +163,10 @@ impl Pipeline {
     /// # Errors
     /// See [`Pipeline::run_observed`].
     pub fn run(&self, g: &mut Graph, target: &Target) -> Result<Report, PassError> {
-        self.run_observed(g, target, &mut |_, _| {})
+        self.run_observed(g, target, &mut ())
     }
 
-    /// Runs the passes on `g`, and shows `observe` the graph after each.
+    /// Runs the passes on `g`, and shows an observer each rewrite and the graph after each pass.
     ///
     /// # Errors
     /// A rule that breaks the graph, by the name of its pass: a defect of the rule.
@@ -141,13 +174,18 @@ impl Pipeline {
         &self,
         g: &mut Graph,
         target: &Target,
-        observe: &mut dyn FnMut(&'static str, &Graph),
+        observer: &mut dyn Observer,
     ) -> Result<Report, PassError> {
         let span = tracing::debug_span!("passes", graph = %g.name, target = %target.name);
         let _guard = span.enter();
         let enabled = self.enabled();
-        let mut run =
-            Run { pipeline: self, cx: Cx { target, enabled: &enabled }, report: Report::default(), spent: 0 };
+        let mut run = Run {
+            pipeline: self,
+            cx: Cx { target, enabled: &enabled },
+            observer,
+            report: Report::default(),
+            spent: 0,
+        };
         run.report.graph.clone_from(&g.name);
         let mut measured = false;
         for pass in &self.passes {
@@ -159,7 +197,7 @@ impl Pipeline {
             if pass.name == quantise_acts::PASS.name && enabled.contains(&cleanup::PASS.name) {
                 run.pass(g, &cleanup::PASS)?;
             }
-            observe(pass.name, g);
+            run.observer.after_pass(pass.name, g);
         }
         run.report.after = Totals::of(g, target);
         if !measured {
@@ -172,6 +210,7 @@ impl Pipeline {
 struct Run<'a> {
     pipeline: &'a Pipeline,
     cx: Cx<'a>,
+    observer: &'a mut dyn Observer,
     report: Report,
     spent: u64,
 }
@@ -232,11 +271,14 @@ impl Run<'_> {
             self.record(pass, at, Outcome::Fired { kernel, replaced, gain });
         }
         *self.report.rewrites.entry(pass.name.to_string()).or_insert(0) += 1;
+        let rewrite = Rewrite { number: self.spent, pass: pass.name, at: id, patch };
+        self.observer.before_rewrite(&rewrite, g);
         let added = patch.apply(g).map_err(|message| PassError::Patch { pass: pass.name, message })?;
         if self.pipeline.verify_each {
             crate::ir::verify_unfinished(g)
                 .map_err(|e| PassError::Verify { pass: pass.name, message: e.to_string() })?;
         }
+        self.observer.after_rewrite(&rewrite, &added, g);
         Ok(Some(added))
     }
 
