@@ -9,7 +9,7 @@ use crate::codegen::spec::Program;
 use crate::codegen::{self, Layouts};
 use crate::compile::{CompileError, Options};
 use crate::gguf::{GgufError, GgufFile};
-use crate::ir::{Graph, Op, StepInput, Syms, TensorType, verify};
+use crate::ir::{Graph, Op, Report, StepInput, Syms, TensorType, verify};
 use crate::lower::{self, Config, Step};
 use crate::model;
 use crate::plan::{LoadedPlan, Plan, PlanError};
@@ -142,7 +142,7 @@ fn on_device(
     options: &Options,
     program: Program,
 ) -> Result<OnDevice, CheckError> {
-    let plan = Plan::build(model::parts(file, None, options, vec![(program, vec![])])?)?;
+    let plan = Plan::build(model::parts(file, None, options, vec![(program, Report::default())])?)?;
     let plan = Arc::new(LoadedPlan::from_bytes(&plan.to_bytes()?)?);
     Ok(OnDevice { device: open(&plan, Arc::clone(file))?, plan })
 }

@@ -64,6 +64,7 @@ pub mod bench;
 pub mod check;
 pub mod codegen;
 pub mod compile;
+pub mod explain;
 pub mod generate;
 pub mod gguf;
 pub mod ir;

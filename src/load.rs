@@ -20,7 +20,7 @@ pub enum LoadError {
     Exec(#[from] ExecError),
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("{0} is a compiled plan, and a model is wanted; only run and dump take plans")]
+    #[error("{0} is a compiled plan, and a model is wanted; only run, dump and explain take plans")]
     IsPlan(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },

@@ -5,7 +5,7 @@ use crate::codegen::spec::Program;
 use crate::compile::{self, CompileError, Options, Purpose};
 use crate::generate::{Session, SessionError};
 use crate::gguf::GgufFile;
-use crate::ir::Decision;
+use crate::ir::Report;
 use crate::plan::{self, LoadedPlan, Parts, Plan, PlanError};
 use crate::runtime::{DeviceOptions, ExecError, Executor};
 use std::path::Path;
@@ -37,7 +37,7 @@ pub fn plan(
     purpose: Purpose,
 ) -> Result<Plan, ModelError> {
     let compiled = compile::compile(file.gguf(), options, purpose)?;
-    let programs = compiled.into_iter().map(|c| (c.program, c.report.decisions)).collect();
+    let programs = compiled.into_iter().map(|c| (c.program, c.report)).collect();
     Ok(Plan::build(parts(file, path, options, programs)?)?)
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn parts(
     file: &GgufFile,
     path: Option<&Path>,
     options: &Options,
-    programs: Vec<(Program, Vec<Decision>)>,
+    programs: Vec<(Program, Report)>,
 ) -> Result<Parts, CompileError> {
     let gguf = file.gguf();
     let config = crate::lower::Config::from_gguf(gguf)?;

@@ -148,7 +148,7 @@ fn decided(report: &Report, pass: &str, kernel: Kernel) -> (bool, f64, f64) {
         Outcome::Fired { kernel: k, gain: Gain { fused_us, unfused_us, .. }, .. } if *k == kernel => {
             Some((true, *fused_us, *unfused_us))
         }
-        Outcome::Rejected { why: Why::CostLoses { fused_us, unfused_us } } if d.pass == pass => {
+        Outcome::Rejected { why: Why::CostLoses { fused_us, unfused_us, .. } } if d.pass == pass => {
             Some((false, *fused_us, *unfused_us))
         }
         _ => None,
@@ -205,7 +205,7 @@ fn a_residual_add_goes_where_it_is_cheaper() {
             Outcome::Fired { gain, .. } => {
                 (gain.fused_us, gain.unfused_us, (epilogue, 8.0 + us(38_912.0) + us(3072.0)))
             }
-            Outcome::Rejected { why: Why::CostLoses { fused_us, unfused_us } } => {
+            Outcome::Rejected { why: Why::CostLoses { fused_us, unfused_us, .. } } => {
                 (*fused_us, *unfused_us, (kept, norm_adds))
             }
             other => panic!("{other:?}"),

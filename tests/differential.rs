@@ -16,7 +16,7 @@ use sinter::gguf::GgufFile;
 use sinter::ir::arbitrary::{
     CONTEXT, PAGES, Paging, RandomStep, Rng, SEQUENCES, Sequences, random_primitives,
 };
-use sinter::ir::{DType, Graph, KvTypes, NodeId, Op, Syms, TensorType, Value, Verified, verify};
+use sinter::ir::{DType, Graph, KvTypes, NodeId, Op, Report, Syms, TensorType, Value, Verified, verify};
 use sinter::passes::Pipeline;
 use sinter::plan::{self, BufRef, LoadedPlan, Parts, Plan};
 use sinter::runtime::cpu::{Features, RawArg, Threads, Weights, bind};
@@ -130,7 +130,7 @@ fn planned(graph: &Verified, file: &GgufFile, target: &Target) -> LoadedPlan {
             chunk: graph.bounds.t,
             greedy: false,
         },
-        programs: vec![(generated(graph, target).0, vec![])],
+        programs: vec![(generated(graph, target).0, Report::default())],
     };
     LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap()
 }

@@ -59,7 +59,7 @@ fn decisions(name: &str) -> String {
 fn adds_up(report: &Report) {
     let gains = report.decisions.iter().filter_map(|d| match &d.outcome {
         Outcome::Fired { gain, .. } => Some(gain),
-        Outcome::Rejected { .. } => None,
+        Outcome::Rewritten { .. } | Outcome::Rejected { .. } => None,
     });
     let (before, after) = (&report.before, &report.after);
     let (mut launches, mut bytes, mut us) = (before.count() as i64, before.bytes as i64, before.us);

@@ -859,7 +859,13 @@ fn states_that_are_replaced() {
     let kv = KvTypes::both(DType::F32);
     let options =
         sinter::plan::Options { exact: true, kv, context: 8, sequences: 1, chunk: 1, greedy: false };
-    let plan = Plan::build(Parts { model, target, options, programs: vec![(program, vec![])] }).unwrap();
+    let plan = Plan::build(Parts {
+        model,
+        target,
+        options,
+        programs: vec![(program, sinter::ir::Report::default())],
+    })
+    .unwrap();
     let bytes = plan.to_bytes().unwrap();
     let results = |eager| {
         let device = DeviceOptions { eager, ..DeviceOptions::default() };

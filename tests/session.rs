@@ -21,7 +21,7 @@ fn session(file: &Arc<GgufFile>, options: &Options) -> Session {
     let programs = [Purpose::Generate, Purpose::Score]
         .into_iter()
         .flat_map(|purpose| compile::compile(file.gguf(), options, purpose).unwrap())
-        .map(|compiled| (compiled.program, compiled.report.decisions))
+        .map(|compiled| (compiled.program, compiled.report))
         .collect();
     let parts = Parts { model: plan.model, target: plan.target, options: plan.options, programs };
     let plan = LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap();

@@ -6,7 +6,7 @@ mod support;
 use sinter::codegen::spec::IndexSource;
 use sinter::codegen::{self, Layouts};
 use sinter::gguf::{GgmlType, GgufFile, GgufWriter};
-use sinter::ir::{DType, Dim, Graph, KvTypes, verify};
+use sinter::ir::{DType, Dim, Graph, KvTypes, Report, verify};
 use sinter::passes::Pipeline;
 use sinter::plan::{LoadedPlan, Model, Options, Output, Parts, Plan};
 use sinter::runtime::{BatchError, DeviceOptions, Executor, Part, SequenceId, Sequences, Wanted};
@@ -68,7 +68,7 @@ fn sequences(text: &str, file: &Arc<GgufFile>, fused: bool, context: u64, most: 
         },
         target,
         options: Options { exact: true, kv, context, sequences: most, chunk: 8, greedy: false },
-        programs: vec![(program, vec![])],
+        programs: vec![(program, Report::default())],
     };
     let plan = LoadedPlan::from_bytes(&Plan::build(parts).unwrap().to_bytes().unwrap()).unwrap();
     let executor = Executor::new(plan, Arc::clone(file), &DeviceOptions::default()).unwrap();

@@ -6,7 +6,7 @@ use sinter::gguf::GgufFile;
 use sinter::ir::{DType, KvTypes};
 use sinter::lower::{Config, Step};
 use sinter::model;
-use sinter::passes::Pipeline;
+use sinter::passes::{Pipeline, UserRule};
 use sinter::runtime::hip::{HipError, gpu};
 use sinter::runtime::{DeviceOptions, On};
 use sinter::target::{self, Target, TargetKind};
@@ -60,6 +60,13 @@ pub struct CompileArgs {
     /// Stop after this many rewrites.
     #[arg(long, value_name = "N")]
     pub fuel: Option<u64>,
+    /// Make no fusion by this pass or into this kernel (merge, matmul_swiglu@blk.7), or of these two operations (add+rms_norm); any number
+    /// of times.
+    #[arg(long, value_name = "RULE[@NODE]")]
+    pub deny: Vec<UserRule>,
+    /// A file of such rules, one a line: deny RULE[@NODE].
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
     /// Tokens that a sequence may have [default, and for 0: what the model was trained for, at most 4096].
     #[arg(short = 'c', long = "ctx-size", value_name = "N")]
     pub context: Option<u64>,
@@ -98,6 +105,8 @@ impl CompileArgs {
             (self.no_fuse, "--no-fuse"),
             (self.passes.is_some(), "--passes"),
             (self.fuel.is_some(), "--fuel"),
+            (!self.deny.is_empty(), "--deny"),
+            (self.rules.is_some(), "--rules"),
             (self.context.is_some(), "--ctx-size"),
             (self.chunk != DEFAULT_CHUNK, "--chunk"),
         ];
@@ -136,12 +145,22 @@ impl CompileArgs {
         self.options_for(self.target(), greedy)
     }
 
+    /// The rules of the user.
+    fn denied(&self) -> Result<Vec<UserRule>, Error> {
+        let mut denied = self.deny.clone();
+        if let Some(path) = &self.rules {
+            denied.extend(read_rules(path)?);
+        }
+        Ok(denied)
+    }
+
     /// The options they stand for, of each of several targets.
     pub fn options_of_all(&self, greedy: bool) -> Result<Vec<Options>, Error> {
         self.target().split(',').map(|target| self.options_for(target.trim(), greedy)).collect()
     }
 
-    fn options_for(&self, target: &str, greedy: bool) -> Result<Options, Error> {
+    /// The options they stand for, of another target.
+    pub fn options_for(&self, target: &str, greedy: bool) -> Result<Options, Error> {
         if self.chunk == 0 {
             return Err("--chunk must be at least 1".into());
         }
@@ -150,6 +169,7 @@ impl CompileArgs {
             options = options.exact();
         }
         options.pipeline = select(options.pipeline, self.no_fuse, self.passes.as_deref(), self.fuel)?;
+        options.pipeline.denied = self.denied()?;
         options.kv = match self.kv[..] {
             [] if self.exact => KvTypes::both(DType::F32),
             [] => KvTypes::both(DType::F16),
@@ -159,6 +179,24 @@ impl CompileArgs {
         };
         Ok(Options { context: self.context.filter(|&n| n > 0), chunk: self.chunk, greedy, ..options })
     }
+}
+
+/// The rules in a file: `deny RULE[@NODE]` on each line, and what follows a `#` is for people.
+fn read_rules(path: &Path) -> Result<Vec<UserRule>, Error> {
+    let name = path.display();
+    let text = super::files::read_text(path)?;
+    let mut rules = vec![];
+    for (i, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        let at = |e: &dyn std::fmt::Display| format!("{name}:{}: {e}", i + 1);
+        let rule = line.strip_prefix("deny").filter(|rule| rule.starts_with(char::is_whitespace));
+        let rule = rule.ok_or_else(|| at(&format_args!("a rule is: deny RULE[@NODE], not {line:?}")))?;
+        rules.push(rule.trim().parse().map_err(|e| at(&e))?);
+    }
+    Ok(rules)
 }
 
 /// A pipeline with passes selected and fuel set.

@@ -2,7 +2,7 @@
 
 use super::args::{read_target, select};
 use super::{files, say};
-use sinter::ir::{Graph, Outcome, verify};
+use sinter::ir::{Graph, verify};
 use sinter::passes::{AfterPass, Pipeline};
 use std::io::Write;
 use std::path::PathBuf;
@@ -59,10 +59,7 @@ pub fn run(args: Args) -> super::Outcome {
     }
     if args.report {
         for d in &report.decisions {
-            match &d.outcome {
-                Outcome::Fired { kernel, .. } => say!("{}: {} -> {}", d.pass, d.at, kernel.name()),
-                Outcome::Rejected { why } => say!("{}: {} not fused: {why}", d.pass, d.at),
-            }
+            say!("{d}");
         }
     }
     Ok(())

@@ -8,6 +8,11 @@ pub fn bytes(n: i64) -> String {
     if n < 0 { format!("-{size}") } else { size.to_string() }
 }
 
+/// Launches, of which one is one.
+pub fn launches(n: i64) -> String {
+    if n == 1 { "1 launch".into() } else { format!("{n} launches") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,21 +11,57 @@ pub struct Decision {
     pub pass: String,
     /// The node it was about, in words: the operation and the weight or state that tells it apart.
     pub at: String,
+    /// The numbers (see [`super::Graph::number`]) of the nodes that it took away, or would have.
+    pub takes: Vec<u64>,
+    /// Those of the nodes that it added.
+    pub makes: Vec<u64>,
     pub outcome: Outcome,
+}
+
+/// In a line, as people read it.
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Decision { pass, at, .. } = self;
+        match &self.outcome {
+            Outcome::Fired { kernel, replaced, gain } => write!(
+                f,
+                "{pass}: {at} -> {} replaces {}; {} -> {}",
+                kernel.name(),
+                replaced.join(", "),
+                Micros(gain.unfused_us),
+                Micros(gain.fused_us)
+            ),
+            Outcome::Rewritten { replaced, added } if added.is_empty() => match &replaced[..] {
+                [_] => write!(f, "{pass}: {at} is gone"),
+                all => write!(f, "{pass}: {at} is gone, of {}", all.join(", ")),
+            },
+            Outcome::Rewritten { replaced, added } => {
+                write!(f, "{pass}: {at}: {} became {}", replaced.join(", "), added.join(", "))
+            }
+            Outcome::Rejected { why } => write!(f, "{pass}: {at} not fused: {why}"),
+        }
+    }
 }
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The rewrite was applied.
+    /// A fusion was made.
     Fired {
         kernel: Kernel,
         /// The operations that became one launch, by name.
         replaced: Vec<String>,
         gain: Gain,
     },
-    /// The anchor matched, but the rewrite was not applied.
+    /// A rewrite that is no fusion was made.
+    Rewritten {
+        /// The operations that went, by name.
+        replaced: Vec<String>,
+        /// Those that came.
+        added: Vec<String>,
+    },
+    /// The rewrite was not made, though something here asks for it.
     Rejected { why: Why },
 }
 
@@ -42,7 +78,7 @@ pub struct Gain {
     pub launches_saved: i64,
 }
 
-/// Why a near-miss was not fused.
+/// Why something was not fused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
@@ -59,7 +95,17 @@ pub enum Why {
     /// The target cannot do what the kernel needs.
     TargetLacks { what: String },
     /// The cost model expects the fused kernel to be slower.
-    CostLoses { fused_us: f64, unfused_us: f64 },
+    CostLoses { fused_us: f64, unfused_us: f64, launches_saved: i64 },
+    /// What it could be fused with is not there.
+    Alone { detail: String },
+    /// Nothing around it is the pattern of the pass.
+    NoPattern { pattern: String },
+    /// No pass takes such an operation in.
+    NoPass { op: String },
+    /// The pass does not run.
+    PassOff,
+    /// A rule of the user forbids it.
+    Denied { rule: String },
     /// The logits themselves are asked for.
     NeedsLogits,
     /// The limit on rewrites was reached.
@@ -67,6 +113,24 @@ pub enum Why {
 }
 
 impl Why {
+    /// All names of reasons.
+    pub const NAMES: [&str; 14] = [
+        "multi_use",
+        "dtype",
+        "shape",
+        "effect_between",
+        "dependent",
+        "target_lacks",
+        "cost_loses",
+        "alone",
+        "no_pattern",
+        "no_pass",
+        "pass_off",
+        "denied",
+        "needs_logits",
+        "fuel_exhausted",
+    ];
+
     /// The reason's name, as in JSON.
     pub fn name(&self) -> &'static str {
         match self {
@@ -77,6 +141,11 @@ impl Why {
             Why::Dependent { .. } => "dependent",
             Why::TargetLacks { .. } => "target_lacks",
             Why::CostLoses { .. } => "cost_loses",
+            Why::Alone { .. } => "alone",
+            Why::NoPattern { .. } => "no_pattern",
+            Why::NoPass { .. } => "no_pass",
+            Why::PassOff => "pass_off",
+            Why::Denied { .. } => "denied",
             Why::NeedsLogits => "needs_logits",
             Why::FuelExhausted => "fuel_exhausted",
         }
@@ -108,10 +177,15 @@ impl fmt::Display for Why {
             Why::EffectBetween { state } => write!(f, "{state} is read or written in between"),
             Why::Dependent { detail } => write!(f, "{detail}"),
             Why::TargetLacks { what } => write!(f, "the target lacks {what}"),
-            Why::CostLoses { fused_us, unfused_us } => {
+            Why::CostLoses { fused_us, unfused_us, .. } => {
                 let longer = 100.0 * (fused_us / unfused_us - 1.0);
                 write!(f, "fused would take {}, {longer:.1} % longer than unfused", Micros(*fused_us))
             }
+            Why::Alone { detail } => write!(f, "{detail}"),
+            Why::NoPattern { pattern } => write!(f, "it is no part of: {pattern}"),
+            Why::NoPass { op } => write!(f, "no pass takes {op} in"),
+            Why::PassOff => write!(f, "the pass does not run"),
+            Why::Denied { rule } => write!(f, "you said so: {rule}"),
             Why::NeedsLogits => write!(f, "the logits themselves are returned"),
             Why::FuelExhausted => write!(f, "the limit on rewrites is reached"),
         }

@@ -209,11 +209,12 @@ impl Graph {
             .filter(|e| e.weight().out == v.out)
             .map(|e| (e.target(), e.weight().slot))
             .collect();
-        uses.sort_unstable_by_key(|&(node, slot)| (self.added_at(node), slot));
+        uses.sort_unstable_by_key(|&(node, slot)| (self.number(node), slot));
         uses
     }
 
-    fn added_at(&self, id: NodeId) -> u64 {
+    /// The how-manieth node that was added this is: a name that, unlike its id, no other node gets after it is gone.
+    pub fn number(&self, id: NodeId) -> u64 {
         self.added.get(id.index()).copied().unwrap_or(u64::MAX)
     }
 
@@ -244,7 +245,7 @@ impl Graph {
     pub fn order(&self) -> Vec<NodeId> {
         let mut sinks: Vec<NodeId> =
             self.g.node_indices().filter(|&n| n != self.ret && self.use_count(n) == 0).collect();
-        sinks.sort_by_key(|&n| self.added_at(n));
+        sinks.sort_by_key(|&n| self.number(n));
         let mut roots = self.results().into_iter().map(|v| v.node).collect::<Vec<_>>();
         roots.extend(sinks);
         roots.extend(self.g.node_indices().filter(|&n| n != self.ret));
@@ -284,7 +285,7 @@ impl Graph {
             _ => None,
         };
         let (mut level, mut shared) = (vec![id], None);
-        for _ in 0..4 {
+        for _ in 0..8 {
             let named = || level.iter().filter_map(|&n| Some((n, name(n)?)));
             // An embedding that is the head too has two users.
             if let Some((_, name)) = named().find(|(n, _)| self.use_count(*n) <= 2) {
@@ -293,8 +294,15 @@ impl Graph {
             shared = shared.or(named().next().map(|(_, name)| name));
             // Each node once: a node may have many operands, and each of those again.
             let mut seen = HashSet::new();
-            let above = level.iter().flat_map(|&n| self.operands(n)).map(|v| v.node);
-            level = above.filter(|n| seen.insert(*n)).collect();
+            let above = level.iter().flat_map(|&n| {
+                let mut operands = self.operands(n);
+                // A matmul is that of its weight; a block adds its output to the residual stream, which has the name of the one before.
+                if matches!(self.op(n), Op::Add | Op::MatMul) {
+                    operands.reverse();
+                }
+                operands
+            });
+            level = above.map(|v| v.node).filter(|n| seen.insert(*n)).collect();
         }
         shared.map_or(op.to_string(), |name| format!("{op} {name}"))
     }

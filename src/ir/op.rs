@@ -96,6 +96,35 @@ impl Op {
         Op::Weight { name: name.into(), rows: None }
     }
 
+    /// The name of each.
+    pub const NAMES: [&str; 25] = [
+        "input",
+        "weight",
+        "state",
+        "const",
+        "get_rows",
+        "dequant",
+        "quant_act",
+        "matmul",
+        "matmul_id",
+        "add",
+        "mul",
+        "silu",
+        "rms_norm",
+        "rope",
+        "reshape",
+        "kv_append",
+        "kv_read",
+        "scores",
+        "causal_mask",
+        "softmax",
+        "weighted_sum",
+        "gated_scan",
+        "argmax",
+        "fused",
+        "return",
+    ];
+
     /// The mnemonic of the text form, without attributes.
     pub fn name(&self) -> &'static str {
         match self {

@@ -156,7 +156,7 @@ impl fmt::Display for DType {
 
 /// Values of the symbols, or their upper bounds. They are sizes only: what a step reads and where it writes is in
 /// its inputs ([`super::step`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Syms {
     /// `T`: token rows of this step, of whatever sequences.
     pub t: u64,

@@ -16,6 +16,7 @@ pub const PASS: Pass = Pass {
     name: "add_rmsnorm",
     summary: "residual add → RMSNorm (→ quant_act)",
     rule: try_fuse,
+    absorbs: &["add", "rms_norm", "quant_act"],
     repeat: false,
 };
 
@@ -28,7 +29,8 @@ fn fuse(g: &Graph, norm: NodeId, with_add: bool, cx: &Cx) -> Result<Patch, Rejec
     let add = group.source(g).filter(|v| with_add && is_residual_add(g, *v));
     let (members, results) = group.with_rows(g, add.into_iter().map(|v| v.node).collect(), add);
     if members.len() < 2 {
-        return Err(Reject::NoMatch);
+        let detail = "no residual sum before it and no quantisation after it are left to take in: it is one launch as it is";
+        return Err(Reject::near(norm, Why::Alone { detail: detail.into() }));
     }
     group.fits(g, false, cx)?;
     Fusion { graph: g, kernel: Kernel::AddRmsnorm, members, results }.patch(norm, cx)
@@ -51,7 +53,9 @@ pub fn estimate(g: &Graph, norm: NodeId, with_add: bool, cx: &Cx) -> Result<Cost
     match fuse(g, norm, with_add, cx) {
         Ok(patch) => Ok(of_patch(&patch)),
         // Neither add nor quantisation: the norm stays a primitive.
-        Err(Reject::NoMatch) => Ok(cost::of_node(g, norm, cx.target)),
+        Err(Reject::NoMatch | Reject::Near { why: Why::Alone { .. }, .. }) => {
+            Ok(cost::of_node(g, norm, cx.target))
+        }
         Err(near) => Err(near),
     }
 }

@@ -15,6 +15,7 @@ pub const PASS: Pass = Pass {
     name: "attention",
     summary: "scores → mask → softmax → sum (→ quant_act)",
     rule: try_fuse,
+    absorbs: &["kv_read", "dequant", "scores", "causal_mask", "softmax", "weighted_sum", "quant_act"],
     repeat: false,
 };
 
@@ -23,6 +24,14 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     let mut members = vec![id];
+    let result = gather(g, id, &mut members).map_err(|reject| reject.of(&members))?;
+    Fusion { graph: g, kernel: Kernel::Attention, members, results: vec![result] }
+        .patch(id, cx)?
+        .if_it_pays(id)
+}
+
+/// Adds what leads to the sum `id`, and what follows it, to `members`, and tells what the result is.
+fn gather(g: &Graph, id: NodeId, members: &mut Vec<NodeId>) -> Result<Value, Reject> {
     let mut pages = vec![];
     let mut v = Value::from(id);
     for (name, is_step) in [
@@ -67,9 +76,7 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         members.extend([reshape, quant]);
         result = quant.into();
     }
-    Fusion { graph: g, kernel: Kernel::Attention, members, results: vec![result] }
-        .patch(id, cx)?
-        .if_it_pays(id)
+    Ok(result)
 }
 
 /// The nodes between a cache and its filled rows as f32.

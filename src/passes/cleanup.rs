@@ -11,6 +11,7 @@ pub const PASS: Pass = Pass {
     name: "cleanup",
     summary: "constant folding, common subexpressions, dead code, views",
     rule: try_rewrite,
+    absorbs: &[],
     repeat: true,
 };
 

@@ -6,7 +6,7 @@
 
 use super::dequant_matmul::has_residual;
 use crate::ir::fused::Computation;
-use crate::ir::{DType, Dim, Fused, Graph, Kernel, NodeId, Op, Syms, TensorType, Value};
+use crate::ir::{DType, Dim, Fused, Graph, Kernel, Limit, NodeId, Op, Syms, TensorType, Value};
 use crate::target::{Target, TargetKind, attends_at_once};
 use std::iter::Sum;
 
@@ -21,6 +21,25 @@ pub struct Cost {
     pub operations: u64,
     /// Launches: 0 for views and leaves.
     pub launches: u64,
+    /// Of the time, what moving the bytes would take alone.
+    pub transfer_us: f64,
+    /// What the arithmetic would take alone.
+    pub arithmetic_us: f64,
+}
+
+impl Cost {
+    /// What takes most of the time.
+    pub fn limit(&self) -> Limit {
+        let work_us = self.transfer_us.max(self.arithmetic_us);
+        // The rest is launches.
+        if work_us < self.us - work_us {
+            Limit::Launch
+        } else if self.transfer_us < self.arithmetic_us {
+            Limit::Arithmetic
+        } else {
+            Limit::Memory
+        }
+    }
 }
 
 impl Sum for Cost {
@@ -30,6 +49,8 @@ impl Sum for Cost {
             bytes: a.bytes.saturating_add(b.bytes),
             operations: a.operations.saturating_add(b.operations),
             launches: a.launches + b.launches,
+            transfer_us: a.transfer_us + b.transfer_us,
+            arithmetic_us: a.arithmetic_us + b.arithmetic_us,
         })
     }
 }
@@ -62,12 +83,15 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
         }
         _ => (op_bytes(op, x, y, bounds), (operations(op, x, y, bounds), 0), 1.0),
     };
-    let transfer_us = bytes as f64 / (target.bandwidth_gbs * 1e3);
+    let transfer_us = bytes as f64 / (target.bandwidth_gbs * 1e3) / efficiency;
     let integer_rate = target.dot4_gops.unwrap_or(target.f32_gflops);
     let arithmetic_us = float as f64 / (target.f32_gflops * 1e3) + integer as f64 / (integer_rate * 1e3);
+    let arithmetic_us = arithmetic_us / efficiency;
     let launches = launches(op, x, y, bounds, target);
     Cost {
-        us: launches as f64 * target.launch_us + transfer_us.max(arithmetic_us) / efficiency,
+        us: launches as f64 * target.launch_us + transfer_us.max(arithmetic_us),
+        transfer_us,
+        arithmetic_us,
         bytes,
         operations: float.saturating_add(integer),
         launches,

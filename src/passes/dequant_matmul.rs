@@ -18,6 +18,7 @@ pub const PASS: Pass = Pass {
     name: "dequant_matmul",
     summary: "dequant → matmul (+ bias, + residual)",
     rule: try_fuse,
+    absorbs: &["dequant", "matmul", "add"],
     repeat: false,
 };
 
@@ -99,10 +100,11 @@ fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     // The two futures: (matmul + add), norm against matmul, (add + norm). What is told as gained is what the graph gains.
     let fused_us = gain.fused_us + add_rmsnorm::estimate(g, norm, false, cx)?.us;
     let unfused_us = cost::of_node(g, matmul, cx.target).us + add_rmsnorm::estimate(g, norm, true, cx)?.us;
-    match fused_us > unfused_us {
-        true => Err(Reject::near(add, Why::CostLoses { fused_us, unfused_us })),
-        false => Ok(patch),
+    if fused_us <= unfused_us {
+        return Ok(patch);
     }
+    let why = Why::CostLoses { fused_us, unfused_us, launches_saved: gain.launches_saved };
+    Err(Reject::near(add, why).of(&[matmul, add]))
 }
 
 /// Whether a fused matmul adds a residual already.

@@ -16,6 +16,7 @@ pub const PASS: Pass = Pass {
     name: "dequant_rmsnorm",
     summary: "dequantised embedding rows (or a quantised norm weight) → RMSNorm (→ quant_act)",
     rule: try_fuse,
+    absorbs: &["get_rows", "dequant"],
     repeat: false,
 };
 

@@ -13,8 +13,13 @@ use super::dequant_matmul::{activations, has_residual};
 use super::rule::{Cx, Fusion, Patch, Reject};
 use crate::ir::{Graph, Kernel, NodeId};
 
-pub const PASS: Pass =
-    Pass { name: "merge", summary: "q/k/v, gate/up: matmuls of one input", rule: try_fuse, repeat: false };
+pub const PASS: Pass = Pass {
+    name: "merge",
+    summary: "q/k/v, gate/up: matmuls of one input",
+    rule: try_fuse,
+    absorbs: &[],
+    repeat: false,
+};
 
 fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     let mergeable = |n: NodeId| g.op(n).kernel() == Some(Kernel::DequantMatmul) && !has_residual(g.op(n));

@@ -18,12 +18,16 @@ mod rope_kv;
 mod rule;
 mod sample_head;
 mod swiglu;
+mod user_rule;
 
-pub use report::{Report, Totals};
+pub use crate::ir::{Report, Totals};
+pub use report::{reads, totals};
 pub use rule::{Cx, Fusion, NewNode, Patch, Ref, Reject, Rule};
+pub use user_rule::{Place, UserRule, UserRuleError, rule_at};
 
-use crate::ir::{Decision, Graph, NodeId, Op, Outcome, Why};
+use crate::ir::{Decision, Graph, NodeId, Origin, Outcome, Why};
 use crate::target::Target;
+use std::collections::BTreeSet;
 
 /// A named rule and when it runs.
 #[derive(Clone, Copy)]
@@ -32,6 +36,8 @@ pub struct Pass {
     /// What it rewrites, in a line.
     pub summary: &'static str,
     pub rule: Rule,
+    /// The operations, and kernels of passes before, that it takes in, by name: what is left of them has a reason.
+    pub absorbs: &'static [&'static str],
     /// Runs until nothing changes; otherwise each node is visited once.
     pub repeat: bool,
 }
@@ -63,6 +69,8 @@ pub struct Pipeline {
     pub fuel: Option<u64>,
     /// Check the graph after every patch.
     pub verify_each: bool,
+    /// Fusions that the user forbids.
+    pub denied: Vec<UserRule>,
 }
 
 /// One rewrite of a pipeline.
@@ -118,7 +126,7 @@ impl Pipeline {
     /// All passes; without `quantise_acts` if `exact`.
     pub fn standard(exact: bool) -> Pipeline {
         let passes = PASSES.into_iter().filter(|p| !(exact && p.name == quantise_acts::PASS.name)).collect();
-        Pipeline { passes, fuel: None, verify_each: cfg!(debug_assertions) }
+        Pipeline { passes, fuel: None, verify_each: cfg!(debug_assertions), denied: vec![] }
     }
 
     /// The passes with these names, in the order of [`PASSES`] whatever the order of the names. A name with a minus in
@@ -187,10 +195,12 @@ impl Pipeline {
             spent: 0,
         };
         run.report.graph.clone_from(&g.name);
+        run.report.bounds = g.bounds;
+        run.report.lowered = totals(g, target);
         let mut measured = false;
         for pass in &self.passes {
             if !measured && !NOT_FUSIONS.contains(&pass.name) {
-                run.report.before = Totals::of(g, target);
+                run.report.before = totals(g, target);
                 measured = true;
             }
             run.pass(g, pass)?;
@@ -199,10 +209,12 @@ impl Pipeline {
             }
             run.observer.after_pass(pass.name, g);
         }
-        run.report.after = Totals::of(g, target);
+        run.report.after = totals(g, target);
         if !measured {
             run.report.before = run.report.after.clone();
         }
+        report::finish(&mut run.report, g, target);
+        run.reasons(g);
         Ok(run.report)
     }
 }
@@ -227,14 +239,19 @@ impl Run<'_> {
                 }
                 match (pass.rule)(g, id, &self.cx) {
                     Ok(patch) => {
+                        if let Some(rule) =
+                            self.pipeline.denied.iter().find(|rule| rule.forbids(pass, &patch, id, g))
+                        {
+                            let why = Why::Denied { rule: rule.to_string() };
+                            self.reject(g, pass, id, &patch.drop, why);
+                            continue;
+                        }
                         let Some(added) = self.apply(g, pass, id, &patch)? else { return Ok(()) };
                         // What a rule adds it may extend: a matmul takes its residual, a merged pair its SwiGLU.
                         work.extend(added.into_iter().rev());
                         fired += 1;
                     }
-                    Err(Reject::Near { at, why }) => {
-                        self.record(pass, g.describe(at), Outcome::Rejected { why })
-                    }
+                    Err(Reject::Near { at, why, others }) => self.reject(g, pass, at, &others, why),
                     Err(Reject::NoMatch) => {}
                 }
             }
@@ -252,24 +269,21 @@ impl Run<'_> {
         id: NodeId,
         patch: &Patch,
     ) -> Result<Option<Vec<NodeId>>, PassError> {
-        let at = g.describe(id);
         if self.pipeline.fuel.is_some_and(|fuel| self.spent >= fuel) {
-            self.record(pass, at, Outcome::Rejected { why: Why::FuelExhausted });
+            self.reject(g, pass, id, &patch.drop, Why::FuelExhausted);
             return Ok(None);
         }
         self.spent += 1;
-        if let Some((kernel, gain)) = patch.fused {
-            let replaced = patch
-                .drop
-                .iter()
-                .rev()
-                .map(|&n| match g.op(n) {
-                    Op::Fused(f) => f.kernel.name().to_string(),
-                    op => op.name().to_string(),
-                })
-                .collect();
-            self.record(pass, at, Outcome::Fired { kernel, replaced, gain });
-        }
+        let at = g.describe(id);
+        let takes = numbers(g, &patch.drop);
+        let replaced = patch.drop.iter().rev().map(|&n| report::label(g.op(n)).to_string()).collect();
+        let outcome = match patch.fused {
+            Some((kernel, gain)) => Outcome::Fired { kernel, replaced, gain },
+            None => {
+                let added = patch.add.iter().map(|new| report::label(&new.op).to_string()).collect();
+                Outcome::Rewritten { replaced, added }
+            }
+        };
         *self.report.rewrites.entry(pass.name.to_string()).or_insert(0) += 1;
         let rewrite = Rewrite { number: self.spent, pass: pass.name, at: id, patch };
         self.observer.before_rewrite(&rewrite, g);
@@ -278,12 +292,67 @@ impl Run<'_> {
             crate::ir::verify_unfinished(g)
                 .map_err(|e| PassError::Verify { pass: pass.name, message: e.to_string() })?;
         }
+        let makes = numbers(g, &added);
+        self.record(Decision { pass: pass.name.to_string(), at, takes, makes, outcome });
         self.observer.after_rewrite(&rewrite, &added, g);
         Ok(Some(added))
     }
 
-    fn record(&mut self, pass: &Pass, at: String, outcome: Outcome) {
-        tracing::debug!(pass = pass.name, %at, ?outcome);
-        self.report.decisions.push(Decision { pass: pass.name.to_string(), at, outcome });
+    /// What is left of primitives, and no decision is about: why each pass that takes such in did not.
+    fn reasons(&mut self, g: &Graph) {
+        let left = self.report.kernels.iter().filter(|k| k.origin != Origin::Fused).map(|k| k.number);
+        let rejected =
+            |n: &u64| self.report.chain(*n).iter().any(|d| matches!(d.outcome, Outcome::Rejected { .. }));
+        let silent: BTreeSet<u64> = left.filter(|n| !rejected(n)).collect();
+        for id in g.order() {
+            if !silent.contains(&g.number(id)) {
+                continue;
+            }
+            let op = report::label(g.op(id));
+            let takers = PASSES.iter().filter(|pass| pass.absorbs.contains(&op)).collect::<Vec<_>>();
+            if takers.is_empty() {
+                let why = Why::NoPass { op: op.into() };
+                let (at, takes) = (g.describe(id), numbers(g, &[id]));
+                let outcome = Outcome::Rejected { why };
+                self.record(Decision { pass: "none".into(), at, takes, makes: vec![], outcome });
+            }
+            let off: Vec<_> = takers.iter().filter(|pass| !self.cx.runs(pass.name)).copied().collect();
+            for pass in if off.is_empty() { &takers } else { &off } {
+                let why = match off.is_empty() {
+                    true => Why::NoPattern { pattern: pass.summary.into() },
+                    false => Why::PassOff,
+                };
+                self.reject(g, pass, id, &[], why);
+            }
+        }
     }
+
+    /// Records that `at`, with these others, stays as it is.
+    fn reject(&mut self, g: &Graph, pass: &Pass, at: NodeId, others: &[NodeId], why: Why) {
+        let mut takes = numbers(g, others);
+        takes.push(g.number(at));
+        takes.sort_unstable();
+        takes.dedup();
+        let decision = Decision {
+            pass: pass.name.to_string(),
+            at: g.describe(at),
+            takes,
+            makes: vec![],
+            outcome: Outcome::Rejected { why },
+        };
+        // A pass that repeats says the same of the same again.
+        if !pass.repeat || !self.report.decisions.contains(&decision) {
+            self.record(decision);
+        }
+    }
+
+    fn record(&mut self, decision: Decision) {
+        let Decision { pass, at, outcome, .. } = &decision;
+        tracing::debug!(pass, %at, ?outcome);
+        self.report.decisions.push(decision);
+    }
+}
+
+fn numbers(g: &Graph, nodes: &[NodeId]) -> Vec<u64> {
+    nodes.iter().map(|&n| g.number(n)).collect()
 }

@@ -14,6 +14,7 @@ pub const PASS: Pass = Pass {
     name: "quantise_acts",
     summary: "quant_act before matmuls of quantised weights (changes numbers; off under --exact)",
     rule: try_rewrite,
+    absorbs: &[],
     repeat: false,
 };
 

@@ -16,6 +16,7 @@ pub const PASS: Pass = Pass {
     name: "rope_attention",
     summary: "(QK-norm →) RoPE → KV append → attention, of a few tokens on a GPU",
     rule: try_fuse,
+    absorbs: &[],
     repeat: false,
 };
 

@@ -17,6 +17,7 @@ pub const PASS: Pass = Pass {
     name: "rope_kv",
     summary: "(QK-norm →) RoPE → KV append, and V append",
     rule: try_fuse,
+    absorbs: &["rms_norm", "rope", "kv_append"],
     repeat: false,
 };
 

@@ -28,14 +28,23 @@ pub type Rule = fn(&Graph, NodeId, &Cx) -> Result<Patch, Reject>;
 pub enum Reject {
     /// The node is not what the rule is about. Not worth a word.
     NoMatch,
-    /// The anchor matched, something else did not: worth telling the user.
-    Near { at: NodeId, why: Why },
+    /// The anchor matched, something else did not: worth telling the user. `others` would have been taken in beside it.
+    Near { at: NodeId, why: Why, others: Vec<NodeId> },
 }
 
 impl Reject {
     /// A near-miss at `at`.
     pub fn near(at: NodeId, why: Why) -> Reject {
-        Reject::Near { at, why }
+        Reject::Near { at, why, others: vec![] }
+    }
+
+    /// The same, of a fusion that would have taken these in.
+    #[must_use]
+    pub fn of(self, members: &[NodeId]) -> Reject {
+        match self {
+            Reject::NoMatch => Reject::NoMatch,
+            Reject::Near { at, why, .. } => Reject::Near { at, why, others: members.to_vec() },
+        }
     }
 }
 
@@ -108,8 +117,8 @@ impl Patch {
     pub fn if_it_pays(self, at: NodeId) -> Result<Patch, Reject> {
         match self.fused {
             Some((_, gain)) if gain.fused_us > gain.unfused_us => {
-                let Gain { fused_us, unfused_us, .. } = gain;
-                Err(Reject::near(at, Why::CostLoses { fused_us, unfused_us }))
+                let Gain { fused_us, unfused_us, launches_saved, .. } = gain;
+                Err(Reject::near(at, Why::CostLoses { fused_us, unfused_us, launches_saved }).of(&self.drop))
             }
             _ => Ok(self),
         }
@@ -134,6 +143,11 @@ impl Fusion<'_> {
     /// [`Why::MultiUse`] if a value that is not a result is used outside, [`Why::Dependent`] if data leaves the set
     /// and comes back, [`Why::EffectBetween`] if what comes back is a cache; all at `at`.
     pub fn patch(self, at: NodeId, cx: &Cx) -> Result<Patch, Reject> {
+        let members = self.members.clone();
+        self.build(at, cx).map_err(|reject| reject.of(&members))
+    }
+
+    fn build(self, at: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         let g = self.graph;
         let set: BTreeSet<NodeId> = self.members.iter().copied().collect();
         let members = topological(g, &self.members, &set);

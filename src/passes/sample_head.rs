@@ -15,6 +15,7 @@ pub const PASS: Pass = Pass {
     name: "sample_head",
     summary: "last matmul → argmax (greedy only)",
     rule: try_fuse,
+    absorbs: &["argmax"],
     repeat: false,
 };
 
@@ -24,7 +25,9 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     }
     let uses = g.uses(Value::from(id));
     if uses.iter().any(|(user, _)| *user == g.ret()) {
-        return Err(Reject::near(id, Why::NeedsLogits));
+        let others: Vec<NodeId> =
+            uses.iter().map(|(user, _)| *user).filter(|user| *user != g.ret()).collect();
+        return Err(Reject::near(id, Why::NeedsLogits).of(&others));
     }
     let argmax = match uses[..] {
         [(user, _)] if matches!(g.op(user), Op::ArgMax) => user,

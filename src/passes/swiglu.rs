@@ -12,8 +12,13 @@ use super::dequant_matmul::{activations, has_residual};
 use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use crate::ir::{DType, Graph, Kernel, NodeId, Op, Value, Why};
 
-pub const PASS: Pass =
-    Pass { name: "swiglu", summary: "gate, up → SiLU·mul (→ quant_act)", rule: try_fuse, repeat: false };
+pub const PASS: Pass = Pass {
+    name: "swiglu",
+    summary: "gate, up → SiLU·mul (→ quant_act)",
+    rule: try_fuse,
+    absorbs: &["silu", "mul", "quant_act"],
+    repeat: false,
+};
 
 fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     match g.op(id) {
@@ -30,10 +35,11 @@ fn elementwise(g: &Graph, mul: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::near(
             mul,
             Why::Shape { detail: "gate and up must be matrices of one shape".into() },
-        ));
+        )
+        .of(&[silu]));
     }
     if sole_use(g, silu.into()).is_none() {
-        return Err(Reject::near(mul, Why::MultiUse { value: g.describe(silu) }));
+        return Err(Reject::near(mul, Why::MultiUse { value: g.describe(silu) }).of(&[silu]));
     }
     let mut members = vec![silu, mul];
     let mut result = Value::from(mul);
@@ -63,7 +69,9 @@ fn epilogue(g: &Graph, swiglu: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         _ => false,
     };
     if !whole {
-        return Err(Reject::NoMatch);
+        let detail =
+            "gate and up are not two fused matmuls of one input, merged or apart, and nothing else".into();
+        return Err(Reject::near(swiglu, Why::Shape { detail }));
     }
     for v in &operands {
         if sole_use(g, *v).is_none() {

@@ -7,7 +7,7 @@ use super::{
     State, Tensor, state_bytes,
 };
 use crate::codegen::spec::{Implementation, Index, IndexSource, Layout, Place, Program};
-use crate::ir::{Decision, Dim, Slice, StateRole, Syms, TensorType};
+use crate::ir::{Dim, Report, Slice, StateRole, Syms, TensorType};
 use crate::target::Target;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
@@ -20,7 +20,7 @@ pub struct Parts {
     pub target: Target,
     pub options: Options,
     /// Each with what the passes decided for it. All share their states, weights and context size.
-    pub programs: Vec<(Program, Vec<Decision>)>,
+    pub programs: Vec<(Program, Report)>,
 }
 
 impl Plan {
@@ -32,7 +32,7 @@ impl Plan {
         let Parts { model, target, options, programs } = parts;
         target.validate().map_err(PlanError::Target)?;
         let mut shared = Shared::default();
-        let programs = programs.into_iter().map(|(program, decisions)| shared.take(program, decisions));
+        let programs = programs.into_iter().map(|(program, report)| shared.take(program, report));
         let programs = programs.collect::<Result<Vec<_>, _>>()?;
         let weights: Vec<Tensor> = shared
             .weights
@@ -100,7 +100,7 @@ fn place_program(tables: &Tables, program: &Numbered, streams: u32) -> Result<Pl
         results: program.results.clone(),
         lower_bound: placement.lower_bound,
         arena_bytes: placement.arena_bytes,
-        decisions: program.decisions.clone(),
+        report: program.report.clone(),
     })
 }
 
@@ -112,7 +112,7 @@ struct Numbered {
     buffers: Vec<TensorType>,
     inputs: Vec<Input>,
     results: Vec<u32>,
-    decisions: Vec<Decision>,
+    report: Report,
 }
 
 #[derive(Clone)]
@@ -133,7 +133,7 @@ struct Shared {
 
 impl Shared {
     /// Moves a program's kernels, weights and states to the tables. Buffers that nothing uses are dropped.
-    fn take(&mut self, program: Program, decisions: Vec<Decision>) -> Result<Numbered, PlanError> {
+    fn take(&mut self, program: Program, report: Report) -> Result<Numbered, PlanError> {
         let Program { name, bounds, kernels, calls, buffers, inputs, results } = program;
         let mut kernel_index = vec![];
         for kernel in kernels {
@@ -209,7 +209,7 @@ impl Shared {
             buffers: arena.into_values().collect(),
             inputs: planned_inputs,
             results: planned_results,
-            decisions,
+            report,
         })
     }
 }

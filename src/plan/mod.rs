@@ -32,7 +32,7 @@ mod validate;
 
 use crate::codegen::spec::{ArgId, Computation, Implementation, KernelSpec, Layout, NormSource};
 use crate::gguf::{Digest, Identity};
-use crate::ir::{DType, Decision, Dim, KvTypes, Op, Slice, StateRole, StepInput, Syms, TensorType};
+use crate::ir::{DType, Dim, KvTypes, Op, Report, Slice, StateRole, StepInput, Syms, TensorType};
 use crate::target::{Target, TargetKind};
 use memory::MemoryError;
 use schedule::{Slot, size_of};
@@ -140,7 +140,7 @@ pub struct PlannedProgram {
     pub lower_bound: u64,
     pub arena_bytes: u64,
     /// What the passes decided on the way here.
-    pub decisions: Vec<Decision>,
+    pub report: Report,
 }
 
 /// What a program returns of each row that is wanted.

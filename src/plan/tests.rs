@@ -5,7 +5,7 @@ use crate::codegen::spec::{
     Program,
 };
 use crate::gguf::Digest;
-use crate::ir::{Dim, Op, Outcome, Slice, Why};
+use crate::ir::{Decision, Dim, Op, Outcome, Report, Slice, Why};
 use proptest::prelude::*;
 
 pub(crate) fn identity() -> Identity {
@@ -101,6 +101,8 @@ pub(crate) fn parts(identity: Identity) -> Parts {
     let decision = Decision {
         pass: "swiglu".into(),
         at: "silu".into(),
+        takes: vec![1],
+        makes: vec![],
         outcome: Outcome::Rejected { why: Why::NeedsLogits },
     };
     Parts {
@@ -120,7 +122,10 @@ pub(crate) fn parts(identity: Identity) -> Parts {
             chunk: 4,
             greedy: false,
         },
-        programs: vec![(toy("prefill", 4), vec![decision]), (toy("decode", 1), vec![])],
+        programs: vec![
+            (toy("prefill", 4), Report { decisions: vec![decision], ..Report::default() }),
+            (toy("decode", 1), Report::default()),
+        ],
     }
 }
 
@@ -215,7 +220,7 @@ fn the_format_has_one_schema() {
     macro_rules! trace {
         ($($ty:ty)*) => { $(tracer.trace_type::<$ty>(&samples).unwrap();)* };
     }
-    trace!(DType Layout Outcome Why Computation Op Access Code CpuCode BufRef TargetKind);
+    trace!(crate::ir::Limit crate::ir::Origin DType Layout Outcome Why Computation Op Access Code CpuCode BufRef TargetKind);
     trace!(crate::ir::Kernel crate::ir::RopeStyle StateRole IndexSource NormSource crate::codegen::spec::Epilogue);
     let registry = tracer.registry().unwrap();
     let mut text = String::new();
@@ -226,7 +231,7 @@ fn the_format_has_one_schema() {
         assert!(registry.contains_key(name), "{name} is not in {:?}", registry.keys());
     }
     let hash = blake3::hash(text.as_bytes()).to_hex();
-    assert_eq!((FORMAT, &hash[..16]), (8, "b6163a64f730ffa2"), "the schema of plans:\n{text}");
+    assert_eq!((FORMAT, &hash[..16]), (9, "1ea92f69fc0342b4"), "the schema of plans:\n{text}");
 }
 
 /// The widest window counts, and one mask without any sees everything.

@@ -78,7 +78,7 @@ impl Plan {
             write!(f, "  {i:>4}: ")?;
             self.fmt_call(f, call)?;
         }
-        writeln!(f, "  decisions: {}", program.decisions.len())
+        writeln!(f, "  decisions: {}", program.report.decisions.len())
     }
 
     fn fmt_call(&self, f: &mut fmt::Formatter<'_>, call: &PlannedCall) -> fmt::Result {

@@ -26,9 +26,11 @@ pub fn fuse(graph: &mut Graph, passes: &[&str], target: &Target) -> Report {
     pipeline.run(graph, target).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Why the pass rejected something, first of all.
+/// Why the rule of the pass rejected something, first of all.
 pub fn rejections<'a>(report: &'a Report, pass: &str) -> Vec<&'a Why> {
     let why = |d: &'a Decision| match &d.outcome {
+        // What is said in the end of what is left is no rule's word.
+        Outcome::Rejected { why: Why::NoPattern { .. } | Why::NoPass { .. } | Why::PassOff } => None,
         Outcome::Rejected { why } if d.pass == pass => Some(why),
         _ => None,
     };
@@ -49,6 +51,7 @@ pub fn line(d: &Decision) -> String {
             gain.bytes_saved,
             gain.launches_saved
         ),
+        Outcome::Rewritten { .. } => d.to_string(),
         Outcome::Rejected { why } => format!("{}: {} not fused: {} ({why})", d.pass, d.at, why.name()),
     }
 }

@@ -76,7 +76,7 @@ fn compile(graph: Graph, target: &Target) -> usize {
             chunk: 1,
             greedy: false,
         },
-        programs: vec![(program, vec![])],
+        programs: vec![(program, sinter::ir::Report::default())],
     };
     match Plan::build(parts) {
         Ok(plan) => {

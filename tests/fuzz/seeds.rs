@@ -5,6 +5,7 @@ use sinter::codegen::spec::HipCode;
 use sinter::compile::{Options, Purpose};
 use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
 use sinter::ir::DType;
+use sinter::ir::Report;
 use sinter::model;
 use sinter::plan::{CodeObject, LoadedPlan, to_bytes};
 use sinter::target::Target;
@@ -160,7 +161,11 @@ pub fn plan() -> Seeds {
     let seed = |(name, file, options, purpose): (&str, Arc<GgufFile>, Options, Purpose)| {
         let mut plan = model::plan(&file, None, &options, purpose).unwrap();
         // Words about fusions, which nothing depends on, are most of a plan.
-        plan.programs.iter_mut().for_each(|program| program.decisions.truncate(2));
+        plan.programs.iter_mut().for_each(|program| {
+            program.report.decisions.truncate(2);
+            program.report.kernels.truncate(2);
+            program.report.forms.truncate(1);
+        });
         let bytes = plan.to_bytes().unwrap();
         assert!(LoadedPlan::from_bytes(&bytes).is_ok());
         (name.to_string(), bytes[52..].to_vec())
@@ -175,7 +180,7 @@ fn for_two_targets() -> Vec<u8> {
     let plan = |target| {
         let options = Options { context: Some(8), chunk: 1, ..Options::new(target) };
         let mut plan = model::plan(&file, None, &options, Purpose::Generate).unwrap();
-        plan.programs.iter_mut().for_each(|program| program.decisions.clear());
+        plan.programs.iter_mut().for_each(|program| program.report = Report::default());
         plan
     };
     let mut plans = [plan(Target::cpu()), plan(Target::gpu("gfx1100").unwrap())];

@@ -128,7 +128,7 @@ pub fn plan_of_description(gguf: &Gguf, options: &Options, purpose: Purpose) -> 
         },
         target: options.target.clone(),
         options: plan::Options { exact: false, kv: options.kv, context, sequences, chunk, greedy: false },
-        programs: programs.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
+        programs: programs.into_iter().map(|c| (c.program, c.report)).collect(),
     })
     .unwrap()
 }

@@ -1,0 +1,93 @@
+//! `--kernel`: of one kernel, what it stands for, and the decisions that led to it.
+
+use super::super::units;
+use super::Error;
+use sinter::explain::{Row, chains, flip, rows};
+use sinter::ir::{Micros, Outcome, Report};
+use sinter::passes::Place;
+use sinter::target::Target;
+
+/// The kernels that `wanted` is: the one of this number in the table, or those that read weights or states of this name.
+pub fn text(report: &Report, wanted: &str, target: Option<&Target>) -> Result<String, Error> {
+    let rows = rows(report);
+    let numbered: Vec<(usize, &Row)> = rows.iter().enumerate().collect();
+    let (found, place): (Vec<_>, Option<Place>) = match wanted.parse::<usize>() {
+        Ok(number) => (numbered.into_iter().filter(|(i, _)| i + 1 == number).collect(), None),
+        Err(_) => {
+            let place: Place = wanted.parse()?;
+            let reads = |row: &Row| row.kernels.iter().any(|k| k.reads.iter().any(|name| place.is_in(name)));
+            (numbered.into_iter().filter(|(_, row)| reads(row)).collect(), Some(place))
+        }
+    };
+    if found.is_empty() {
+        return Err(format!(
+            "{} has no kernel {wanted}: there are 1 to {}, and those that read a weight or state, such as {}",
+            report.graph,
+            rows.len(),
+            rows.iter().find_map(|row| row.kernels[0].reads.first()).map_or("blk.0", String::as_str)
+        )
+        .into());
+    }
+    Ok(found
+        .iter()
+        .map(|(i, row)| one(report, *i, row, place.as_ref(), target))
+        .collect::<Vec<_>>()
+        .join("\n"))
+}
+
+fn one(report: &Report, i: usize, row: &Row, place: Option<&Place>, target: Option<&Target>) -> String {
+    let total = report.after.us.max(f64::MIN_POSITIVE);
+    let mut text = format!(
+        "{} #{}: {} {}\n  {}, {} ({:.1} % of the step), {} moved, limited by {}\n",
+        report.graph,
+        i + 1,
+        row.kernel(),
+        row.of,
+        units::launches(row.launches as i64),
+        Micros(row.us),
+        100.0 * row.us / total,
+        units::bytes(row.bytes as i64),
+        row.limit()
+    );
+    let here = |name: &String| place.is_some_and(|place| place.is_in(name));
+    let shown = row.kernels.iter().find(|k| k.reads.iter().any(here)).unwrap_or(&row.kernels[0]);
+    if let Some(form) = shown.form.and_then(|form| report.forms.get(form as usize)) {
+        text += &format!(
+            "\n  before: {} operations, which write {} that this kernel never does\n",
+            form.primitives.iter().filter(|p| !p.view).count(),
+            units::bytes(form.bytes_never_written() as i64)
+        );
+        for primitive in &form.primitives {
+            let note = match (primitive.view, primitive.returned) {
+                (true, _) => "view".to_string(),
+                (_, true) => "result".into(),
+                (_, false) => units::bytes(primitive.bytes as i64),
+            };
+            text += &format!("    {note:>10}  {}\n", primitive.text);
+        }
+        text += &format!("  after: {}({})\n", shown.kernel, form.operands.join(", "));
+    }
+    let which = if row.kernels.len() > 1 { format!(" of {}", shown.at) } else { String::new() };
+    text += &format!("\n  decisions{which}\n");
+    let chains = chains(report);
+    let chain = chains.get(&shown.number).map_or(&[][..], Vec::as_slice);
+    if chain.is_empty() {
+        text += "    none: it is as the model was lowered\n";
+    }
+    for (n, d) in chain.iter().enumerate() {
+        text += &format!("    {}. {d}\n", n + 1);
+        if let Outcome::Fired { gain, .. } = &d.outcome {
+            text += &format!(
+                "       runner-up: unfused, {}, {:.1} times as long, {} and {} more\n",
+                Micros(gain.unfused_us),
+                gain.unfused_us / gain.fused_us,
+                units::bytes(gain.bytes_saved),
+                units::launches(gain.launches_saved)
+            );
+        }
+        if let Some(target) = target {
+            text += &format!("       would turn over with: {}\n", flip(d, target));
+        }
+    }
+    text
+}

@@ -1,0 +1,260 @@
+//! `sinter explain`: why every kernel exists, what it replaced, what it costs, and why the rest was not fused.
+
+mod chain;
+mod diff;
+mod table;
+
+use super::args::{CompileArgs, ModelArgs, StepName};
+use super::{files, say};
+use serde::{Deserialize, Serialize};
+use sinter::compile;
+use sinter::explain::{self, Expectation};
+use sinter::ir::Report;
+use sinter::lower::Config;
+use sinter::model::is_plan;
+use sinter::passes::Place;
+use sinter::plan::{LoadedPlan, Plan};
+use sinter::target::Target;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Steps to explain [default: prefill and decode].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    step: Vec<StepName>,
+    /// As `run --temp 0` compiles it: the best token instead of the logits.
+    #[arg(long)]
+    greedy: bool,
+    /// Why one kernel looks as it does, by its number in the table or by the weights it reads: 6, blk.7.ffn_down. Of decode, unless --step
+    /// says otherwise.
+    #[arg(long, value_name = "NUMBER|NAME")]
+    kernel: Option<String>,
+    /// Every decision on a line of its own.
+    #[arg(long)]
+    all: bool,
+    /// Of --all, only decisions of this pass.
+    #[arg(long, value_name = "PASS", requires = "all")]
+    pass: Option<String>,
+    /// Of --all, only decisions about weights or states whose names begin so: blk.7, blk.*.ffn_down.
+    #[arg(long, value_name = "NAME", requires = "all")]
+    layer: Option<Place>,
+    /// Of --all, only what was not fused for this reason: cost_loses, multi_use (see docs/json.md).
+    #[arg(long, value_name = "WHY", requires = "all")]
+    reason: Option<String>,
+    /// Fail if no step has a fusion by this pass, or into this kernel, at this weight or state: merge@blk.0.attn_q. Any number of times.
+    #[arg(long, value_name = "RULE[@NODE]")]
+    expect: Vec<Expectation>,
+    /// Compare two: targets by name, plans, or files that --json wrote (with another version, say).
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["all", "kernel", "expect", "remarks"])]
+    diff: Option<Vec<String>>,
+    /// Write what was fused and what not as remarks in LLVM's YAML to this file.
+    #[arg(long, value_name = "FILE")]
+    remarks: Option<PathBuf>,
+    /// As JSON (see docs/json.md).
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is explained: some steps of a model on a target.
+#[derive(Serialize, Deserialize)]
+pub struct Explanation {
+    model: String,
+    target: String,
+    /// Positions of each sequence, to which caches are taken to be filled, and sequences.
+    context: u64,
+    sequences: u64,
+    steps: Vec<Report>,
+    #[serde(skip)]
+    described: Option<Target>,
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    if let Some(two) = &args.diff {
+        let [a, b] = [&two[0], &two[1]].map(|name| Explanation::named(name, &args));
+        return diff::show(&a?, &b?, [&two[0], &two[1]], args.json);
+    }
+    let explanation = match args.model.path().filter(|path| is_plan(path)) {
+        Some(path) => Explanation::of_plan_file(path, &args)?,
+        None => Explanation::of_model(&args.model, &args, args.compile.target.as_deref())?,
+    };
+    if let Some(path) = &args.remarks {
+        let yaml = explain::remarks(&explanation.steps);
+        files::write_whole(path, |to| to.write_all(yaml.as_bytes()))?;
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &explanation)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(explanation.text(&args)?.as_bytes())?;
+    }
+    drop(out);
+    expected(&explanation.steps, &args.expect)
+}
+
+/// Fails unless each of the expectations is met by some step.
+fn expected(steps: &[Report], expectations: &[Expectation]) -> super::Outcome {
+    let mut unmet = vec![];
+    for expectation in expectations {
+        let mut misses = vec![];
+        for step in steps {
+            match expectation.check(step) {
+                Ok(()) => break,
+                Err(miss) => misses.push(format!("{}: {miss}", step.graph)),
+            }
+        }
+        if misses.len() == steps.len() {
+            unmet.extend(misses);
+        }
+    }
+    match unmet.is_empty() {
+        true => Ok(()),
+        false => Err(unmet.join("\n").into()),
+    }
+}
+
+impl Explanation {
+    fn of_model(model: &ModelArgs, args: &Args, target: Option<&str>) -> Result<Explanation, Error> {
+        let file = model.open()?;
+        let gguf = file.gguf();
+        let options = args.compile.options_for(target.unwrap_or("cpu"), args.greedy)?;
+        let config = Config::from_gguf(gguf)?;
+        let default = match args.kernel {
+            Some(_) => vec![StepName::Decode],
+            None => vec![StepName::Prefill, StepName::Decode],
+        };
+        let steps = if args.step.is_empty() { &default } else { &args.step };
+        let mut reports = vec![];
+        for step in steps {
+            let (_, report) = compile::fuse(gguf, &options, &step.step(&config, &options)?)?;
+            reports.push(report);
+        }
+        Ok(Explanation {
+            model: gguf.str_opt("general.name")?.unwrap_or("unnamed").to_string(),
+            target: options.target.name.clone(),
+            context: options.context_of(&config),
+            sequences: options.sequences,
+            steps: reports,
+            described: Some(options.target),
+        })
+    }
+
+    /// Of several plans in a file, the one for --target, else the first.
+    fn of_plan_file(path: &Path, args: &Args) -> Result<Explanation, Error> {
+        let name = path.display();
+        let flag = args.compile.first_given().filter(|flag| *flag != "--target");
+        if let Some(flag) = flag.or(args.greedy.then_some("--greedy")) {
+            return Err(format!("{name} is compiled already: {flag} does not apply").into());
+        }
+        let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+        let plans = LoadedPlan::all_from_bytes(&bytes).map_err(|e| format!("{name}: {e}"))?;
+        let targets = plans.iter().map(|plan| plan.target.name.as_str()).collect::<Vec<_>>().join(", ");
+        let wanted = args.compile.target.as_deref();
+        let plan = plans.iter().find(|plan| wanted.is_none_or(|target| plan.target.name == target));
+        let plan = plan.ok_or_else(|| format!("{name}: the plan is for {targets}"))?;
+        if plans.len() > 1 && wanted.is_none() {
+            say!("{name}: of the plans for {targets}, this is the one for {}", plan.target.name);
+        }
+        Explanation::of_plan(plan, args)
+    }
+
+    fn of_plan(plan: &Plan, args: &Args) -> Result<Explanation, Error> {
+        let programs = plan.programs.len();
+        let default = match args.kernel {
+            Some(_) => vec![StepName::Decode],
+            None => vec![StepName::Prefill, StepName::Decode],
+        };
+        let steps = if args.step.is_empty() { &default } else { &args.step };
+        let mut reports: Vec<Report> = vec![];
+        for step in steps {
+            let program = plan.programs.get(step.index(programs)).ok_or("the plan has no program")?;
+            // A chunk of one token has one program for both.
+            if reports.iter().all(|report| report.graph != program.report.graph) {
+                reports.push(program.report.clone());
+            }
+        }
+        Ok(Explanation {
+            model: plan.model.name.clone(),
+            target: plan.target.name.clone(),
+            context: plan.options.context,
+            sequences: plan.options.sequences,
+            steps: reports,
+            described: Some(plan.target.clone()),
+        })
+    }
+
+    /// What `--diff` names: a plan, what `--json` wrote, or a target to compile the model for.
+    fn named(name: &str, args: &Args) -> Result<Explanation, Error> {
+        let path = Path::new(name);
+        if is_plan(path) {
+            let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+            let plans = LoadedPlan::all_from_bytes(&bytes).map_err(|e| format!("{name}: {e}"))?;
+            return match &plans[..] {
+                [plan] => Explanation::of_plan(plan, args),
+                plans => {
+                    let wanted = args.compile.target.as_deref();
+                    let plan = plans.iter().find(|plan| wanted == Some(plan.target.name.as_str()));
+                    Explanation::of_plan(
+                        plan.ok_or(format!("{name} holds several plans: which, says --target"))?,
+                        args,
+                    )
+                }
+            };
+        }
+        if path.is_file() {
+            let text = files::read_text(path)?;
+            // A target may be a file too, and says so by its fields.
+            return match serde_json::from_str(&text) {
+                Ok(explanation) => Ok(explanation),
+                Err(e) if serde_json::from_str::<Target>(&text).is_err() => Err(format!(
+                    "{name} is no plan, no target, and nothing that explain --json of this version wrote: {e}"
+                )
+                .into()),
+                Err(_) => Explanation::of_model(&args.model, args, Some(name)),
+            };
+        }
+        Explanation::of_model(&args.model, args, Some(name))
+    }
+
+    fn text(&self, args: &Args) -> Result<String, Error> {
+        let mut text = format!("{} on {}{}\n", self.model.escape_debug(), self.target, self.rates());
+        for report in &self.steps {
+            text += "\n";
+            text += &match &args.kernel {
+                Some(kernel) => chain::text(report, kernel, self.described.as_ref())?,
+                None => table::text(report, self.context, self.sequences),
+            };
+            if args.all {
+                text += "\n";
+                let filter = table::Filter {
+                    pass: args.pass.as_deref(),
+                    place: args.layer.as_ref(),
+                    reason: args.reason.as_deref(),
+                };
+                text += &table::decisions(report, &filter)?;
+            }
+        }
+        Ok(text)
+    }
+
+    /// Whose the target's rates are.
+    fn rates(&self) -> String {
+        match &self.described {
+            Some(target) if target.is_unmeasured() => {
+                let name = &target.name;
+                format!("\nnobody measured {name}: rates are of its generation, kernels as they are portable")
+            }
+            Some(target) if target.name == "cpu" => {
+                "\nrates are those of two cores of a server with AVX2, not of this machine: only their ratios matter".into()
+            }
+            Some(_) | None => String::new(),
+        }
+    }
+}

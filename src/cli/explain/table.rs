@@ -1,0 +1,147 @@
+//! The report as text: the kernels that there are, and what was not fused.
+
+use super::super::units;
+use super::Error;
+use sinter::explain::{Left, left, rows};
+use sinter::ir::{Decision, Micros, Origin, Outcome, Report};
+use sinter::passes::Place;
+use std::collections::BTreeMap;
+
+/// One step: sums, a row for each kernel, then what is left.
+pub fn text(report: &Report, context: u64, sequences: u64) -> String {
+    let (lowered, after) = (&report.lowered, &report.after);
+    let of = if sequences == 1 { "one sequence".into() } else { format!("each of {sequences} sequences") };
+    let mut text = format!(
+        "{}: a step of T={} tokens, logits of R={}, caches filled to {context} positions of {of}\n\
+         {} launches -> {}, {} -> {} moved, {} -> {} estimated\n{}\n\n",
+        report.graph,
+        report.bounds.t,
+        report.bounds.r,
+        lowered.count(),
+        after.count(),
+        units::bytes(lowered.bytes as i64),
+        units::bytes(after.bytes as i64),
+        Micros(lowered.us),
+        Micros(after.us),
+        origins(report),
+    );
+    text += &format!(
+        "  {:>3} {:>10} {:>6} {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
+        "#", "time", "share", "", "launches", "moves", "saved", "limit", "kernel", "of"
+    );
+    let total: f64 = report.kernels.iter().map(|k| k.us).sum();
+    for (i, row) in rows(report).iter().enumerate() {
+        let share = if total > 0.0 { row.us / total } else { 0.0 };
+        text += &format!(
+            "  {:>3} {:>10} {:>5.1}% {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
+            i + 1,
+            Micros(row.us),
+            100.0 * share,
+            "█".repeat((10.0 * share).round() as usize),
+            row.launches,
+            units::bytes(row.bytes as i64),
+            if row.saved_us > 0.0 { Micros(row.saved_us).to_string() } else { String::new() },
+            row.limit(),
+            row.kernel(),
+            row.of,
+        );
+        let replaces = row.replaces(report);
+        if !replaces.is_empty() {
+            let formats = row.formats(report).join(", ");
+            let of = if formats.is_empty() { String::new() } else { format!("; of {formats}") };
+            text += &format!("       {:10} replaces {replaces}{of}\n", "");
+        }
+    }
+    let (unfused, no_further) = left(report);
+    text += &match unfused.is_empty() {
+        true => "\n  left unfused: nothing\n".into(),
+        false => format!("\n  left unfused\n{}", lines(&unfused)),
+    };
+    if !no_further.is_empty() {
+        text += &format!("\n  fused, and no further\n{}", lines(&no_further));
+    }
+    text
+}
+
+/// What the launches came from: what was lowered, what passes put in, what is left of both.
+fn origins(report: &Report) -> String {
+    let mut put_in: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for d in &report.decisions {
+        if let Outcome::Rewritten { replaced, added } = &d.outcome {
+            for op in added.iter().filter(|op| !replaced.contains(op)) {
+                *put_in.entry(&d.pass).or_default().entry(op).or_default() += 1;
+            }
+        }
+    }
+    let of_pass = |(pass, ops): (&&str, &BTreeMap<&str, u64>)| {
+        let ops = ops.iter().map(|(op, n)| format!("{n} {op}")).collect::<Vec<_>>().join(" and ");
+        format!("{pass} put in {ops}")
+    };
+    let mut parts = vec![format!("lowered: {} launches", report.lowered.count())];
+    parts.extend(put_in.iter().map(of_pass));
+    let launches = |of: &dyn Fn(&Origin) -> bool| -> u64 {
+        report.kernels.iter().filter(|k| of(&k.origin)).map(|k| k.launches).sum()
+    };
+    let remain = [
+        (launches(&|origin| *origin == Origin::Fused), "of fused kernels"),
+        (launches(&|origin| *origin == Origin::Lowered), "of the model's operations as they are"),
+        (launches(&|origin| matches!(origin, Origin::Inserted { .. })), "of what was put in"),
+    ];
+    let remain = remain.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
+    parts.push(format!("remain: {}", remain.collect::<Vec<_>>().join(", ")));
+    parts.join("; ")
+}
+
+fn lines(left: &[Left]) -> String {
+    let mut text = String::new();
+    for l in left {
+        text += &format!("  {:>14} {:>4} × {:16} {}\n", Micros(l.us), l.times, l.kernel, l.of);
+        for (pass, why) in &l.reasons {
+            text += &format!("{:24}{pass}: {why}\n", "");
+        }
+    }
+    text
+}
+
+/// Which decisions to show.
+pub struct Filter<'a> {
+    pub pass: Option<&'a str>,
+    pub place: Option<&'a Place>,
+    pub reason: Option<&'a str>,
+}
+
+/// Every decision that the filter lets through, a line each.
+///
+/// # Errors
+/// If there is no such pass or reason.
+pub fn decisions(report: &Report, filter: &Filter) -> Result<String, Error> {
+    if let Some(pass) = filter.pass
+        && !sinter::passes::names().contains(&pass)
+    {
+        return Err(format!(
+            "there is no pass {pass:?}; the passes are {}",
+            sinter::passes::names().join(", ")
+        )
+        .into());
+    }
+    let why = |d: &Decision| match &d.outcome {
+        Outcome::Rejected { why } => Some(why.name()),
+        Outcome::Fired { .. } | Outcome::Rewritten { .. } => None,
+    };
+    if let Some(reason) = filter.reason
+        && !sinter::ir::Why::NAMES.contains(&reason)
+    {
+        return Err(format!(
+            "there is no reason {reason:?}; there are {}",
+            sinter::ir::Why::NAMES.join(", ")
+        )
+        .into());
+    }
+    let shown = report.decisions.iter().filter(|d| {
+        let place = |place: &Place| d.at.split_once(' ').is_some_and(|(_, name)| place.is_in(name));
+        filter.pass.is_none_or(|pass| d.pass == pass)
+            && filter.place.is_none_or(place)
+            && filter.reason.is_none_or(|reason| why(d) == Some(reason))
+    });
+    Ok(shown.map(|d| format!("  {d}\n")).collect())
+}

@@ -1,0 +1,65 @@
+//! What would have to be otherwise for a decision to fall the other way.
+
+use crate::ir::{Decision, Gain, Micros, Outcome, Why};
+use crate::target::Target;
+
+/// In words, what would turn a decision over.
+pub fn flip(decision: &Decision, target: &Target) -> String {
+    match &decision.outcome {
+        Outcome::Fired { gain, .. } => of_fired(gain, target),
+        Outcome::Rewritten { .. } if decision.pass == "quantise_acts" => {
+            "--exact, or a target whose integer dot products are no faster than floats".into()
+        }
+        Outcome::Rewritten { .. } => format!("--passes -{}", decision.pass),
+        Outcome::Rejected { why } => of_rejected(why, target),
+    }
+}
+
+fn of_fired(gain: &Gain, target: &Target) -> String {
+    let Gain { fused_us, unfused_us, launches_saved, .. } = *gain;
+    let slower = format!(
+        "a kernel that takes {} rather than {}, {:.1} times as long",
+        Micros(unfused_us),
+        Micros(fused_us),
+        unfused_us / fused_us
+    );
+    if launches_saved <= 0 {
+        return slower;
+    }
+    let launch_us = target.launch_us - (unfused_us - fused_us) / launches_saved as f64;
+    match launch_us > 0.0 {
+        true => {
+            format!("{slower}; or launches of {} rather than {}", Micros(launch_us), Micros(target.launch_us))
+        }
+        false => format!("{slower}; it would pay if launches were free"),
+    }
+}
+
+fn of_rejected(why: &Why, target: &Target) -> String {
+    match why {
+        Why::CostLoses { fused_us, unfused_us, launches_saved } => {
+            let faster = format!(
+                "a kernel that takes less than {} rather than {}",
+                Micros(*unfused_us),
+                Micros(*fused_us)
+            );
+            if *launches_saved <= 0 {
+                return faster;
+            }
+            let launch_us = target.launch_us + (fused_us - unfused_us) / *launches_saved as f64;
+            format!("{faster}; or launches of {} rather than {}", Micros(launch_us), Micros(target.launch_us))
+        }
+        Why::MultiUse { value } => format!("no other user of {value}"),
+        Why::Dtype { dtype } => format!("a kernel that takes {dtype}"),
+        Why::Shape { .. } => "another shape".into(),
+        Why::EffectBetween { state } => format!("no access to {state} in between"),
+        Why::Dependent { .. } => "a graph in which the parts do not depend on each other".into(),
+        Why::TargetLacks { what } => format!("a target that has {what}"),
+        Why::Alone { .. } | Why::NoPattern { .. } => "another graph around it".into(),
+        Why::NoPass { op } => format!("a pass that takes {op} in (docs/writing-a-pass.md)"),
+        Why::PassOff => "to let the pass run (--passes, --no-fuse, --exact)".into(),
+        Why::Denied { rule } => format!("to leave out the rule {rule}"),
+        Why::NeedsLogits => "to ask for the best token alone (--greedy, run --temp 0)".into(),
+        Why::FuelExhausted => "more --fuel".into(),
+    }
+}

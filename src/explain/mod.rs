@@ -1,0 +1,213 @@
+//! What a [`Report`] answers: of each kernel why it exists, what it stands for, what it costs and what limits it.
+
+mod diff;
+mod expect;
+mod flip;
+mod remarks;
+
+pub use diff::{Change, Difference, StepDifference, difference};
+pub use expect::{Expectation, Unmet};
+pub use flip::flip;
+pub use remarks::remarks;
+
+use crate::ir::labels::{fold, layer, runs};
+use crate::ir::{Decision, FinalKernel, Limit, Origin, Outcome, Report, Why};
+use indexmap::IndexMap;
+
+/// The launches of a graph that do the same, layers folded.
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// In the order of the graph, at least one.
+    pub kernels: Vec<&'a FinalKernel>,
+    /// What they read, layers folded.
+    pub of: String,
+    pub us: f64,
+    pub launches: u64,
+    pub bytes: u64,
+    pub operations: u64,
+    /// By how much less time, as estimated, than what fusions made them of.
+    pub saved_us: f64,
+}
+
+impl Row<'_> {
+    /// The kernel's name, or the primitive's.
+    pub fn kernel(&self) -> &str {
+        &self.kernels[0].kernel
+    }
+
+    pub fn limit(&self) -> Limit {
+        self.kernels[0].limit
+    }
+
+    pub fn origin(&self) -> &Origin {
+        &self.kernels[0].origin
+    }
+
+    /// The primitives that one of them stands for, equal ones counted: `dequant ×2, matmul`.
+    pub fn replaces(&self, report: &Report) -> String {
+        let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
+        let Some(form) = form else { return String::new() };
+        let mut counts: IndexMap<&str, u64> = IndexMap::new();
+        for primitive in form.primitives.iter().filter(|primitive| !primitive.view) {
+            *counts.entry(&primitive.op).or_default() += 1;
+        }
+        let counted = counts.iter().map(|(op, n)| if *n > 1 { format!("{op} ×{n}") } else { op.to_string() });
+        counted.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Row<'_> {
+    /// In which formats its quantised weights and caches are.
+    pub fn formats<'a>(&self, report: &'a Report) -> Vec<&'a str> {
+        let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
+        let types = form.into_iter().flat_map(|form| &form.operands);
+        let mut formats: Vec<&str> = types.filter_map(|ty| ty.split('[').next()).collect();
+        formats.retain(|format| !["f32", "i32", "q8_act"].contains(format));
+        formats.sort_unstable();
+        formats.dedup();
+        formats
+    }
+}
+
+/// The kernels of a graph, equal ones of its layers in one row, what takes longest first.
+pub fn rows(report: &Report) -> Vec<Row<'_>> {
+    let mut groups: IndexMap<(&str, Option<u32>, String, Limit), Vec<&FinalKernel>> = IndexMap::new();
+    for kernel in &report.kernels {
+        let anywhere = fold(&names(kernel), |_| "*".into());
+        groups.entry((&kernel.kernel, kernel.form, anywhere, kernel.limit)).or_default().push(kernel);
+    }
+    let saved = saved_us(report);
+    let mut rows: Vec<Row> = groups.into_values().map(|kernels| row(kernels, &saved)).collect();
+    rows.sort_by(|a, b| b.us.total_cmp(&a.us));
+    rows
+}
+
+fn row<'a>(kernels: Vec<&'a FinalKernel>, saved: &IndexMap<u64, f64>) -> Row<'a> {
+    let layers: Vec<u64> = kernels.iter().filter_map(|kernel| layer(&names(kernel))).collect();
+    Row {
+        of: fold(&names(kernels[0]), |_| runs(&layers)),
+        us: kernels.iter().map(|k| k.us).sum(),
+        launches: kernels.iter().map(|k| k.launches).sum(),
+        bytes: kernels.iter().map(|k| k.bytes).sum(),
+        operations: kernels.iter().map(|k| k.operations).sum(),
+        saved_us: kernels.iter().filter_map(|k| saved.get(&k.number)).sum(),
+        kernels,
+    }
+}
+
+/// What the fusions behind each final kernel gained, by the kernel's number.
+fn saved_us(report: &Report) -> IndexMap<u64, f64> {
+    let mut gained: IndexMap<u64, f64> = IndexMap::new();
+    for d in &report.decisions {
+        let gain = match &d.outcome {
+            Outcome::Fired { gain, .. } => gain.unfused_us - gain.fused_us,
+            Outcome::Rewritten { .. } => 0.0,
+            Outcome::Rejected { .. } => continue,
+        };
+        let before: f64 = d.takes.iter().filter_map(|n| gained.get(n)).sum();
+        if let Some(first) = d.makes.first() {
+            gained.insert(*first, before + gain);
+        }
+    }
+    gained
+}
+
+/// The weights and states that a kernel reads: of those of one layer, it says once which.
+fn names(kernel: &FinalKernel) -> String {
+    let Some(first) = kernel.reads.first() else {
+        // `rms_norm blk.0.attn_norm.weight`, by what is nearest.
+        return kernel.at.split_once(' ').map_or(String::new(), |(_, name)| name.to_string());
+    };
+    let prefix = |name: &str| {
+        let mut segments = name.split('.');
+        (segments.next() == Some("blk")).then(|| segments.next().map(|n| format!("blk.{n}."))).flatten()
+    };
+    let shared = prefix(first).filter(|p| kernel.reads.iter().all(|name| name.starts_with(p)));
+    let rest = kernel.reads[1..].iter().map(|name| match &shared {
+        Some(prefix) => &name[prefix.len()..],
+        None => name,
+    });
+    std::iter::once(first.as_str()).chain(rest).collect::<Vec<_>>().join(", ")
+}
+
+/// Kernels that no fusion took, or took no further, equal ones of all layers, and all reasons that are known.
+#[derive(Clone, Debug)]
+pub struct Left<'a> {
+    pub kernel: &'a str,
+    pub of: String,
+    pub times: u64,
+    /// Estimated time of all of them.
+    pub us: f64,
+    /// The pass that did not, and why.
+    pub reasons: Vec<(&'a str, &'a Why)>,
+}
+
+/// What is left as primitives, and then the fused kernels that a pass came near to taking further; what takes longest first.
+pub fn left(report: &Report) -> (Vec<Left<'_>>, Vec<Left<'_>>) {
+    let chains = chains(report);
+    let mut groups: IndexMap<(&str, String, String), Vec<&FinalKernel>> = IndexMap::new();
+    for kernel in &report.kernels {
+        let reasons = reasons(&chains, kernel);
+        let said: Vec<String> = reasons.iter().map(|(pass, why)| format!("{pass}: {why}")).collect();
+        let anywhere = fold(&names(kernel), |_| "*".into());
+        let key = (kernel.kernel.as_str(), anywhere, fold(&said.join("; "), |_| "*".into()));
+        if kernel.origin != Origin::Fused || !reasons.is_empty() {
+            groups.entry(key).or_default().push(kernel);
+        }
+    }
+    let (mut unfused, mut no_further) = (vec![], vec![]);
+    for kernels in groups.into_values() {
+        let layers: Vec<u64> = kernels.iter().filter_map(|k| layer(&names(k))).collect();
+        let left = Left {
+            kernel: &kernels[0].kernel,
+            of: fold(&names(kernels[0]), |_| runs(&layers)),
+            times: kernels.len() as u64,
+            us: kernels.iter().map(|k| k.us).sum(),
+            reasons: reasons(&chains, kernels[0]),
+        };
+        let list = if kernels[0].origin == Origin::Fused { &mut no_further } else { &mut unfused };
+        list.push(left);
+    }
+    for list in [&mut unfused, &mut no_further] {
+        list.sort_by(|a, b| b.us.total_cmp(&a.us));
+    }
+    (unfused, no_further)
+}
+
+/// What was not done with a kernel or what became it, and why, each once.
+fn reasons<'a>(chains: &IndexMap<u64, Vec<&'a Decision>>, kernel: &FinalKernel) -> Vec<(&'a str, &'a Why)> {
+    let mut reasons: Vec<(&str, &Why)> = vec![];
+    for d in chains.get(&kernel.number).into_iter().flatten() {
+        if let Outcome::Rejected { why } = &d.outcome
+            && !reasons.contains(&(d.pass.as_str(), why))
+        {
+            reasons.push((&d.pass, why));
+        }
+    }
+    reasons
+}
+
+/// [`Report::chain`] of every final kernel, by its number.
+pub fn chains(report: &Report) -> IndexMap<u64, Vec<&Decision>> {
+    // Which final kernel each node became, looking from the end.
+    let mut became: IndexMap<u64, Vec<u64>> =
+        report.kernels.iter().map(|kernel| (kernel.number, vec![kernel.number])).collect();
+    let mut chains: IndexMap<u64, Vec<&Decision>> = IndexMap::new();
+    for d in report.decisions.iter().rev() {
+        let rejected = matches!(d.outcome, Outcome::Rejected { .. });
+        let about = if rejected { &d.takes } else { &d.makes };
+        let mut ends: Vec<u64> = about.iter().filter_map(|n| became.get(n)).flatten().copied().collect();
+        ends.sort_unstable();
+        ends.dedup();
+        for end in &ends {
+            chains.entry(*end).or_default().push(d);
+        }
+        if !rejected && !ends.is_empty() {
+            for n in &d.takes {
+                became.entry(*n).or_default().extend(&ends);
+            }
+        }
+    }
+    chains.values_mut().for_each(|chain| chain.reverse());
+    chains
+}

@@ -1,0 +1,336 @@
+//! What `explain` says is true of the graphs that there are: nothing is left without a reason, sums add up, and users have their way.
+
+mod support;
+
+use sinter::compile::{self, Options, Purpose};
+use sinter::explain::{Expectation, chains, difference, left, rows};
+use sinter::ir::{Origin, Outcome, Report, Why};
+use sinter::lower::Config;
+use sinter::passes::{Pipeline, UserRule, names};
+use sinter::target::Target;
+use std::collections::BTreeSet;
+use support::command::{fails, run, said, stdout};
+use support::synthetic::{TINY, description};
+
+/// The reports of every step of a model.
+fn reports(name: &str, options: &Options) -> Vec<Report> {
+    let gguf = description(name);
+    let config = Config::from_gguf(&gguf).unwrap();
+    let steps =
+        Purpose::Score.steps(&config, options).into_iter().chain(Purpose::Bench.steps(&config, options));
+    steps.map(|step| compile::fuse(&gguf, options, &step).unwrap().1).collect()
+}
+
+fn report(name: &str, options: &Options) -> Report {
+    reports(name, options).swap_remove(0)
+}
+
+fn on(target: &str) -> Options {
+    Options::new(Target::named(target).unwrap())
+}
+
+/// Ways to compile: every target kind, exact or not, without fusions, without each pass, and cut off.
+fn ways() -> Vec<(String, Options)> {
+    let mut ways = vec![];
+    for target in ["cpu", "test-wave32", "gfx900", "sm_90"] {
+        let options = on(target);
+        let without = |pass: &str| {
+            let mut options = options.clone();
+            options.pipeline = options.pipeline.select(&[format!("-{pass}")]).unwrap();
+            (format!("{target} -{pass}"), options)
+        };
+        ways.push((format!("{target} --exact"), options.clone().exact()));
+        ways.extend(names().into_iter().map(without));
+        let mut unfused = options.clone();
+        unfused.pipeline = unfused.pipeline.without_fusions();
+        ways.push((format!("{target} --no-fuse"), unfused));
+        for fuel in [0, 1, 20] {
+            let mut cut = options.clone();
+            cut.pipeline.fuel = Some(fuel);
+            ways.push((format!("{target} --fuel {fuel}"), cut));
+        }
+        ways.push((target.into(), options));
+    }
+    ways
+}
+
+/// Of every launch in the end, the report says that it is fused, or why it is not.
+#[test]
+fn nothing_is_left_without_a_reason() {
+    let (mut primitives, mut said) = (0, BTreeSet::new());
+    for (way, options) in ways() {
+        for name in TINY.map(|shape| shape.name) {
+            for report in reports(name, &options) {
+                let chains = chains(&report);
+                for kernel in report.kernels.iter().filter(|k| k.origin != Origin::Fused) {
+                    let reasons =
+                        chains.get(&kernel.number).into_iter().flatten().filter_map(|d| match &d.outcome {
+                            Outcome::Rejected { why } => Some(why.name()),
+                            _ => None,
+                        });
+                    let before = said.len();
+                    said.extend(reasons.clone());
+                    assert!(
+                        reasons.count() > 0 || said.len() > before,
+                        "{name} {way} {}: {kernel:?}",
+                        report.graph
+                    );
+                    primitives += 1;
+                }
+                let listed: u64 = left(&report).0.iter().map(|l| l.times).sum();
+                let are = report.kernels.iter().filter(|k| k.origin != Origin::Fused).count();
+                assert_eq!(listed, are as u64, "{name} {way}");
+            }
+        }
+    }
+    assert!(primitives > 1000 && said.len() > 4, "{primitives} {said:?}");
+}
+
+/// Rows hold every launch, and what they saved is what fusing saved.
+#[test]
+fn rows_add_up() {
+    for (way, options) in ways() {
+        for report in reports("tiny-qwen3", &options) {
+            let rows = rows(&report);
+            let sum = |of: &dyn Fn(&sinter::explain::Row) -> f64| rows.iter().map(of).sum::<f64>();
+            let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+            assert_eq!(rows.iter().map(|r| r.launches).sum::<u64>(), report.after.count(), "{way}");
+            assert_eq!(rows.iter().map(|r| r.bytes).sum::<u64>(), report.after.bytes, "{way}");
+            assert!(close(sum(&|r| r.us), report.after.us), "{way}");
+            let saved = report.before.us - report.after.us;
+            assert!(close(sum(&|r| r.saved_us), saved), "{way}: {} of {saved}", sum(&|r| r.saved_us));
+            assert!(rows.windows(2).all(|pair| pair[0].us >= pair[1].us), "{way}");
+        }
+    }
+}
+
+/// No two decisions of a pass that were made have one name.
+#[test]
+fn decisions_have_names_of_their_own() {
+    for name in ["llama-3.2-1b", "qwen3-0.6b"] {
+        for report in reports(name, &on("test-wave32")) {
+            let mut names = BTreeSet::new();
+            for d in report.decisions.iter().filter(|d| matches!(d.outcome, Outcome::Fired { .. })) {
+                // A fused node may grow, and keeps its name.
+                assert!(names.insert((&d.pass, &d.at, &d.takes)), "{d}");
+                let add = d.at.strip_prefix("add ");
+                let named = report
+                    .decisions
+                    .iter()
+                    .filter(|e| e.at == d.at && e.pass == d.pass && e.takes != d.takes);
+                let fired = named.filter(|e| matches!(e.outcome, Outcome::Fired { .. })).count();
+                assert!(add.is_none() || fired == 0, "two are called {d}");
+            }
+        }
+    }
+}
+
+#[test]
+fn users_have_their_way() {
+    let mut options = on("test-cpu");
+    let free = report("tiny-llama", &options);
+    let fired = |report: &Report, pass: &str, place: &str| {
+        let made = report.decisions.iter().filter(|d| d.pass == pass && d.at.contains(place));
+        made.filter(|d| matches!(d.outcome, Outcome::Fired { .. })).count()
+    };
+    assert!(fired(&free, "merge", "blk.0.") > 0 && fired(&free, "merge", "blk.1.") > 0);
+    let denied = |rule: &str| Why::Denied { rule: rule.into() };
+    let said = |report: &Report, rule: &str| {
+        report.decisions.iter().filter(|d| d.outcome == Outcome::Rejected { why: denied(rule) }).count()
+    };
+    for (rule, pass) in [("merge@blk.1", "merge"), ("dequant_matmul+dequant_matmul@blk.1", "merge")] {
+        options.pipeline.denied = vec![rule.parse::<UserRule>().unwrap()];
+        let report = report("tiny-llama", &options);
+        assert_eq!((fired(&report, pass, "blk.1."), said(&report, rule) > 0), (0, true), "{rule}");
+        assert_eq!(fired(&report, pass, "blk.0."), fired(&free, pass, "blk.0."), "{rule}");
+    }
+    options.pipeline.denied = vec!["matmul_swiglu".parse().unwrap()];
+    let report = report("tiny-llama", &options);
+    let kernels = report.fired();
+    assert!(
+        kernels.keys().all(|k| k.name() != "matmul_swiglu") && kernels.keys().any(|k| k.name() == "swiglu")
+    );
+    // What is kept apart shows at what is left of it.
+    let (_, no_further) = left(&report);
+    let reasons = no_further.iter().filter(|l| l.kernel == "swiglu").flat_map(|l| &l.reasons);
+    assert!(
+        reasons.clone().any(|(_, why)| **why == denied("matmul_swiglu")),
+        "{:?}",
+        reasons.collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn rules_come_from_flags_and_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules");
+    let path = file.to_str().unwrap();
+    let explain = ["explain", "--target", "test-cpu", "--step", "decode"];
+    std::fs::write(&file, "# mine\ndeny merge@blk.*.attn_q  # not these\n\ndeny silu+matmul\n").unwrap();
+    let text = stdout(&[&explain[..], &["--rules", path, "--deny", "rope_kv@blk.2"]].concat());
+    for line in [
+        "merge: you said so: merge@blk.*.attn_q",
+        "swiglu: you said so: silu+matmul",
+        "rope_kv: you said so: rope_kv@blk.2",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    for (text, says) in [
+        ("deny\n", "rules:1: a rule is: deny RULE[@NODE], not \"deny\""),
+        ("deny merge\nallow merge\n", "rules:2: a rule is"),
+        ("\n\ndeny fusion", "rules:3: there is no rule \"fusion\""),
+        ("deny merge@", "rules:1: \"\": after the @"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        fails(&[&explain[..], &["--rules", path]].concat(), says);
+    }
+    fails(&[&explain[..], &["--deny", "fusion"]].concat(), "there is no rule \"fusion\"");
+    fails(&[&explain[..], &["--rules", "missing"]].concat(), "cannot read missing");
+    // What is denied is compiled so.
+    let plan = dir.path().join("plan");
+    let plan = plan.to_str().unwrap();
+    stdout(&["compile", "-c", "64", "--deny", "attention", "-o", plan]);
+    assert!(stdout(&["explain", plan]).contains("attention: you said so: attention"));
+    fails(&["run", plan, "--deny", "merge"], "--deny does not apply");
+}
+
+#[test]
+fn expectations_fail_with_reasons() {
+    let expect = |rule: &str| run(&["explain", "--target", "test-cpu", "--expect", rule]);
+    for met in
+        ["merge", "merge@blk.0.attn_q", "attention@blk.*", "matmul_swiglu@blk.3", "dequant_matmul@token_embd"]
+    {
+        said(&expect(met));
+    }
+    for (unmet, why) in [
+        (
+            "sample_head",
+            "t1: sample_head did not happen\n  sample_head: dequant_matmul token_embd.weight not fused: the logits",
+        ),
+        ("merge@blk.9", "merge@blk.9 did not happen: no rule came near to it"),
+        ("gated_scan@blk.0", "gated_scan@blk.0 did not happen"),
+    ] {
+        let output = expect(unmet);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && text.contains(why), "{unmet}: {text}");
+    }
+    assert_eq!(expect("nothing").status.code(), Some(2), "no such rule");
+    let all = "merge".parse::<Expectation>().unwrap();
+    let mut options = on("test-cpu");
+    options.pipeline = Pipeline::standard(false).select(&["-merge"]).unwrap();
+    assert!(all.check(&report("tiny-llama", &options)).is_err());
+}
+
+#[test]
+fn differences_read_both_ways() {
+    let [cpu, gpu] = ["test-cpu", "test-wave32"].map(|target| vec![report("tiny-llama", &on(target))]);
+    assert!(
+        difference(&cpu, &cpu).steps.iter().all(|step| step.kernels.is_empty() && step.decisions.is_empty())
+    );
+    let (there, back) = (difference(&cpu, &gpu), difference(&gpu, &cpu));
+    for (a, b) in there.steps.iter().zip(&back.steps) {
+        assert_eq!((a.launches[0], a.us[0]), (b.launches[1], b.us[1]));
+        assert_eq!((a.kernels.len(), a.decisions.len()), (b.kernels.len(), b.decisions.len()));
+    }
+    assert!(there.steps.iter().any(|step| !step.decisions.is_empty()));
+
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, json) = (dir.path().join("a.plan"), dir.path().join("b.json"));
+    let [plan, json] = [&plan, &json].map(|path| path.to_str().unwrap());
+    stdout(&["compile", "--target", "test-cpu", "-o", plan]);
+    std::fs::write(json, stdout(&["explain", "--target", "test-cpu", "--json"])).unwrap();
+    let same = stdout(&["explain", "--diff", plan, json]);
+    assert_eq!(same.matches("  the same\n").count(), 2, "{same}");
+    let other = stdout(&["explain", "--diff", json, "gfx1100"]);
+    assert!(other.contains("only B has rope_attention of blk.0-3."), "{other}");
+    let other = stdout(&["explain", "--diff", "gfx1100", plan]);
+    assert!(other.contains("only A has rope_attention of blk.0-3."), "{other}");
+    std::fs::write(json, "{}").unwrap();
+    fails(&["explain", "--diff", json, "gfx1100"], "is no plan, no target, and nothing that explain --json");
+    fails(&["explain", "--diff", "gfx1", "gfx1100"], "there is no target \"gfx1\"");
+}
+
+#[test]
+fn a_plan_is_explained_as_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("a.plan");
+    let plan = plan.to_str().unwrap();
+    stdout(&["compile", "--target", "sm_90", "--source-only", "-o", plan]);
+    for more in [&[][..], &["--all"], &["--json"], &["--kernel", "blk.2.ffn_down"]] {
+        let of_model = stdout(&[&["explain", "--target", "sm_90"], more].concat());
+        assert_eq!(stdout(&[&["explain", plan], more].concat()), of_model, "{more:?}");
+    }
+}
+
+#[test]
+fn a_kernel_tells_its_story() {
+    let text = stdout(&["explain", "--target", "test-cpu", "--kernel", "blk.2.ffn_gate"]);
+    for part in [
+        "matmul_swiglu blk.0-2.ffn_gate.weight, ffn_up.weight",
+        "= dequant %x1 : f32[1280,512]",
+        "after: matmul_swiglu(q8_act[T,512], q4_k[1280,512], q4_k[1280,512])",
+        "decisions of matmul_swiglu blk.2.ffn_gate.weight",
+        "quantise_acts: matmul blk.2.ffn_gate.weight: matmul became quant_act, dequant, matmul",
+        "merge: dequant_matmul blk.2.ffn_gate.weight -> merge replaces dequant_matmul, dequant_matmul",
+        "runner-up: unfused",
+        "would turn over with: a kernel that takes",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let one = stdout(&["explain", "--target", "test-cpu", "--kernel", "1"]);
+    assert!(one.contains("\nt1 #1: "), "{one}");
+    for wrong in ["0", "999", "blk.77"] {
+        fails(&["explain", "--kernel", wrong], &format!("t1 has no kernel {wrong}: there are 1 to "));
+    }
+    fails(&["explain", "--kernel", "a..b"], "after the @ stands");
+}
+
+#[test]
+fn decisions_are_filtered() {
+    let all = |more: &[&str]| {
+        let text =
+            stdout(&[&["explain", "--target", "test-wave32", "--step", "decode", "--all"], more].concat());
+        let (_, decisions) = text.rsplit_once("\n\n").unwrap();
+        decisions.lines().map(str::to_string).collect::<Vec<_>>()
+    };
+    let everything = all(&[]);
+    for (flags, holds) in [
+        (&["--pass", "merge"][..], "merge: "),
+        (&["--layer", "blk.2"], " blk.2."),
+        (&["--reason", "cost_loses"], " longer than unfused"),
+        (&["--pass", "merge", "--layer", "blk.*.attn_q"], "merge: dequant_matmul blk."),
+    ] {
+        let some = all(flags);
+        assert!(!some.is_empty() && some.len() < everything.len(), "{flags:?}");
+        assert!(
+            some.iter().all(|line| line.contains(holds) && everything.contains(line)),
+            "{flags:?} {some:?}"
+        );
+    }
+    fails(&["explain", "--all", "--pass", "fuse"], "there is no pass \"fuse\"");
+    fails(&["explain", "--all", "--reason", "fuse"], "there is no reason \"fuse\"");
+}
+
+/// Remarks have the keys that LLVM's have, one document each.
+#[test]
+fn remarks_are_those_of_llvm() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("remarks.yaml");
+    let flags = ["explain", "--target", "test-cpu", "--json", "--remarks", file.to_str().unwrap()];
+    let json: serde_json::Value = serde_json::from_str(&stdout(&flags)).unwrap();
+    let yaml = std::fs::read_to_string(&file).unwrap();
+    let count = |of: &str| {
+        let steps = json["steps"].as_array().unwrap().iter();
+        let decisions = steps.flat_map(|step| step["decisions"].as_array().unwrap());
+        decisions.filter(|d| !d["outcome"][of].is_null()).count()
+    };
+    assert_eq!(yaml.matches("--- !Passed\n").count(), count("fired") + count("rewritten"));
+    assert_eq!(yaml.matches("--- !Missed\n").count(), count("rejected"));
+    assert!(yaml.contains("--- !Analysis\nPass:            'cost'\n"));
+    for document in yaml.split("...\n").filter(|document| !document.is_empty()) {
+        let lines: Vec<&str> = document.lines().collect();
+        let keys = ["--- !", "Pass:            '", "Name:            '", "Function:        '", "Args:"];
+        assert!(lines.iter().zip(keys).all(|(line, key)| line.starts_with(key)), "{document}");
+        assert!(lines[5..].iter().all(|line| line.starts_with("  - ") && line.ends_with('\'')), "{document}");
+    }
+}
