@@ -13,9 +13,9 @@ use crate::ir::{Graph, Op, Report, StepInput, Syms, TensorType, verify};
 use crate::lower::{self, Config, Step};
 use crate::model;
 use crate::plan::{LoadedPlan, Plan, PlanError};
-use crate::runtime::StepRows;
 use crate::runtime::device::{Device, DeviceError, DeviceOptions, open};
 use crate::runtime::interp::{InterpError, Tensor};
+use crate::runtime::{Progress, Stage, StepRows};
 use indexmap::IndexMap;
 use kernels::{Walk, largest_distance};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub fn check_step(
     caches: &mut Caches,
 ) -> Result<StepCheck, CheckError> {
     let open: Open<'_> = &|plan, file| open(plan, file, device);
-    check_step_on(open, file, options, step, tokens, cached, caches)
+    checked(open, &device.progress, file, options, step, tokens, cached, caches)
 }
 
 /// How a plan is put on a device.
@@ -97,6 +97,20 @@ pub type Open<'a> = &'a dyn Fn(&Arc<LoadedPlan>, Arc<GgufFile>) -> Result<Box<dy
 /// As [`check_step`].
 pub fn check_step_on(
     open: Open<'_>,
+    file: &Arc<GgufFile>,
+    options: &Options,
+    step: &Step,
+    tokens: &[i32],
+    cached: u64,
+    caches: &mut Caches,
+) -> Result<StepCheck, CheckError> {
+    checked(open, &Progress::default(), file, options, step, tokens, cached, caches)
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of check_step_on, and whom to tell")]
+fn checked(
+    open: Open<'_>,
+    progress: &Progress,
     file: &Arc<GgufFile>,
     options: &Options,
     step: &Step,
@@ -117,7 +131,7 @@ pub fn check_step_on(
 
     let mut unfused = lowered.clone();
     run(&mut unfused, &options.pipeline.clone().without_fusions())?;
-    let expected = Walk::new(&unfused, syms, &leaf).run()?;
+    let expected = Walk::new(&unfused, syms, &leaf).telling(progress, Stage::Interpreted).run()?;
 
     let mut fused = lowered;
     run(&mut fused, &options.pipeline)?;
@@ -128,7 +142,8 @@ pub fn check_step_on(
     let generated = codegen::generate_traced(&fused, &options.target, &layouts);
     let (program, nodes) = generated.map_err(CompileError::from)?;
     let mut device = on_device(open, file, options, program)?;
-    let found = check_kernels(&fused, device.calls_of(&nodes), syms, &leaf)?;
+    let walk = Walk::new(&fused, syms, &leaf).beside(device.calls_of(&nodes));
+    let found = walk.telling(progress, Stage::Checked).run()?;
 
     let whole = largest_distance(&found.results, &expected.results)?;
     *caches = found.states;

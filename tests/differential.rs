@@ -436,7 +436,7 @@ fn in_any_order(
     for input in &program.inputs {
         let (_, tensor) = given.iter().find(|(name, _)| *name == input.name).unwrap();
         let offset = arena.start + program.buffers[input.buffer as usize].offset as usize;
-        memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());
+        memory.pool[offset..][..tensor.bytes().len()].copy_from_slice(&tensor.bytes());
     }
     let threads = Threads::new(Some(1)).unwrap();
     let weights =
@@ -538,8 +538,8 @@ fn plans_of_random_graphs_compute_what_the_graphs_do() {
                         assert!(node.passes(), "{what}: {node:?}\n{}", *case.fused);
                     }
                     let given = inputs(&case.fused, step);
-                    let given: Vec<(&str, &[u8])> =
-                        given.iter().map(|(n, x)| (n.as_str(), x.bytes())).collect();
+                    let given: Vec<_> = given.iter().map(|(n, x)| (n.as_str(), x.bytes())).collect();
+                    let given: Vec<(&str, &[u8])> = given.iter().map(|(n, x)| (*n, &x[..])).collect();
                     device.step(0, &at, &given).unwrap_or_else(|e| panic!("{what}: {e}"));
                     let shown = on_cpu.then(|| in_any_order(&case, &features, &mut memory, step, &mut rng));
                     shuffled += u64::from(shown.as_ref().is_some_and(|(_, sorted)| !sorted));

@@ -7,6 +7,7 @@ use crate::plan::memory::ALIGN;
 use crate::plan::{BufRef, LoadedPlan, Plan, PlannedBuffer, PlannedCall};
 use crate::runtime::device::{Device, Submission};
 use crate::runtime::interp::{InterpError, Tensor, eval_node};
+use crate::runtime::{Progress, Stage};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -60,7 +61,7 @@ pub fn check_kernels(
     if syms.t < 1 || syms.t > bounds.t || syms.r > bounds.r.min(syms.t) {
         return Err(CheckError::Step { at: syms, bounds });
     }
-    Walk { calls: Some(calls), ..Walk::new(graph, syms, leaf) }.run()
+    Walk::new(graph, syms, leaf).beside(calls).run()
 }
 
 /// A plan on a device.
@@ -116,7 +117,7 @@ impl Calls<'_> {
             // Weights are on the device already, as it keeps them.
             let is_operand = matches!(arg.access, Access::Read | Access::Update);
             if let (true, false) = (is_operand, matches!(place, BufRef::Weight(_))) {
-                self.device.write(0, *place, operands[slot].bytes())?;
+                self.device.write(0, *place, &operands[slot].bytes())?;
             }
         }
         let work = Submission { program: 0, calls: index..index + 1, at: *syms, timed: false };
@@ -223,11 +224,24 @@ pub(super) struct Walk<'a> {
     leaf: Leaf<'a>,
     calls: Option<Calls<'a>>,
     nodes: Vec<NodeCheck>,
+    progress: Progress,
+    stage: Stage,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(graph: &'a Graph, syms: Syms, leaf: Leaf<'a>) -> Walk<'a> {
-        Walk { graph, syms, leaf, calls: None, nodes: vec![] }
+        let (progress, stage) = (Progress::default(), Stage::Interpreted);
+        Walk { graph, syms, leaf, calls: None, nodes: vec![], progress, stage }
+    }
+
+    /// Makes these calls too.
+    pub(super) fn beside(self, calls: Calls<'a>) -> Walk<'a> {
+        Walk { calls: Some(calls), ..self }
+    }
+
+    /// Tells how far it is.
+    pub(super) fn telling(self, progress: &Progress, stage: Stage) -> Walk<'a> {
+        Walk { progress: progress.clone(), stage, ..self }
     }
 
     pub(super) fn run(mut self) -> Result<Checked, CheckError> {
@@ -235,7 +249,9 @@ impl<'a> Walk<'a> {
         let mut values: HashMap<Value, Tensor> = HashMap::new();
         let mut uses: HashMap<NodeId, usize> = g.ids().into_iter().map(|id| (id, g.use_count(id))).collect();
         let mut state_of: HashMap<Value, String> = HashMap::new();
-        for id in g.order() {
+        let order = g.order();
+        for (done, &id) in order.iter().enumerate() {
+            self.progress.tell(self.stage, done as u64 + 1, order.len() as u64);
             if id == g.ret() {
                 break;
             }

@@ -29,6 +29,8 @@ fn bar(stage: Stage, all: u64) -> ProgressBar {
     let (what, count) = match stage {
         Stage::Kernels => ("compiling kernels", "{pos} of {len}"),
         Stage::Weights => ("loading weights", "{decimal_bytes} of {decimal_total_bytes}"),
+        Stage::Interpreted => ("interpreting the unfused graph", "{pos} of {len} operations"),
+        Stage::Checked => ("checking kernels", "{pos} of {len} nodes"),
         Stage::Prompt => ("reading the prompt", "{pos} of {len} tokens"),
     };
     let style = ProgressStyle::with_template(&format!("{what} [{{bar:30}}] {count}"));

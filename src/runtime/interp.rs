@@ -9,14 +9,25 @@ use crate::ir::{
 };
 use half::f16;
 use indexmap::IndexMap;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-/// A tensor in memory: row-major, little-endian, in the storage of its element type.
-#[derive(Clone, Debug, PartialEq)]
+/// A tensor in memory: row-major, little-endian. Clones share what they hold.
+#[derive(Clone, Debug)]
 pub struct Tensor {
     dtype: DType,
     dims: Vec<usize>,
-    data: Vec<u8>,
+    /// In the storage of `held`.
+    data: Arc<Vec<u8>>,
+    /// The element type, or what it was dequantised of: whoever reads it dequantises then, so that no float copy of a matrix is held.
+    held: DType,
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Tensor) -> bool {
+        (self.dtype, &self.dims) == (other.dtype, &other.dims) && self.bytes() == other.bytes()
+    }
 }
 
 /// Why a graph has no value.
@@ -66,7 +77,7 @@ impl Tensor {
         if !fits || !ty.is_blocked() {
             return Err(InterpError::Length { ty, given: data.len() });
         }
-        Ok(Tensor { dtype, dims, data })
+        Ok(Tensor { dtype, dims, data: Arc::new(data), held: dtype })
     }
 
     /// An `f32` tensor.
@@ -106,8 +117,19 @@ impl Tensor {
         &self.dims
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        &self.data
+    /// In the storage of its element type.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        match self.held == self.dtype {
+            true => Cow::Borrowed(&self.data[..]),
+            // What is held was dequantisable when it became so.
+            false => Cow::Owned(self.to_f32().map_or(vec![], |values| stored(self.dtype, &values))),
+        }
+    }
+
+    /// The same as floats, which are dequantised where they are read.
+    fn dequantised(&self) -> Result<Tensor> {
+        dequantise(self.held, &[], &mut [])?;
+        Ok(Tensor { dtype: DType::F32, ..self.clone() })
     }
 
     /// The rows of this tensor, called `name`, that are a weight of type `ty`.
@@ -116,11 +138,12 @@ impl Tensor {
     /// If the tensor has another number of rows, or not these.
     pub fn slice(&self, name: &str, rows: &Slice, ty: &TensorType) -> Result<Tensor> {
         let fits = self.dims.first().is_some_and(|&all| all as u64 == rows.of) && rows.fits(ty).is_ok();
-        let row = self.data.len() as u64 / rows.of.max(1);
+        let all = self.bytes();
+        let row = all.len() as u64 / rows.of.max(1);
         let n = ty.first().as_const().unwrap_or(0);
         let bytes = rows.first.saturating_mul(row) as usize
             ..(rows.first.saturating_add(n)).saturating_mul(row) as usize;
-        match self.data.get(bytes).filter(|_| fits) {
+        match all.get(bytes).filter(|_| fits) {
             Some(data) => {
                 let dims = [&[n as usize], &self.dims[1..]].concat();
                 Tensor::new(self.dtype, dims, data.to_vec())
@@ -142,8 +165,24 @@ impl Tensor {
     /// If the elements are integers.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let mut values = floats(&self.ty(), self.dims.iter().product())?;
-        dequantise(self.dtype, &self.data, &mut values)?;
+        dequantise(self.held, &self.data, &mut values)?;
         Ok(values)
+    }
+
+    /// Calls `with` with runs of some of its rows of `k` elements as floats, and the number of the first of each.
+    fn in_rows(&self, k: usize, mut with: impl FnMut(usize, &[f32])) -> Result<()> {
+        let rows = self.dims.iter().product::<usize>() / k.max(1);
+        let bytes = self.data.len() / rows.max(1);
+        // A megabyte or so.
+        let some = (1 << 18) / k.max(1) + 1;
+        let mut values = vec![];
+        for first in (0..rows).step_by(some) {
+            let n = some.min(rows - first);
+            values.resize(n * k, 0.0);
+            dequantise(self.held, &self.data[first * bytes..][..n * bytes], &mut values)?;
+            with(first, &values);
+        }
+        Ok(())
     }
 
     /// The values of an `i32` tensor.
@@ -282,10 +321,14 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
     let shape = dims(ty, syms);
     let last = shape.last().copied().unwrap_or(1).max(1);
     let float = |i: usize| x[i].to_f32();
+    match op {
+        Op::Dequant => return Ok(vec![x[0].dequantised()?]),
+        Op::Reshape => return Ok(vec![Tensor { dims: shape, ..x[0].clone() }]),
+        _ => {}
+    }
     let mut y = Tensor::zeros(ty, syms)?;
     let values: Vec<f32> = match op {
         Op::Const { value } => vec![*value; shape.iter().product()],
-        Op::Dequant => float(0)?,
         Op::Add => per_row(&float(0)?, &float(1)?, |a, b| a + b),
         Op::Mul => per_row(&float(0)?, &float(1)?, |a, b| a * b),
         Op::Silu => {
@@ -293,7 +336,17 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
         }
         Op::RmsNorm { eps } => rms_norm(&float(0)?, &float(1)?, *eps),
         Op::Softmax => float(0)?.chunks(last).flat_map(softmax).collect(),
-        Op::MatMul => matmul(&float(0)?, &float(1)?, x[0].dims[1]),
+        Op::MatMul => {
+            let (rows, k) = (float(0)?, x[0].dims[1]);
+            let mut values = floats(ty, shape.iter().product())?;
+            x[1].in_rows(k, |first, w| {
+                for (y, x) in values.chunks_mut(last).zip(rows.chunks(k.max(1))) {
+                    let products = matmul(x, w, k);
+                    y[first..][..products.len()].copy_from_slice(&products);
+                }
+            })?;
+            values
+        }
         Op::Rope(rope) => {
             let factors = x.get(2).map(|f| f.to_f32()).transpose()?;
             rotate(rope, float(0)?, &shape, &x[1].to_i32()?, factors.as_deref())
@@ -315,29 +368,28 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
             weighted_sum(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), &sequences)
         }
         Op::QuantAct => {
-            quantise_q8_act(&float(0)?, &mut y.data)?;
+            quantise_q8_act(&float(0)?, Arc::make_mut(&mut y.data).as_mut_slice())?;
             return Ok(vec![y]);
         }
         Op::GetRows => {
-            let bytes = row_bytes(x[0]);
+            let (table, bytes) = (x[0].bytes(), row_bytes(x[0]));
             let ids = indices(x[1], "id", x[0].dims[0])?;
-            for (id, row) in ids.into_iter().zip(y.data.chunks_mut(bytes.max(1))) {
-                row.copy_from_slice(&x[0].data[id * bytes..][..bytes]);
+            for (id, row) in ids.into_iter().zip(Arc::make_mut(&mut y.data).chunks_mut(bytes.max(1))) {
+                row.copy_from_slice(&table[id * bytes..][..bytes]);
             }
             return Ok(vec![y]);
         }
-        Op::Reshape => return Ok(vec![Tensor::new(ty.dtype, shape, x[0].data.clone())?]),
         Op::KvAppend => {
             let (new, bytes) = (stored(ty.dtype, &float(1)?), row_bytes(x[0]));
             let mut written = HashSet::new();
-            y.data.copy_from_slice(&x[0].data);
+            let mut rows = x[0].bytes().into_owned();
             for (row, new) in indices(x[2], "row", shape[0])?.into_iter().zip(new.chunks(bytes.max(1))) {
                 if !written.insert(row) {
                     return Err(InterpError::Repeated { row });
                 }
-                y.data[row * bytes..][..bytes].copy_from_slice(new);
+                rows[row * bytes..][..bytes].copy_from_slice(new);
             }
-            return Ok(vec![y]);
+            return Ok(vec![Tensor::new(ty.dtype, shape, rows)?]);
         }
         Op::KvRead { page } => {
             kv_read(&mut y, *page as usize, x[0], x[1], x[2])?;
@@ -353,11 +405,17 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
             let ids: Vec<i32> = float(0)?.chunks(x[0].dims[1].max(1)).map(argmax).collect();
             return Ok(vec![Tensor::from_i32(&shape, &ids)?]);
         }
-        Op::Input { .. } | Op::Weight { .. } | Op::State { .. } | Op::Fused(_) | Op::Return => {
+        Op::Input { .. }
+        | Op::Weight { .. }
+        | Op::State { .. }
+        | Op::Dequant
+        | Op::Reshape
+        | Op::Fused(_)
+        | Op::Return => {
             return Err(InterpError::NotANode { op: op.name() });
         }
     };
-    y.data = stored(DType::F32, &values);
+    y.data = Arc::new(stored(DType::F32, &values));
     Ok(vec![y])
 }
 
@@ -373,7 +431,8 @@ fn checked(index: i32, what: &'static str, below: usize) -> Result<usize> {
 
 /// Bytes of all that one index of the first dimension leads to.
 fn row_bytes(x: &Tensor) -> usize {
-    x.data.len() / x.dims[0].max(1)
+    let elements = x.dims.iter().skip(1).product::<usize>();
+    elements / x.dtype.block_len() * x.dtype.block_bytes()
 }
 
 /// `w` is as long as `x`, or as its rows.
@@ -443,13 +502,14 @@ fn rotate(
 /// Rows by their positions, into zeros `y [B,C,G,D]`. Pages beyond a sequence's length are not looked at.
 fn kv_read(y: &mut Tensor, page: usize, cache: &Tensor, tables: &Tensor, lengths: &Tensor) -> Result<()> {
     let (bytes, pages) = (row_bytes(cache), cache.dims[0] / page);
-    let (longest, each) = (y.dims[1], tables.dims[1]);
+    let (cache, longest, each) = (cache.bytes(), y.dims[1], tables.dims[1]);
     let (lengths, tables) = (indices(lengths, "length", longest + 1)?, tables.to_i32()?);
-    let sequences = y.data.chunks_mut((longest * bytes).max(1)).zip(tables.chunks(each.max(1))).zip(lengths);
+    let data = Arc::make_mut(&mut y.data);
+    let sequences = data.chunks_mut((longest * bytes).max(1)).zip(tables.chunks(each.max(1))).zip(lengths);
     for ((y, table), length) in sequences {
         for (l, y) in y.chunks_mut(bytes.max(1)).take(length).enumerate() {
             let row = checked(table[l / page], "page", pages)? * page + l % page;
-            y.copy_from_slice(&cache.data[row * bytes..][..bytes]);
+            y.copy_from_slice(&cache[row * bytes..][..bytes]);
         }
     }
     Ok(())

@@ -12,6 +12,10 @@ pub enum Stage {
     Weights,
     /// A prompt of several chunks is read: in tokens.
     Prompt,
+    /// Operations of a graph are interpreted: in nodes.
+    Interpreted,
+    /// Kernels are made beside the interpretation of what they stand for: in nodes.
+    Checked,
 }
 
 /// Is called with a stage, how much of it is done, and how much that is in all. Within a stage what is done never falls; all of it is
