@@ -264,3 +264,21 @@ fn weights_are_there_once_and_never_expanded() {
     let unfused = run(&["-p", "2", "-n", "1", "-r", "1", "--no-warmup", "--no-fuse"]);
     assert!(unfused > most, "{unfused}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn checking_takes_twice_the_memory_of_running_at_most() {
+    let shape = Shape { layers: 6, width: 1024, ffn: 4096, vocab: 32000, ..shape("tiny-llama3") };
+    let model = Model::new(&shape, uniform(DType::Q8_0));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, model.bytes()).unwrap();
+    let peak = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
+        peak_memory(command.arg(arguments[0]).arg(&path).args(&arguments[1..]))
+    };
+    let run = peak(&["bench", "-p", "2", "-n", "1", "-r", "1", "--no-warmup", "--no-bandwidth"]);
+    let check = peak(&["check", "--tokens", "1,2,3"]);
+    println!("{check} bytes to check what runs in {run}");
+    assert!(run > 100 << 20 && check <= 2 * run, "{check} bytes to check what runs in {run}");
+}
