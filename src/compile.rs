@@ -47,7 +47,7 @@ impl Options {
     /// Float32 activations and caches.
     #[must_use]
     pub fn exact(self) -> Options {
-        Options { pipeline: Pipeline::standard(true), kv: KvTypes::both(DType::F32), ..self }
+        Options { pipeline: self.pipeline.exact(), kv: KvTypes::both(DType::F32), ..self }
     }
 
     /// Whether activations stay float32 and the caches too.

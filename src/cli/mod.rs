@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bisect;
 mod check;
 mod compile;
 mod devices;

@@ -5,6 +5,7 @@
 
 mod add_rmsnorm;
 mod attention;
+pub mod bisect;
 mod cleanup;
 pub mod cost;
 mod dequant_matmul;
@@ -21,8 +22,9 @@ mod swiglu;
 mod user_rule;
 
 pub use crate::ir::{Report, Totals};
+pub use dequant_matmul::{activations, has_residual};
 pub use report::{reads, totals};
-pub use rule::{Cx, Fusion, NewNode, Patch, Ref, Reject, Rule};
+pub use rule::{Cx, Fusion, NewNode, Patch, Ref, Reject, Rule, is_free, sole_use};
 pub use user_rule::{Place, UserRule, UserRuleError, rule_at};
 
 use crate::ir::{Decision, Graph, NodeId, Origin, Outcome, Why};
@@ -32,6 +34,7 @@ use std::collections::BTreeSet;
 /// A named rule and when it runs.
 #[derive(Clone, Copy)]
 pub struct Pass {
+    /// What options and reports call it: letters, digits and underscores.
     pub name: &'static str,
     /// What it rewrites, in a line.
     pub summary: &'static str,
@@ -64,6 +67,8 @@ pub const NOT_FUSIONS: [&str; 2] = ["cleanup", "quantise_acts"];
 /// A list of passes and how to run them.
 #[derive(Clone)]
 pub struct Pipeline {
+    /// Those that can be selected, and of them those that run; both in order.
+    known: Vec<Pass>,
     passes: Vec<Pass>,
     /// Stop after this many rewrites.
     pub fuel: Option<u64>,
@@ -109,12 +114,14 @@ impl<F: FnMut(&'static str, &Graph)> Observer for AfterPass<F> {
 /// A pipeline that cannot run, or a rule that broke the graph.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
-    #[error("there is no pass {name:?}; the passes are {}", names().join(", "))]
-    Unknown { name: String },
-    #[error("pass {pass}: {message}")]
-    Patch { pass: &'static str, message: String },
-    #[error("the graph is broken after pass {pass}:\n{message}")]
-    Verify { pass: &'static str, message: String },
+    #[error("there is no pass {name:?}; the passes are {}", known.join(", "))]
+    Unknown { name: String, known: Vec<&'static str> },
+    #[error("a pass cannot be called {name:?}: {message}")]
+    Name { name: &'static str, message: &'static str },
+    #[error("rewrite {rewrite}, by pass {pass} at {at}, cannot be made: {message}")]
+    Patch { rewrite: u64, pass: &'static str, at: String, message: String },
+    #[error("rewrite {rewrite}, by pass {pass} at {at}, breaks the graph:\n{message}")]
+    Verify { rewrite: u64, pass: &'static str, at: String, message: String },
 }
 
 /// The names of all passes in order.
@@ -125,12 +132,65 @@ pub fn names() -> Vec<&'static str> {
 impl Pipeline {
     /// All passes; without `quantise_acts` if `exact`.
     pub fn standard(exact: bool) -> Pipeline {
-        let passes = PASSES.into_iter().filter(|p| !(exact && p.name == quantise_acts::PASS.name)).collect();
-        Pipeline { passes, fuel: None, verify_each: cfg!(debug_assertions), denied: vec![] }
+        let all = PASSES.to_vec();
+        let pipeline = Pipeline {
+            known: all.clone(),
+            passes: all,
+            fuel: None,
+            verify_each: cfg!(debug_assertions),
+            denied: vec![],
+        };
+        if exact { pipeline.exact() } else { pipeline }
     }
 
-    /// The passes with these names, in the order of [`PASSES`] whatever the order of the names. A name with a minus in
-    /// front takes a pass out; if all have one, the rest run.
+    /// Without `quantise_acts`.
+    #[must_use]
+    pub fn exact(mut self) -> Pipeline {
+        self.passes.retain(|p| p.name != quantise_acts::PASS.name);
+        self
+    }
+
+    /// With a pass that is none of [`PASSES`], as the last. It is selected and reported as they are, and counts as a fusion.
+    ///
+    /// # Errors
+    /// If there is a pass of that name, or nobody could select it.
+    pub fn with(self, pass: Pass) -> Result<Pipeline, PassError> {
+        let last = self.known.len();
+        self.insert(last, pass)
+    }
+
+    /// With a pass that is none of [`PASSES`], right after the one of this name, whether that runs or not.
+    ///
+    /// # Errors
+    /// If there is no pass `name`; and as [`Pipeline::with`].
+    pub fn insert_after(self, name: &str, pass: Pass) -> Result<Pipeline, PassError> {
+        let Some(at) = self.known.iter().position(|p| p.name == name) else {
+            return Err(self.unknown(name));
+        };
+        self.insert(at + 1, pass)
+    }
+
+    fn insert(mut self, at: usize, pass: Pass) -> Result<Pipeline, PassError> {
+        let refuse = |message| Err(PassError::Name { name: pass.name, message });
+        if pass.name.is_empty() || !pass.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return refuse("names are letters, digits and underscores");
+        }
+        if self.known.iter().any(|p| p.name == pass.name) {
+            return refuse("there is one of that name");
+        }
+        let runs = |p: &&Pass| self.passes.iter().any(|q| q.name == p.name);
+        let before = self.known[..at].iter().filter(runs).count();
+        self.passes.insert(before, pass);
+        self.known.insert(at, pass);
+        Ok(self)
+    }
+
+    fn unknown(&self, name: &str) -> PassError {
+        PassError::Unknown { name: name.into(), known: self.known.iter().map(|p| p.name).collect() }
+    }
+
+    /// The passes with these names, in the order of [`PASSES`] and what was inserted there, whatever the order of the names. A name
+    /// with a minus in front takes a pass out; if all have one, the rest run.
     ///
     /// # Errors
     /// If there is no pass of a name.
@@ -138,14 +198,16 @@ impl Pipeline {
         let list: Vec<&str> = list.iter().map(|s| s.as_ref().trim()).filter(|s| !s.is_empty()).collect();
         for name in &list {
             let name = name.strip_prefix('-').unwrap_or(name);
-            if !names().contains(&name) {
-                return Err(PassError::Unknown { name: name.to_string() });
+            if !self.known.iter().any(|p| p.name == name) {
+                return Err(self.unknown(name));
             }
         }
         let keeps: Vec<&str> = list.iter().copied().filter(|n| !n.starts_with('-')).collect();
         let only_removes = keeps.is_empty() && !list.is_empty();
-        self.passes = PASSES
-            .into_iter()
+        self.passes = self
+            .known
+            .iter()
+            .copied()
             .filter(|p| {
                 only_removes && self.passes.iter().any(|q| q.name == p.name) || keeps.contains(&p.name)
             })
@@ -177,7 +239,8 @@ impl Pipeline {
     /// Runs the passes on `g`, and shows an observer each rewrite and the graph after each pass.
     ///
     /// # Errors
-    /// A rule that breaks the graph, by the name of its pass: a defect of the rule.
+    /// A rule that breaks the graph, by the name of its pass: a defect of the rule. With [`Pipeline::verify_each`] that is the first
+    /// that does; without it, only what cannot be applied is noticed.
     pub fn run_observed(
         &self,
         g: &mut Graph,
@@ -276,7 +339,13 @@ impl Run<'_> {
         self.spent += 1;
         let at = g.describe(id);
         let takes = numbers(g, &patch.drop);
-        let replaced = patch.drop.iter().rev().map(|&n| report::label(g.op(n)).to_string()).collect();
+        let replaced = patch
+            .drop
+            .iter()
+            .rev()
+            .filter_map(|&n| g.get(n))
+            .map(|node| report::label(&node.op).to_string())
+            .collect();
         let outcome = match patch.fused {
             Some((kernel, gain)) => Outcome::Fired { kernel, replaced, gain },
             None => {
@@ -287,10 +356,17 @@ impl Run<'_> {
         *self.report.rewrites.entry(pass.name.to_string()).or_insert(0) += 1;
         let rewrite = Rewrite { number: self.spent, pass: pass.name, at: id, patch };
         self.observer.before_rewrite(&rewrite, g);
-        let added = patch.apply(g).map_err(|message| PassError::Patch { pass: pass.name, message })?;
-        if self.pipeline.verify_each {
-            crate::ir::verify_unfinished(g)
-                .map_err(|e| PassError::Verify { pass: pass.name, message: e.to_string() })?;
+        let added = match patch.apply(g) {
+            Ok(added) => added,
+            Err(message) => {
+                return Err(PassError::Patch { rewrite: rewrite.number, pass: rewrite.pass, at, message });
+            }
+        };
+        if self.pipeline.verify_each
+            && let Err(e) = crate::ir::verify_unfinished(g)
+        {
+            let message = e.to_string();
+            return Err(PassError::Verify { rewrite: rewrite.number, pass: rewrite.pass, at, message });
         }
         let makes = numbers(g, &added);
         self.record(Decision { pass: pass.name.to_string(), at, takes, makes, outcome });
@@ -309,7 +385,8 @@ impl Run<'_> {
                 continue;
             }
             let op = report::label(g.op(id));
-            let takers = PASSES.iter().filter(|pass| pass.absorbs.contains(&op)).collect::<Vec<_>>();
+            let takers =
+                self.pipeline.known.iter().filter(|pass| pass.absorbs.contains(&op)).collect::<Vec<_>>();
             if takers.is_empty() {
                 let why = Why::NoPass { op: op.into() };
                 let (at, takes) = (g.describe(id), numbers(g, &[id]));

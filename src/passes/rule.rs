@@ -80,8 +80,8 @@ impl Patch {
     /// Applies the patch and returns the ids of the added nodes.
     ///
     /// # Errors
-    /// The typing rule it breaks, or that it makes a cycle or drops what is used: a defect of the rule. The
-    /// graph is unspecified then.
+    /// The typing rule it breaks, or that it drops what is used: a defect of the rule. The graph is unspecified then. What else a
+    /// patch may break, such as the order of effects, the verifier finds.
     pub fn apply(&self, g: &mut Graph) -> Result<Vec<NodeId>, String> {
         let mut ids = Vec::with_capacity(self.add.len());
         let resolve = |r: &Ref, ids: &[NodeId]| match *r {

@@ -130,14 +130,16 @@ impl UserRule {
                 (makes || pass.name == rule, place)
             }
             UserRule::Apart { a, b, place } => {
-                let takes = |name: &str| patch.drop.iter().any(|&n| is_or_holds(g.op(n), name));
+                let takes = |name: &str| {
+                    patch.drop.iter().filter_map(|&n| g.get(n)).any(|node| is_or_holds(&node.op, name))
+                };
                 (patch.fused.is_some() && takes(a) && takes(b), place)
             }
         };
         let here = |place: &Place| {
             let read = patch.drop.iter().chain([&at]).flat_map(|&n| reads(g, n));
             let new = patch.add.iter().flat_map(|new| &new.operands).filter_map(|operand| match operand {
-                Ref::Old(v) => Some(v.node),
+                Ref::Old(v) => Some(v.node).filter(|n| g.get(*n).is_some()),
                 Ref::New { .. } => None,
             });
             let leaves = new.filter_map(|n| match g.op(n) {

@@ -27,11 +27,13 @@
 //! - A fused node shows its body, a graph that has the kernel's name and the outer bounds.
 //! - `//` and `#` start a comment, and space is free.
 
+mod diff;
 mod parse;
 mod print;
 #[cfg(test)]
 mod tests;
 
+pub use diff::diff;
 pub use parse::ParseError;
 pub use print::At;
 pub(super) use print::{attributes, lines, names};

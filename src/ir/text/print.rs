@@ -35,7 +35,7 @@ impl Graph {
     /// The lines of the text between its braces, without indent: one for each node that is no input.
     pub fn statements(&self) -> Vec<String> {
         let mut lines = vec![];
-        block(self, None, &mut lines);
+        block(self, None, &names(self), &mut lines);
         lines.iter().map(|line| line.text.trim_start().to_string()).collect()
     }
 }
@@ -51,14 +51,18 @@ pub fn lines(graph: &Graph) -> Vec<Line> {
         at: None,
         text: format!("graph {}({inputs}) sym T<={}, R<={} {{", sigil('@', &graph.name), bounds.t, bounds.r),
     }];
-    block(graph, None, &mut lines);
+    block(graph, None, &names(graph), &mut lines);
     lines.push(Line { at: None, text: "}".into() });
     lines
 }
 
-/// The statements of a graph, or of the body of `outer`.
-fn block(graph: &Graph, outer: Option<NodeId>, lines: &mut Vec<Line>) {
-    let names = names(graph);
+/// The statements of a graph, or of the body of `outer`, with values called as `names` has it.
+pub(super) fn block(
+    graph: &Graph,
+    outer: Option<NodeId>,
+    names: &HashMap<Value, String>,
+    lines: &mut Vec<Line>,
+) {
     let indent = if outer.is_none() { "  " } else { "    " };
     let name = |v: &Value| names.get(v).cloned().unwrap_or_else(|| "%?".into());
     for id in graph.order() {
@@ -99,7 +103,7 @@ fn block(graph: &Graph, outer: Option<NodeId>, lines: &mut Vec<Line>) {
             Op::Fused(fused) if outer.is_none() => {
                 text.push_str(" {");
                 lines.push(Line { at, text });
-                block(&fused.body, Some(id), lines);
+                block(&fused.body, Some(id), &self::names(&fused.body), lines);
                 lines.push(Line { at: None, text: format!("{indent}}}") });
             }
             _ => lines.push(Line { at, text }),
