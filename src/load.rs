@@ -20,7 +20,7 @@ pub enum LoadError {
     Exec(#[from] ExecError),
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("{0} is a compiled plan, and a model is wanted; only run, dump and explain take plans")]
+    #[error("{0} is a compiled plan, and a model is wanted; only run, profile, dump and explain take plans")]
     IsPlan(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
@@ -67,23 +67,28 @@ pub fn is_plan(path: &Path) -> bool {
         && LoadedPlan::is_plan(&start)
 }
 
-/// Loads the plan of a file that runs on the device ([`choose`]), and the weights it names, or those at `model`. `verify` hashes the
-/// whole model file, not samples of it.
+/// The plan of a file that runs on the device ([`choose`]).
 ///
 /// # Errors
-/// A plan that is damaged or was compiled for something else, each with what differs.
-pub fn load_plan(
-    path: &Path,
-    model: Option<&Path>,
-    verify: bool,
-    on: Option<On>,
-    device: &DeviceOptions,
-) -> Result<(Arc<GgufFile>, Session), LoadError> {
+/// A file that is damaged, or holds no plan that runs there.
+pub fn read_plan(path: &Path, on: Option<On>, device: &DeviceOptions) -> Result<LoadedPlan, LoadError> {
+    choose(read_plans(path)?, on, device).map_err(|source| LoadError::NotHere { path: path.into(), source })
+}
+
+/// All plans of a file.
+///
+/// # Errors
+/// A file that cannot be read, or is damaged.
+pub fn read_plans(path: &Path) -> Result<Vec<LoadedPlan>, LoadError> {
     let bytes = std::fs::read(path).map_err(|source| LoadError::Io { path: path.into(), source })?;
-    let in_plan = |source| LoadError::InPlan { path: path.into(), source };
-    let plans = LoadedPlan::all_from_bytes(&bytes).map_err(in_plan)?;
-    let plan =
-        choose(plans, on, device).map_err(|source| LoadError::NotHere { path: path.into(), source })?;
+    LoadedPlan::all_from_bytes(&bytes).map_err(|source| LoadError::InPlan { path: path.into(), source })
+}
+
+/// The weights that the plan of the file at `path` names, or those at `model`.
+///
+/// # Errors
+/// A model that is not there, or is another than the plan was compiled from.
+pub fn open_weights(plan: &LoadedPlan, path: &Path, model: Option<&Path>) -> Result<GgufFile, LoadError> {
     let named = model.map(PathBuf::from).or(plan.model.source.as_ref().map(PathBuf::from));
     // Plan and model may have moved together.
     let beside = || {
@@ -96,9 +101,28 @@ pub fn load_plan(
         model: place.clone().unwrap_or_default(),
         source: Box::new(source),
     })?;
-    plan.require_model(&file.identity()).map_err(in_plan)?;
+    let other = |source| LoadError::InPlan { path: path.into(), source };
+    plan.require_model(&file.identity()).map_err(other)?;
+    Ok(file)
+}
+
+/// Loads the plan of a file that runs on the device ([`choose`]), and the weights it names, or those at `model`. `verify` hashes the
+/// whole model file, not samples of it.
+///
+/// # Errors
+/// A plan that is damaged or was compiled for something else, each with what differs.
+pub fn load_plan(
+    path: &Path,
+    model: Option<&Path>,
+    verify: bool,
+    on: Option<On>,
+    device: &DeviceOptions,
+) -> Result<(Arc<GgufFile>, Session), LoadError> {
+    let plan = read_plan(path, on, device)?;
+    let file = open_weights(&plan, path, model)?;
     if verify {
-        plan.require_full_hash(file.full_hash()).map_err(in_plan)?;
+        let other = |source| LoadError::InPlan { path: path.into(), source };
+        plan.require_full_hash(file.full_hash()).map_err(other)?;
     }
     let file = Arc::new(file);
     let session = Session::new(Executor::new(plan, Arc::clone(&file), device)?)?;

@@ -11,7 +11,7 @@ use crate::runtime::{DeviceOptions, ExecError, Executor};
 use std::path::Path;
 use std::sync::Arc;
 
-pub use crate::load::{LoadError, embedded, is_plan, load_plan, open};
+pub use crate::load::{LoadError, embedded, is_plan, load_plan, open, open_weights, read_plan, read_plans};
 
 /// A model that cannot be made ready.
 #[derive(Debug, thiserror::Error)]

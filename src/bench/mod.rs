@@ -5,12 +5,15 @@
 //! repetition, and truncated to it after each.
 
 mod bandwidth;
+mod first_token;
 mod measurement;
 mod profile;
+pub mod recorded;
 
 pub use bandwidth::{BandwidthError, read_bandwidth};
+pub use first_token::FirstToken;
 pub use measurement::Measurement;
-pub use profile::{KernelTime, Profile};
+pub use profile::{KernelTime, LaunchTime, NodeTime, Profile, filled, step_of};
 
 use crate::ir::Syms;
 use crate::plan::Output;
@@ -112,6 +115,12 @@ pub fn tests(prompts: &[u64], generations: &[u64], depths: &[u64], sequences: &[
 pub enum BenchError {
     #[error(transparent)]
     Batch(#[from] BatchError),
+    #[error(
+        "the plan was compiled for greedy decoding and returns no logits; compile it again without --greedy"
+    )]
+    NoLogits,
+    #[error("{test} takes {} sequences, and the plan was compiled for {most}", .test.sequences)]
+    Sequences { test: Test, most: u64 },
     #[error("{test} is more than one step, which takes up to {most} tokens")]
     Step { test: Test, most: u64 },
     #[error("{test} needs a context of {needs}, not {context}; give a larger one (-c), or none")]
@@ -303,7 +312,8 @@ impl Bench {
         self.executor().plan().largest(Output::Logits).t.max(1) as usize
     }
 
-    fn random(&mut self, n: u64) -> Vec<u32> {
+    /// So many random tokens.
+    pub fn random(&mut self, n: u64) -> Vec<u32> {
         (0..n).map(|_| self.rng.random_range(0..self.vocabulary)).collect()
     }
 }
@@ -483,13 +493,13 @@ mod tests {
             assert_eq!(sum(|k| k.calls), planned.calls.len() as u64, "{test}");
             assert_eq!(sum(|k| k.launches), planned.calls.len() as u64, "{test}");
             assert!(profile.kernels.is_sorted_by_key(|k| u64::MAX - k.ns));
-            assert!(profile.step_ns > 0 && profile.kernels_ns() > 0);
+            assert!(profile.step_ns > Some(0) && profile.kernels_ns() > 0);
             if let Some(bytes) = bench.bytes_per_step(&test) {
-                assert!(sum(|k| k.bytes) > bytes);
+                assert!(sum(|k| k.work.bytes) > bytes);
             }
             // Two for each element of a matrix and each token, but those of the last layer and the head, which are of the rows wanted.
             let least = if profile.at.t == 1 { 12_000_000 } else { 6_000_000 };
-            let operations = sum(|k| k.operations);
+            let operations = sum(|k| k.work.operations);
             assert!(
                 (2 * least * profile.at.t..30_000_000 * profile.at.t).contains(&operations),
                 "{test}: {operations}"

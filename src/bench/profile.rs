@@ -1,8 +1,10 @@
-//! Where the time of a step goes, kernel by kernel.
+//! Where the time of a step goes, kernel by kernel and node by node.
 
-use super::{Bench, BenchError, Test, Work, check_context};
-use crate::ir::Syms;
+use super::{Bench, BenchError, Output, Test, Work, check_context};
+use crate::codegen::spec::{Computation, KernelSpec};
 use crate::ir::labels::{fold, layer, runs};
+use crate::ir::{DType, Syms};
+use crate::plan::{CallWork, Plan, PlannedCall};
 use crate::runtime::{BatchError, SequenceId};
 use std::collections::BTreeMap;
 
@@ -14,10 +16,14 @@ pub struct Profile {
     pub at: Syms,
     /// Steps that were timed, of each kind.
     pub steps: u64,
-    /// Nanoseconds of a step as it is outside of a profile, until the host has its result: the median.
-    pub step_ns: u64,
+    /// Nanoseconds of a step as it is outside of a profile, until the host has its result: the median. None where that is not known.
+    pub step_ns: Option<u64>,
     /// By time, most first.
     pub kernels: Vec<KernelTime>,
+    /// Every call, in order.
+    pub nodes: Vec<NodeTime>,
+    /// One step as it was: that of median time.
+    pub launches: Vec<LaunchTime>,
 }
 
 /// The calls of one kernel that do the same in different layers.
@@ -32,22 +38,99 @@ pub struct KernelTime {
     pub launches: u64,
     /// Nanoseconds of all of them together: the median over the steps.
     pub ns: u64,
-    /// What they have to do at least: see [`crate::plan::CallWork`].
-    pub bytes: u64,
-    pub operations: u64,
+    /// What they have to do at least.
+    pub work: CallWork,
+    /// Whether its operations are of 8-bit integers, not of floats.
+    pub integer: bool,
 }
 
-impl Profile {
-    /// Nanoseconds of all kernels.
-    pub fn kernels_ns(&self) -> u64 {
-        self.kernels.iter().map(|kernel| kernel.ns).sum()
-    }
+/// One call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeTime {
+    /// Its place in the program.
+    pub call: usize,
+    pub kernel: &'static str,
+    pub node: String,
+    /// On which the plan has it.
+    pub stream: u32,
+    pub launches: u64,
+    /// Nanoseconds: the median over the steps.
+    pub ns: u64,
+    pub work: CallWork,
+    pub integer: bool,
+}
+
+/// One launch of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchTime {
+    /// The place of its call in the program, and its own in the call.
+    pub call: usize,
+    pub launch: usize,
+    /// Nanoseconds from the start of the step.
+    pub start_ns: u64,
+    pub ns: u64,
+}
+
+/// Nanoseconds of some work, in which its bytes and operations went by.
+fn rate(amount: u64, ns: u64) -> f64 {
+    amount as f64 * 1e9 / ns.max(1) as f64
 }
 
 impl KernelTime {
     /// Bytes per second.
     pub fn bandwidth(&self) -> f64 {
-        self.bytes as f64 * 1e9 / self.ns.max(1) as f64
+        rate(self.work.bytes, self.ns)
+    }
+
+    /// Operations per second.
+    pub fn arithmetic(&self) -> f64 {
+        rate(self.work.operations, self.ns)
+    }
+}
+
+impl NodeTime {
+    /// Bytes per second.
+    pub fn bandwidth(&self) -> f64 {
+        rate(self.work.bytes, self.ns)
+    }
+}
+
+impl Profile {
+    /// What the launches of some steps of a program say, at whose end sequences have `filled` rows of the caches, all together.
+    pub fn of(plan: &Plan, program: usize, at: Syms, filled: u64, steps: &[Vec<LaunchTime>]) -> Profile {
+        let planned = &plan.programs[program];
+        let times: Vec<Vec<(u64, u64)>> =
+            steps.iter().map(|step| of_calls(step, planned.calls.len())).collect();
+        let node = |(i, call): (usize, &PlannedCall)| {
+            let spec = &plan.kernels[call.kernel as usize].spec;
+            NodeTime {
+                call: i,
+                kernel: spec.name(),
+                node: without(spec.name(), &call.label),
+                stream: call.slot.stream,
+                launches: times.first().map_or(0, |step| step[i].1),
+                ns: median(times.iter().map(|step| step[i].0)),
+                work: plan.work_of_call(program, i, &at, filled).unwrap_or_default(),
+                integer: in_integers(spec),
+            }
+        };
+        let nodes: Vec<NodeTime> = planned.calls.iter().enumerate().map(node).collect();
+        let mut ordered: Vec<&Vec<LaunchTime>> = steps.iter().collect();
+        ordered.sort_by_key(|step| step.iter().map(|launch| launch.ns).sum::<u64>());
+        Profile {
+            program: planned.name.clone(),
+            at,
+            steps: steps.len() as u64,
+            step_ns: None,
+            kernels: kernels(&planned.calls, &nodes, &times),
+            launches: ordered.get(ordered.len() / 2).map_or(vec![], |step| step.to_vec()),
+            nodes,
+        }
+    }
+
+    /// Nanoseconds of all kernels.
+    pub fn kernels_ns(&self) -> u64 {
+        self.kernels.iter().map(|kernel| kernel.ns).sum()
     }
 }
 
@@ -55,16 +138,10 @@ impl Bench {
     /// Times the launches of a test of one step, so many times, after as many steps as they are outside of a profile.
     ///
     /// # Errors
-    /// If the test takes more than one step, the context is too small, or the device fails.
+    /// If the test takes more than one step, the plan has no program for it, the context is too small, or the device fails.
     pub fn profile(&mut self, test: &Test, steps: u64) -> Result<Profile, BenchError> {
         check_context(&[*test], self.sequences.context())?;
-        let most = match test.work {
-            Work::Prompt(_) => self.chunk() as u64,
-            Work::Generate { .. } => test.sequences,
-        };
-        if test.tokens() > most {
-            return Err(BenchError::Step { test: *test, most });
-        }
+        step_of(self.executor().plan(), test)?;
         let mut ids: Vec<SequenceId> =
             (0..test.sequences).map(|_| self.sequences.begin()).collect::<Result<_, _>>()?;
         self.read(&ids, test.depth)?;
@@ -79,12 +156,12 @@ impl Bench {
         }
         let (program, at, times) = self.timed(test, &mut ids, steps)?;
         ids.into_iter().try_for_each(|id| self.sequences.end(id))?;
-        let kernels = self.kernels(program, &at, test, &times);
-        let program = self.executor().plan().programs[program].name.clone();
-        Ok(Profile { program, at, steps, step_ns: median(&mut whole), kernels })
+        let plan = self.executor().plan();
+        let profile = Profile::of(plan, program, at, filled(plan, test), &times);
+        Ok(Profile { step_ns: Some(median(whole.into_iter())), ..profile })
     }
 
-    /// The program of a step, at what it ran, and for each step the nanoseconds and launches of each call.
+    /// The program of a step, at what it ran, and the launches of each step.
     fn timed(&mut self, test: &Test, ids: &mut [SequenceId], steps: u64) -> Result<Timed, BenchError> {
         let (mut found, mut times) = ((0, Syms { t: 0, r: 0 }), vec![]);
         for _ in 0..steps {
@@ -96,52 +173,99 @@ impl Bench {
             self.rewind(test, ids)?;
             let Some((program, at, timings)) = timings else { continue };
             found = (program, at);
-            let mut calls = vec![(0u64, 0u64); self.executor().plan().programs[program].calls.len()];
-            for timing in timings {
-                let (ns, launches) = &mut calls[timing.call];
-                *ns += u64::try_from(timing.time.as_nanos()).unwrap_or(u64::MAX);
-                *launches += 1;
-            }
-            times.push(calls);
+            let mut start_ns = 0;
+            // Each is timed from the end of the one before.
+            let launches = timings.into_iter().map(|timing| {
+                let ns = u64::try_from(timing.time.as_nanos()).unwrap_or(u64::MAX);
+                let launch = LaunchTime { call: timing.call, launch: timing.launch, start_ns, ns };
+                start_ns = start_ns.saturating_add(ns);
+                launch
+            });
+            times.push(launches.collect());
         }
         Ok((found.0, found.1, times))
     }
-
-    fn kernels(&self, program: usize, at: &Syms, test: &Test, times: &[Vec<(u64, u64)>]) -> Vec<KernelTime> {
-        let plan = self.executor().plan();
-        let filled = test.context().min(self.window()).saturating_mul(test.sequences);
-        let calls = &plan.programs[program].calls;
-        let mut groups: BTreeMap<(u32, String), Vec<usize>> = BTreeMap::new();
-        for (i, call) in calls.iter().enumerate() {
-            groups.entry((call.kernel, fold(&call.label, |_| "*".into()))).or_default().push(i);
-        }
-        let mut kernels = vec![];
-        for ((kernel, _), members) in groups {
-            let sum = |of: &dyn Fn(usize) -> u64| members.iter().map(|i| of(*i)).sum::<u64>();
-            let mut of_steps: Vec<u64> = times.iter().map(|step| sum(&|i| step[i].0)).collect();
-            let work = |i: usize| plan.work_of_call(program, i, at, filled).unwrap_or_default();
-            let layers: Vec<u64> = members.iter().filter_map(|i| layer(&calls[*i].label)).collect();
-            let name = plan.kernels[kernel as usize].spec.name();
-            let node = fold(&calls[members[0]].label, |_| runs(&layers));
-            kernels.push(KernelTime {
-                kernel: name,
-                node: node.strip_prefix(name).unwrap_or(&node).trim_start().to_string(),
-                calls: members.len() as u64,
-                launches: times.first().map_or(0, |step| sum(&|i| step[i].1)),
-                ns: median(&mut of_steps),
-                bytes: sum(&|i| work(i).bytes),
-                operations: sum(&|i| work(i).operations),
-            });
-        }
-        kernels.sort_by(|a, b| b.ns.cmp(&a.ns).then_with(|| a.node.cmp(&b.node)));
-        kernels
-    }
 }
 
-/// A program, at what it ran, and for each step the nanoseconds and launches of each of its calls.
-type Timed = (usize, Syms, Vec<Vec<(u64, u64)>>);
+/// A program, at what it ran, and the launches of each step.
+type Timed = (usize, Syms, Vec<Vec<LaunchTime>>);
 
-fn median(values: &mut [u64]) -> u64 {
+/// The program in which a test of one step runs, and at what.
+///
+/// # Errors
+/// If the plan has none, or not as many sequences, or the test takes more than one step.
+pub fn step_of(plan: &Plan, test: &Test) -> Result<(usize, Syms), BenchError> {
+    let (test, largest) = (*test, plan.largest(Output::Logits));
+    if largest.t == 0 {
+        return Err(BenchError::NoLogits);
+    }
+    if test.sequences > plan.options.sequences {
+        return Err(BenchError::Sequences { test, most: plan.options.sequences });
+    }
+    let most = match test.work {
+        Work::Prompt(_) => largest.t,
+        Work::Generate { .. } => test.sequences,
+    };
+    let at = Syms { t: test.tokens(), r: test.sequences };
+    let program = plan.program_for(at.t, at.r, super::output(test.logits())).filter(|_| at.t <= most);
+    Ok((program.ok_or(BenchError::Step { test, most })?, at))
+}
+
+/// Rows of the caches that the sequences of a test have after a step, as far as a window shows them.
+pub fn filled(plan: &Plan, test: &Test) -> u64 {
+    let window = plan.paging().ok().flatten().and_then(|paging| paging.window).unwrap_or(u64::MAX);
+    test.context().min(window).saturating_mul(test.sequences)
+}
+
+/// Nanoseconds and launches of each call of a step.
+fn of_calls(launches: &[LaunchTime], calls: usize) -> Vec<(u64, u64)> {
+    let mut of = vec![(0u64, 0u64); calls];
+    for launch in launches {
+        let (ns, count) = &mut of[launch.call];
+        *ns = ns.saturating_add(launch.ns);
+        *count += 1;
+    }
+    of
+}
+
+/// Folds calls of one kernel that do the same in different layers.
+fn kernels(calls: &[PlannedCall], nodes: &[NodeTime], times: &[Vec<(u64, u64)>]) -> Vec<KernelTime> {
+    let mut groups: BTreeMap<(u32, String), Vec<usize>> = BTreeMap::new();
+    for (i, call) in calls.iter().enumerate() {
+        groups.entry((call.kernel, fold(&call.label, |_| "*".into()))).or_default().push(i);
+    }
+    let folded = groups.into_values().map(|members| {
+        let layers: Vec<u64> = members.iter().filter_map(|i| layer(&calls[*i].label)).collect();
+        let first = &nodes[members[0]];
+        KernelTime {
+            kernel: first.kernel,
+            node: fold(&first.node, |_| runs(&layers)),
+            calls: members.len() as u64,
+            launches: members.iter().map(|i| nodes[*i].launches).sum(),
+            ns: median(times.iter().map(|step| members.iter().map(|i| step[*i].0).sum())),
+            work: members.iter().map(|i| nodes[*i].work).fold(CallWork::default(), CallWork::and),
+            integer: first.integer,
+        }
+    });
+    let mut kernels: Vec<KernelTime> = folded.collect();
+    kernels.sort_by(|a, b| b.ns.cmp(&a.ns).then_with(|| a.node.cmp(&b.node)));
+    kernels
+}
+
+/// A label without the name of its kernel.
+fn without(kernel: &str, label: &str) -> String {
+    label.strip_prefix(kernel).unwrap_or(label).trim_start().to_string()
+}
+
+/// Whether a matmul multiplies 8-bit integers: quantised activations by quantised weights.
+fn in_integers(spec: &KernelSpec) -> bool {
+    let Computation::Matmul(m) = &spec.computes else { return false };
+    let x = spec.args.get(usize::from(m.x)).map(|arg| arg.ty.dtype);
+    x == Some(DType::Q8Act) && m.parts.iter().all(|part| part.format.is_quantised())
+}
+
+fn median(values: impl Iterator<Item = u64>) -> u64 {
+    let mut values: Vec<u64> = values.collect();
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or(0)
 }

@@ -38,6 +38,48 @@ impl ModelArgs {
     }
 }
 
+/// A model, or a plan of one.
+#[derive(Args)]
+pub struct SourceArgs {
+    /// Model file (GGUF) or compiled plan; the embedded rustdoc-13m if absent.
+    #[arg(value_name = "MODEL|PLAN")]
+    source: Option<PathBuf>,
+    /// Model file; with a plan, where its weights are now.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+}
+
+/// What was given.
+pub enum Source {
+    /// A plan, and where its weights are, if that was said.
+    Plan {
+        path: PathBuf,
+        model: Option<PathBuf>,
+    },
+    Model(ModelArgs),
+}
+
+impl SourceArgs {
+    /// Which of them it is. A plan is refused along with options by which models are compiled, but for one that may be allowed.
+    pub fn find(&self, compile: &CompileArgs, allowed: Option<&str>) -> Result<Source, Error> {
+        // A plan may stand where a model does.
+        let (source, model) = match (&self.source, &self.model) {
+            (None, Some(plan)) if model::is_plan(plan) => (Some(plan), None),
+            (source, model) => (source.as_ref(), model.clone()),
+        };
+        if let Some(path) = source.filter(|path| model::is_plan(path)) {
+            if let Some(flag) = compile.first_given_but(allowed) {
+                return Err(format!("{} is compiled already: {flag} does not apply", path.display()).into());
+            }
+            return Ok(Source::Plan { path: path.clone(), model });
+        }
+        if source.is_some() && model.is_some() {
+            return Err("the model is given twice".into());
+        }
+        Ok(Source::Model(ModelArgs { model: source.cloned(), model_flag: model }))
+    }
+}
+
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
@@ -98,6 +140,11 @@ impl CompileArgs {
 
     /// The first of these options that was given a value other than its default.
     pub fn first_given(&self) -> Option<&'static str> {
+        self.first_given_but(None)
+    }
+
+    /// The same, but for one of them.
+    pub fn first_given_but(&self, allowed: Option<&str>) -> Option<&'static str> {
         let given = [
             (self.target.is_some(), "--target"),
             (self.exact, "--exact"),
@@ -110,7 +157,7 @@ impl CompileArgs {
             (self.context.is_some(), "--ctx-size"),
             (self.chunk != DEFAULT_CHUNK, "--chunk"),
         ];
-        given.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+        given.into_iter().find(|(given, flag)| *given && Some(*flag) != allowed).map(|(_, flag)| flag)
     }
 
     /// The options they stand for where a device is to run what is compiled: its own target, unless one is given.

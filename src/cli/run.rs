@@ -1,6 +1,6 @@
 //! `sinter run`: generate text from a model file or a plan.
 
-use super::args::{CompileArgs, DeviceArgs, ModelArgs};
+use super::args::{CompileArgs, DeviceArgs, Source, SourceArgs};
 use super::{files, say};
 use sinter::compile::Purpose;
 use sinter::generate::{EncodeOptions, Sampler, Sampling, Session, Stop, Tokenizer};
@@ -18,12 +18,8 @@ const DEFAULT_PROMPT: &str = "The borrow checker";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (GGUF) or compiled plan; the embedded rustdoc-13m if absent.
-    #[arg(value_name = "MODEL|PLAN")]
-    source: Option<PathBuf>,
-    /// Model file; with a plan, where its weights are now.
-    #[arg(short, long, value_name = "MODEL")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Text to continue; - or a pipe reads stdin.
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -190,27 +186,13 @@ fn load(
     args: &Args,
     greedy: bool,
 ) -> Result<(Arc<GgufFile>, Session), Box<dyn std::error::Error + Send + Sync>> {
-    // A plan may stand where a model does.
-    let (source, model_flag) = match (&args.source, &args.model) {
-        (None, Some(plan)) if model::is_plan(plan) => (Some(plan), None),
-        (source, model) => (source.as_ref(), model.as_ref()),
-    };
-    if let Some(path) = source.filter(|p| model::is_plan(p)) {
-        if let Some(flag) = args.compile.first_given() {
-            return Err(format!("{} is compiled already: {flag} does not apply", path.display()).into());
+    let source = match args.source.find(&args.compile, None)? {
+        Source::Plan { path, model } => {
+            let (on, device) = (args.device.on(), args.device.options());
+            return Ok(model::load_plan(&path, model.as_deref(), args.verify, on, &device)?);
         }
-        return Ok(model::load_plan(
-            path,
-            model_flag.map(PathBuf::as_path),
-            args.verify,
-            args.device.on(),
-            &args.device.options(),
-        )?);
-    }
-    let source = ModelArgs { model: source.cloned(), model_flag: model_flag.cloned() };
-    if source.model.is_some() && source.model_flag.is_some() {
-        return Err("the model is given twice".into());
-    }
+        Source::Model(source) => source,
+    };
     if args.verify {
         return Err("--verify compares a model file with a plan, and no plan is given".into());
     }

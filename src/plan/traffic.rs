@@ -59,8 +59,25 @@ impl Plan {
 pub struct CallWork {
     /// Bytes of weights, states and activations that it reads or writes, each argument once.
     pub bytes: u64,
+    /// Of them, those of weights.
+    pub weights: u64,
+    /// And those of states.
+    pub states: u64,
     /// Operations of its matmuls and its attention, two for each product that is added.
     pub operations: u64,
+}
+
+impl CallWork {
+    /// What both have to do.
+    #[must_use]
+    pub fn and(self, other: CallWork) -> CallWork {
+        CallWork {
+            bytes: self.bytes.saturating_add(other.bytes),
+            weights: self.weights.saturating_add(other.weights),
+            states: self.states.saturating_add(other.states),
+            operations: self.operations.saturating_add(other.operations),
+        }
+    }
 }
 
 impl Plan {
@@ -71,9 +88,9 @@ impl Plan {
         let call = self.programs.get(program)?.calls.get(call)?;
         let kernel = &self.kernels[call.kernel as usize];
         let lookup = lookups(&kernel.spec);
-        let mut bytes = 0u64;
+        let mut work = CallWork::default();
         for (i, (buffer, arg)) in call.args.iter().zip(kernel.args()).enumerate() {
-            bytes = bytes.saturating_add(match (*buffer, lookup) {
+            let bytes = match (*buffer, lookup) {
                 (BufRef::State(s), _) => {
                     let State { ty, role, .. } = &self.states[s as usize];
                     match (role, arg.access) {
@@ -92,7 +109,13 @@ impl Plan {
                 (BufRef::Weight(w), _) => self.weights[w as usize].ty.bytes(at),
                 (BufRef::Arena(_), _) if arg.access == Access::Scratch => 0,
                 (BufRef::Arena(_), _) => arg.ty.bytes(at),
-            });
+            };
+            let (weights, states) = match buffer {
+                BufRef::Weight(_) => (bytes, 0),
+                BufRef::State(_) => (0, bytes),
+                BufRef::Arena(_) => (0, 0),
+            };
+            work = work.and(CallWork { bytes, weights, states, operations: 0 });
         }
         let tokens = |arg: u16| kernel.arg(arg).map_or(at.t, |arg| arg.ty.first().eval(at));
         let operations = match &kernel.spec.computes {
@@ -108,7 +131,7 @@ impl Plan {
             | Computation::GatedScan(_)
             | Computation::Op(_) => 0,
         };
-        Some(CallWork { bytes, operations })
+        Some(CallWork { operations, ..work })
     }
 }
 
@@ -180,7 +203,10 @@ mod tests {
         let step = plan.bytes_per_step(1, &at, 10).unwrap();
         assert_eq!(works.iter().map(|work| work.bytes).sum::<u64>(), step + between);
         assert!(works.iter().all(|work| work.operations == 0), "there is no matmul");
-        assert_eq!(plan.work_of_call(1, works.len(), &at, 10), None);
+        let all = works.into_iter().reduce(CallWork::and).unwrap();
+        // A row of the table and the bias; the rows that are filled, and the new one. The rest is between calls.
+        assert_eq!((all.weights, all.states, all.bytes - between), (32 + 32, 10 * 32 + 32, step));
+        assert_eq!(plan.work_of_call(1, program.calls.len(), &at, 10), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::plan::{BufRef, Input, LoadedPlan, Plan, PlanError, PlannedProgram, St
 use indexmap::IndexMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The inputs of a step over some sequences (see [`crate::ir::step`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,7 +55,15 @@ pub struct Executor {
     timed: bool,
     /// Room for what is viewed of results.
     viewed: Vec<u32>,
+    uploads: Transfer,
     progress: Progress,
+}
+
+/// Bytes that went from the host to the device or back, and how long the host was at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transfer {
+    pub bytes: u64,
+    pub time: Duration,
 }
 
 /// Why a step cannot run.
@@ -111,7 +120,9 @@ impl Executor {
     /// The same, on a device that holds the plan already.
     fn on(device: Box<dyn Device>, plan: Arc<LoadedPlan>) -> Result<Executor, ExecError> {
         plan.require_device(device.kind())?;
-        Ok(Executor { plan, device, last: None, timed: false, viewed: vec![], progress: Progress::default() })
+        let uploads = Transfer::default();
+        let progress = Progress::default();
+        Ok(Executor { plan, device, last: None, timed: false, viewed: vec![], uploads, progress })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -153,13 +164,21 @@ impl Executor {
         }
         let slots = matching(planned, inputs, at)?;
         self.last = None;
+        let before = Instant::now();
         for (input, bytes) in slots {
             self.device.write(program, input, bytes)?;
+            self.uploads.bytes += bytes.len() as u64;
         }
+        self.uploads.time += before.elapsed();
         let calls = 0..self.program(program)?.calls.len();
         let ticket = self.device.submit(&Submission { program, calls, at: *at, timed: self.timed })?;
         self.last = Some((program, *at, ticket));
         Ok(())
+    }
+
+    /// The inputs of all steps so far. A GPU takes them while the host goes on.
+    pub fn uploads(&self) -> Transfer {
+        self.uploads
     }
 
     /// Whether each launch of the steps from here on is timed, which may slow them down: see [`Executor::timings`].

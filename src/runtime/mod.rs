@@ -11,6 +11,6 @@ pub mod weights;
 
 pub use batch::{BatchError, Part, SequenceId, Sequences, Wanted};
 pub use device::{DeviceError, DeviceOptions, On, Size, choose};
-pub use exec::{ExecError, Executor, StepRows};
+pub use exec::{ExecError, Executor, StepRows, Transfer};
 pub use progress::{Progress, Stage};
 pub use weights::WeightError;
