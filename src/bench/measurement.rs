@@ -55,6 +55,11 @@ impl Measurement {
         deviation(&self.samples_ts())
     }
 
+    /// The median of [`Measurement::samples_ts`], which a single slow repetition does not move.
+    pub fn median_ts(&self) -> f64 {
+        median(self.samples_ts())
+    }
+
     /// The time in nanoseconds that `percent` of the steps do not exceed: by nearest rank, so one that was measured. 0
     /// without steps.
     pub fn percentile_ns(&self, percent: u8) -> u64 {
@@ -72,6 +77,13 @@ impl Measurement {
 /// The arithmetic mean, 0 of nothing.
 fn mean(x: &[f64]) -> f64 {
     if x.is_empty() { 0.0 } else { x.iter().sum::<f64>() / x.len() as f64 }
+}
+
+/// The middle of these, or the mean of the two in the middle; 0 of nothing.
+fn median(mut x: Vec<f64>) -> f64 {
+    x.sort_unstable_by(f64::total_cmp);
+    let middle = |back: usize| x.get((x.len() - back) / 2).copied().unwrap_or(0.0);
+    if x.is_empty() { 0.0 } else { middle(1).midpoint(middle(0)) }
 }
 
 /// The standard deviation of a sample (over `n − 1`), 0 of fewer than two.
@@ -108,6 +120,20 @@ mod tests {
         m.add(&[0]);
         assert_eq!((m.stddev_ns(), m.stddev_ts()), (0.0, 0.0));
         assert!(m.avg_ts().is_finite());
+    }
+
+    #[test]
+    fn a_median_is_not_moved_by_one() {
+        assert_eq!(median(vec![]), 0.0);
+        assert_eq!(median(vec![3.0]), 3.0);
+        assert_eq!(median(vec![9.0, 1.0]), 5.0);
+        assert_eq!(median(vec![1e9, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 1e9]), 3.0);
+        let mut m = Measurement::new(1);
+        for ns in [100, 100, 100_000] {
+            m.add(&[ns]);
+        }
+        assert_eq!(m.median_ts(), 1e7);
     }
 
     #[test]

@@ -5,15 +5,21 @@
 //! repetition, and truncated to it after each.
 
 mod bandwidth;
+pub mod compare;
 mod first_token;
+mod machine;
 mod measurement;
 mod profile;
 pub mod recorded;
+pub mod run;
+mod trend;
 
 pub use bandwidth::{BandwidthError, read_bandwidth};
 pub use first_token::FirstToken;
+pub use machine::{cores, cpu_name};
 pub use measurement::Measurement;
 pub use profile::{KernelTime, LaunchTime, NodeTime, Profile, filled, step_of};
+pub use trend::trend;
 
 use crate::ir::Syms;
 use crate::plan::Output;

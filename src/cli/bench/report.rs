@@ -1,67 +1,18 @@
-//! `sinter bench`: how fast a model runs, measured and reported as llama-bench does.
+//! The results as they are printed: a table, or records with llama-bench's keys.
 
-use super::args::{CompileArgs, Device, DeviceArgs, ModelArgs};
+use super::kept::Judgement;
 use clap::ValueEnum;
 use serde::Serialize;
-use sinter::bench::{self, Bench, Measurement, Test, Work};
-use sinter::compile::{Options, Purpose};
+use sinter::bench::compare::Verdict;
+use sinter::bench::{Measurement, Test, Work};
 use sinter::gguf::Gguf;
 use sinter::ir::KvTypes;
-use sinter::model;
-use sinter::target::TargetKind;
 use std::collections::BTreeMap;
 use std::io::{StdoutLock, Write};
-use std::num::NonZeroUsize;
 use std::rc::Rc;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-
-/// What is read to find the bandwidth, in bytes: much more than the caches of a processor hold.
-const BANDWIDTH_BYTES: usize = 1 << 30;
-
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Tokens of a prompt, or several lengths; 0 for no prompts.
-    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512", value_name = "N,…")]
-    n_prompt: Vec<u64>,
-    /// Tokens to generate, or several lengths; 0 for no generation.
-    #[arg(short, long, value_delimiter = ',', default_value = "128", value_name = "N,…")]
-    n_gen: Vec<u64>,
-    /// Tokens in the cache before, or several such depths.
-    #[arg(short = 'd', long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
-    n_depth: Vec<u64>,
-    /// Sequences at once, or several numbers of them; speeds are of all together.
-    #[arg(short = 'b', long, value_delimiter = ',', default_value = "1", value_name = "N,…", value_parser = clap::value_parser!(u64).range(1..=4096))]
-    n_sequences: Vec<u64>,
-    /// Times to repeat each test.
-    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    repetitions: u64,
-    /// Count the first repetition too.
-    #[arg(long)]
-    no_warmup: bool,
-    /// Do not measure the machine's read bandwidth, for which 1 GiB of memory is taken for a moment.
-    #[arg(long)]
-    no_bandwidth: bool,
-    /// How to print the results (see docs/json.md).
-    #[arg(short, long, value_enum, default_value = "md")]
-    output: Output,
-    #[command(flatten)]
-    compile: CompileArgs,
-    /// Device to run on: cpu, hip (the first GPU that there are kernels for) or hip:NUMBER.
-    #[arg(long, default_value = "cpu")]
-    device: Device,
-    /// On a GPU, make every launch of every step by itself: replay nothing as a graph.
-    #[arg(long)]
-    no_graph: bool,
-    /// Threads of the CPU device, or several numbers of them [default: all cores].
-    #[arg(short, long, value_delimiter = ',', value_name = "N,…")]
-    threads: Vec<usize>,
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub enum Output {
     /// A Markdown table.
     Md,
     /// One array.
@@ -70,94 +21,32 @@ enum Output {
     Jsonl,
 }
 
-pub fn run(args: Args) -> super::Outcome {
-    let tests = bench::tests(&args.n_prompt, &args.n_gen, &args.n_depth, &args.n_sequences);
-    let Some(needs) = tests.iter().map(Test::context).max() else {
-        return Err("there is nothing to measure: all lengths of -p and -n are 0".into());
-    };
-    let file = args.model.open()?;
-    let device = |threads| DeviceArgs { device: Some(args.device), threads, no_graph: args.no_graph };
-    let options = args.compile.options_on(&device(None), false)?;
-    let context = options.context.unwrap_or(needs);
-    bench::check_context(&tests, context)?;
-    let sequences = args.n_sequences.iter().copied().max().unwrap_or(1);
-    let options = Options { context: Some(context), sequences, ..options };
-    let mut all_threads: Vec<usize> = vec![];
-    for threads in args.threads {
-        if !all_threads.contains(&threads) {
-            all_threads.push(threads);
-        }
-    }
-    if all_threads.is_empty() {
-        all_threads.push(std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
-    }
-    let mut out: Option<Printer> = None;
-    for threads in all_threads {
-        let executor = model::executor(
-            &file,
-            args.model.path(),
-            &options,
-            Purpose::Bench,
-            &device(Some(threads)).options(),
-        )?;
-        // The CPU stands in where there is no GPU.
-        let used = if options.target.kind == TargetKind::Cpu { Device::Cpu } else { args.device };
-        let bandwidth = match args.no_bandwidth || used != Device::Cpu {
-            true => None,
-            false => Some(bench::read_bandwidth(BANDWIDTH_BYTES, threads)?),
-        };
-        let setting = Rc::new(Setting {
-            filename: args.model.path().map_or("embedded".into(), |p| p.to_string_lossy().into_owned()),
-            model: Description::of(file.gguf()),
-            cpu: cpu_name(),
-            isa: executor.isa().to_string(),
-            backend: used.to_string().to_uppercase(),
-            threads,
-            chunk: options.chunk,
-            cache: options.kv,
-            exact: options.is_exact(),
-            bandwidth,
-        });
-        let mut bench = Bench::new(executor)?;
-        let out = match &mut out {
-            Some(out) => out,
-            None => out.insert(Printer::new(args.output)?),
-        };
-        for test in &tests {
-            let (setting, test, time) = (Rc::clone(&setting), *test, now());
-            let measured = bench.measure(&test, args.repetitions, !args.no_warmup)?;
-            out.row(Row { bytes_per_step: bench.bytes_per_step(&test), setting, test, time, measured })?;
-        }
-    }
-    out.map_or(Ok(()), Printer::end)
-}
-
 /// What all tests on so many threads have in common.
-struct Setting {
-    filename: String,
-    model: Description,
-    cpu: String,
+pub struct Setting {
+    pub filename: String,
+    pub model: Description,
+    pub cpu: String,
     /// The instruction set that kernels use.
-    isa: String,
-    backend: String,
-    threads: usize,
-    chunk: u64,
-    cache: KvTypes,
-    exact: bool,
+    pub isa: String,
+    pub backend: String,
+    pub threads: usize,
+    pub chunk: u64,
+    pub cache: KvTypes,
+    pub exact: bool,
     /// Bytes per second.
-    bandwidth: Option<f64>,
+    pub bandwidth: Option<f64>,
 }
 
 /// A model in a word, and its size.
-struct Description {
-    kind: String,
-    parameters: u64,
-    bytes: u64,
+pub struct Description {
+    pub kind: String,
+    pub parameters: u64,
+    pub bytes: u64,
 }
 
 impl Description {
     /// As in `llama 8.0B Q4_K`: the format is the one that most bytes are in.
-    fn of(gguf: &Gguf) -> Description {
+    pub fn of(gguf: &Gguf) -> Description {
         let mut formats: BTreeMap<&str, u64> = BTreeMap::new();
         let (mut parameters, mut bytes) = (0u64, 0u64);
         for tensor in gguf.tensors.values() {
@@ -176,13 +65,15 @@ impl Description {
 }
 
 /// The result of one test.
-struct Row {
-    setting: Rc<Setting>,
-    test: Test,
+pub struct Row {
+    pub setting: Rc<Setting>,
+    pub test: Test,
     /// When it began.
-    time: String,
-    measured: Measurement,
-    bytes_per_step: Option<u64>,
+    pub time: String,
+    pub measured: Measurement,
+    pub bytes_per_step: Option<u64>,
+    /// Beside a baseline, if there is one that has the test.
+    pub judgement: Option<Judgement>,
 }
 
 impl Row {
@@ -223,14 +114,19 @@ impl Row {
             stddev_ns: m.stddev_ns().round() as u64,
             avg_ts: m.avg_ts(),
             stddev_ts: m.stddev_ts(),
+            median_ts: m.median_ts(),
             samples_ns: m.samples_ns(),
             samples_ts: m.samples_ts(),
             p50_ns: m.percentile_ns(50),
             p90_ns: m.percentile_ns(90),
+            p95_ns: m.percentile_ns(95),
             p99_ns: m.percentile_ns(99),
             bytes_per_step: self.bytes_per_step,
             read_bandwidth_gbs: setting.bandwidth.map(|b| b / 1e9),
             bandwidth_share: self.moved().zip(setting.bandwidth).map(|(moved, most)| moved / most),
+            baseline_ts: self.judgement.map(|j| j.before_ts),
+            ratio: self.judgement.map(|j| j.ratio),
+            slower: self.judgement.map(|j| j.verdict == Verdict::Slower),
         }
     }
 }
@@ -263,25 +159,30 @@ struct Record<'a> {
     stddev_ns: u64,
     avg_ts: f64,
     stddev_ts: f64,
+    median_ts: f64,
     samples_ns: &'a [u64],
     samples_ts: Vec<f64>,
     p50_ns: u64,
     p90_ns: u64,
+    p95_ns: u64,
     p99_ns: u64,
     bytes_per_step: Option<u64>,
     read_bandwidth_gbs: Option<f64>,
     bandwidth_share: Option<f64>,
+    baseline_ts: Option<f64>,
+    ratio: Option<f64>,
+    slower: Option<bool>,
 }
 
 /// Prints rows as they come, but for one array, which is printed whole.
-struct Printer {
+pub struct Printer {
     out: StdoutLock<'static>,
     format: Output,
     rows: Vec<Row>,
 }
 
 /// The columns of the table, and whether they hold numbers.
-const COLUMNS: [(&str, bool, usize); 11] = [
+const COLUMNS: [(&str, bool, usize); 12] = [
     ("model", false, 22),
     ("size", true, 10),
     ("params", true, 9),
@@ -291,12 +192,13 @@ const COLUMNS: [(&str, bool, usize); 11] = [
     ("t/s", true, 19),
     ("p50 ms", true, 9),
     ("p90 ms", true, 9),
+    ("p95 ms", true, 9),
     ("p99 ms", true, 9),
     ("bandwidth", true, 16),
 ];
 
 impl Printer {
-    fn new(format: Output) -> std::io::Result<Printer> {
+    pub fn new(format: Output) -> std::io::Result<Printer> {
         let mut printer = Printer { out: std::io::stdout().lock(), format, rows: vec![] };
         if format == Output::Md {
             printer.line(&COLUMNS.map(|(name, ..)| name.to_string()))?;
@@ -319,7 +221,7 @@ impl Printer {
         self.out.flush()
     }
 
-    fn row(&mut self, row: Row) -> std::io::Result<()> {
+    pub fn row(&mut self, row: Row) -> std::io::Result<()> {
         match self.format {
             Output::Md => self.line(&Printer::cells(&row))?,
             Output::Json => {}
@@ -352,12 +254,13 @@ impl Printer {
             format!("{:.2} ± {:.2}", m.avg_ts(), m.stddev_ts()),
             ms(50),
             ms(90),
+            ms(95),
             ms(99),
             moved,
         ]
     }
 
-    fn end(mut self) -> super::Outcome {
+    pub fn end(mut self) -> super::super::Outcome {
         match self.format {
             Output::Json => {
                 let records: Vec<_> = self.rows.iter().map(Row::record).collect();
@@ -381,19 +284,4 @@ impl Printer {
         }
         Ok(())
     }
-}
-
-/// The processor as Linux names it, or its architecture.
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_string()
-}
-
-/// The time in UTC as RFC 3339 has it.
-fn now() -> String {
-    let mut time = String::new();
-    // Writing to a string does not fail.
-    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-    time
 }
