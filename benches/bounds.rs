@@ -1,17 +1,13 @@
 //! What must stay fast, with bounds: `cargo bench --bench bounds`. Exits with 1 if one is exceeded. Not part of the tests, as
 //! whatever else the machine does is measured too; a bound that is exceeded once is worth a second run, and twice a look.
 
-#[path = "../tests/support/synthetic.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod synthetic;
+mod common;
 
-use sinter::codegen::backend;
-use sinter::codegen::spec::{
-    Access, Arg, Computation, Epilogue, Implementation, KernelSpec, Layout, MatmulPart, MatmulSpec,
-};
+use common::synthetic;
+use sinter::codegen::spec::{Implementation, KernelSpec, Layout};
 use sinter::compile::{self, Options, Purpose};
 use sinter::ir::arbitrary::random_bytes;
-use sinter::ir::{DType, Dim, Syms, TensorType};
+use sinter::ir::{DType, Syms};
 use sinter::lower::{self, Config};
 use sinter::runtime::cpu::{Features, RawArg, bind};
 use sinter::target::Target;
@@ -60,27 +56,10 @@ fn compilation() -> bool {
     all
 }
 
-const K: u64 = 4096;
-
 /// A lone token times a matrix of some rows, none of which need memory: what decoding a format takes.
 fn matvec(format: DType, layout: Layout) -> Implementation {
-    let arg = |access, dtype, shape: &[Dim]| Arg::new(access, TensorType { dtype, shape: shape.to_vec() });
-    let rows = 32;
-    let part = MatmulPart { weight: 1, format, rows, bias: None, residual: None, out: Some(2) };
-    let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store };
-    let args = vec![
-        arg(Access::Read, DType::Q8Act, &[Dim::T, Dim::n(K)]),
-        arg(Access::Read, format, &[Dim::n(rows), Dim::n(K)]),
-        arg(Access::Write, DType::F32, &[Dim::T, Dim::n(rows)]),
-    ];
-    let spec = KernelSpec { kernel: None, computes: Computation::Matmul(m), args };
-    let target = Target::cpu();
-    let cpu = backend(target.kind);
-    let layouts = match layout {
-        Layout::RowMajor => vec![],
-        layout => vec![(1, layout)],
-    };
-    cpu.emit(spec, layouts, &[], &[], &Syms { t: 1, r: 1 }, &target).expect("the CPU has the kernel")
+    let (computes, args) = common::matmul(DType::Q8Act, format, 32);
+    common::emit(KernelSpec { kernel: None, computes, args }, vec![(1, layout)], 1)
 }
 
 /// Formats take up to 2.5 times as long as Q8_0; one that the compiler does not turn into vectors, ten times.

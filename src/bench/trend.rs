@@ -193,18 +193,20 @@ impl Panel<'_> {
         let times = Axis { from: seconds(first), to: seconds(end), at: (x0 + 8.0, x1 - 8.0) };
         dates(out, &times, y1 + 20.0)?;
 
+        let mut labelled = x0;
         for pair in self.points.windows(2) {
             let (then, now) = (&pair[0].0.software.sinter, &pair[1].0.software.sinter);
-            if then != now {
-                let at = times.place(seconds(pair[1].0));
-                writeln!(out, "<path class=\"since\" d=\"M{at:.1} {y0:.1}V{y1:.1}\"/>")?;
-                let label = Escaped(now);
-                writeln!(
-                    out,
-                    "<text class=\"version\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-                    at - 4.0,
-                    y0 + 2.0
-                )?;
+            if then == now {
+                continue;
+            }
+            let at = times.place(seconds(pair[1].0));
+            writeln!(out, "<path class=\"since\" d=\"M{at:.1} {y0:.1}V{y1:.1}\"/>")?;
+            // No label covers another.
+            if at - labelled >= 34.0 {
+                let (x, y, label) = (at - 4.0, y0 + 2.0, Escaped(now));
+                let place = format!("x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"end\"");
+                writeln!(out, "<text class=\"version\" {place}>{label}</text>")?;
+                labelled = at;
             }
         }
         let at =
