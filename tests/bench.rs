@@ -279,18 +279,218 @@ fn a_profile_tells_where_the_time_goes() {
         }
     }
     assert_eq!((&steps[1]["T"], &steps[1]["R"]), (&Value::from(2), &Value::from(2)));
-    assert!(
-        ["open_ms", "compile_ms", "kernels_ms", "weights_ms", "all_ms"]
-            .iter()
-            .all(|key| json["load"][key].is_number())
-    );
     assert_eq!(json["memory"]["cache_per_token"], 4 * 2 * 256 * 2);
     let text = profile(&["-p", "0"]);
     assert!(
         text.contains("tg1 (program t1, T=1 R=1): ") && text.contains("blk.0-3.attn_output.weight"),
         "{text}"
     );
-    assert!(!text.contains("pp"), "{text}");
+    assert!(!text.contains("pp512") && text.contains("\nready in "), "{text}");
     command::fails(&["profile", "-r", "0"], "0 is not in 1..=10000");
     command::fails(&["profile", "-p", "64", "-c", "32"], "pp64 needs a context of 64, not 32");
+    command::fails(&["profile", "-p", "1", "--prompt", "x"], "cannot be used with");
+}
+
+/// Each call of a step stands for itself, in order, beside the kernels that it is folded into.
+#[test]
+fn a_profile_lists_every_node() {
+    let args = ["profile", "-t", "1", "-r", "3", "-p", "0"];
+    let json: Value = serde_json::from_str(&command::stdout(&[&args[..], &["--json"]].concat())).unwrap();
+    let step = &json["steps"][0];
+    let nodes = step["nodes"].as_array().unwrap();
+    let calls: Vec<u64> = nodes.iter().map(|node| node["call"].as_u64().unwrap()).collect();
+    assert_eq!(calls, (0..nodes.len() as u64).collect::<Vec<_>>());
+    for key in ["bytes", "operations", "launches"] {
+        let sum =
+            |of: &str| step[of].as_array().unwrap().iter().map(|row| row[key].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(sum("nodes"), sum("kernels"), "{key}");
+    }
+    let downs = nodes.iter().filter(|node| node["node"].as_str().unwrap().ends_with("ffn_down.weight"));
+    let downs: Vec<&str> = downs.map(|node| node["node"].as_str().unwrap()).collect();
+    assert_eq!(downs, [0, 1, 2, 3].map(|layer| format!("blk.{layer}.ffn_down.weight")));
+    assert!(nodes.iter().all(|node| node["us"].as_f64().unwrap() > 0.0 && node["stream"] == 0));
+    let text = command::stdout(&[&args[..], &["--nodes"]].concat());
+    let listed = text.lines().filter(|line| line.contains(" blk.2.")).count();
+    assert!(listed == 8 && !text.contains("blk.0-"), "{text}");
+}
+
+/// What passes until the first token adds up, whatever is compiled or was.
+#[test]
+fn a_profile_tells_what_passes_until_the_first_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = folder.path().join("m.plan");
+    let plan = plan.to_str().unwrap();
+    command::stdout(&["compile", "-o", plan, "-c", "64"]);
+    for source in [&["-c", "64"][..], &[plan]] {
+        let args = ["profile", "-r", "1", "-t", "1", "--json", "--prompt", "The borrow checker"];
+        let json: Value = serde_json::from_str(&command::stdout(&[&args[..], source].concat())).unwrap();
+        let (load, first) = (&json["load"], &json["first_token"]);
+        let sum =
+            |of: &Value, keys: &[&str]| keys.iter().map(|key| of[*key].as_f64().unwrap_or(0.0)).sum::<f64>();
+        let parts =
+            ["open_ms", "identify_ms", "compile_ms", "plan_ms", "kernels_ms", "weights_ms", "rest_ms"];
+        let loaded = load["all_ms"].as_f64().unwrap();
+        assert!((sum(load, &parts) / loaded - 1.0).abs() < 1e-9, "{load}");
+        let parts = ["tokenise_ms", "upload_ms", "prefill_ms", "download_ms", "choose_ms"];
+        let all = first["all_ms"].as_f64().unwrap();
+        assert!(((loaded + sum(first, &parts)) / all - 1.0).abs() < 1e-9, "{first}");
+        assert!(parts.iter().all(|key| first[*key].as_f64().unwrap() > 0.0), "{first}");
+        // A plan enters no compiler.
+        assert_eq!(load["compile_ms"].is_null(), source == [plan]);
+        let ids: Vec<u32> =
+            serde_json::from_str(&command::stdout(&["tokenize", "The borrow checker"])).unwrap();
+        let tokens = ids.len() as u64;
+        assert_eq!(
+            (first["prompt_tokens"].as_u64(), first["prompt_steps"].as_u64()),
+            (Some(tokens), Some(1))
+        );
+        // The logits of one token, over a vocabulary of 4096.
+        assert_eq!(first["download_bytes"], 4 * 4096);
+        assert!(first["upload_bytes"].as_u64().unwrap() >= 4 * 4 * tokens, "{first}");
+        let memory = |key: &str| json["memory"][key].as_u64().unwrap();
+        if cfg!(target_os = "linux") {
+            assert!(
+                memory("peak") > memory("repacked") + memory("cache") && memory("peak") < 1 << 30,
+                "{json}"
+            );
+        }
+        assert_eq!(json["steps"][0]["test"], format!("pp{tokens}"));
+    }
+    // A long prompt is read in as many steps as it takes, of which one is profiled.
+    let args = ["profile", "-r", "1", "-p", "20", "--chunk", "8", "--json"];
+    let json: Value = serde_json::from_str(&command::stdout(&args)).unwrap();
+    assert_eq!((&json["first_token"]["prompt_steps"], &json["steps"][0]["test"]), (&3.into(), &"pp8".into()));
+    assert!(json["first_token"]["tokenise_ms"].is_null());
+}
+
+/// A plan is profiled as it is: what it has room and programs for.
+#[test]
+fn a_plan_is_profiled_as_it_was_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let compile = |name: &str, args: &[&str]| {
+        command::stdout(&[&["compile", "-o", &at(name)], args].concat());
+        at(name)
+    };
+    let plan = compile("a.plan", &["-c", "48", "--chunk", "16", "--target", "cpu,gfx1100", "--source-only"]);
+    let json: Value =
+        serde_json::from_str(&command::stdout(&["profile", &plan, "-r", "1", "--json"])).unwrap();
+    assert_eq!(json["target"], "cpu");
+    // As many tokens as there is room for, and as a step takes.
+    assert_eq!(names(json["steps"].as_array().unwrap()), ["pp16", "tg1"]);
+    assert_eq!(json["first_token"]["prompt_tokens"], 48);
+    let with =
+        |args: &[&str], said: &str| command::fails(&[&["profile", &plan, "-r", "1"], args].concat(), said);
+    with(&["--exact"], "is compiled already: --exact does not apply");
+    with(&["--target", "cpu"], "is compiled already: --target does not apply");
+    with(&["-c", "64"], "is compiled already: --ctx-size does not apply");
+    with(&["-p", "49"], "pp49 needs a context of 49, not 48");
+    with(&["-d", "48"], "tg1 @ d48 needs a context of 49, not 48");
+    with(&["-b", "2"], "tg1 b2 takes 2 sequences, and the plan was compiled for 1");
+    with(&["-m", "models/rustdoc-13m-q8_0.gguf"], "the plan was compiled for another model file");
+    let greedy = compile("b.plan", &["--greedy"]);
+    command::fails(
+        &["profile", &greedy],
+        "greedy decoding and returns no logits; compile it again without --greedy",
+    );
+    std::fs::write(at("c.plan"), &std::fs::read(&plan).unwrap()[..5000]).unwrap();
+    command::fails(&["profile", &at("c.plan")], "the plan is truncated");
+}
+
+/// Fields as the trace event format has them; what is on a thread nests or follows.
+#[test]
+fn a_trace_nests_and_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let args = ["profile", "-t", "1", "-r", "2", "-p", "8", "--trace", path.to_str().unwrap()];
+    assert!(command::stdout(&args).contains("tg1 (program t1"));
+    let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let mut named = std::collections::BTreeSet::new();
+    let mut threads = std::collections::BTreeMap::<(u64, u64), Vec<(f64, f64)>>::new();
+    for event in events {
+        let thread = (event["pid"].as_u64().unwrap(), event["tid"].as_u64().unwrap());
+        assert!(event["name"].is_string() && event["args"].is_object(), "{event}");
+        match event["ph"].as_str().unwrap() {
+            "M" => {
+                assert!(
+                    ["process_name", "thread_name"].contains(&event["name"].as_str().unwrap()),
+                    "{event}"
+                );
+                assert!(event["args"]["name"].is_string(), "{event}");
+                named.insert(thread);
+            }
+            "X" => {
+                let [ts, dur] = ["ts", "dur"].map(|key| event[key].as_f64().unwrap());
+                assert!(ts >= 0.0 && dur >= 0.0 && event["cat"].is_string(), "{event}");
+                threads.entry(thread).or_default().push((ts, ts + dur));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    for (thread, spans) in &threads {
+        assert!(named.contains(thread), "{thread:?} has no name");
+        assert!(spans.is_sorted_by(|a, b| a.0 <= b.0), "{thread:?}");
+        let mut open: Vec<f64> = vec![];
+        for (start, end) in spans {
+            while open.last().is_some_and(|last| *last <= start + 1e-6) {
+                open.pop();
+            }
+            assert!(open.iter().all(|outer| *end <= outer + 1e-6), "{thread:?}: {start}..{end} in {open:?}");
+            open.push(*end);
+        }
+    }
+    // One event for each launch, within its step, at what it reads.
+    let kernels: Vec<&Value> = events.iter().filter(|event| event["cat"] == "kernel").collect();
+    for (pid, test) in [(2, "pp8"), (3, "tg1")] {
+        let step = events.iter().find(|event| event["cat"] == "step" && event["pid"] == pid).unwrap();
+        assert_eq!(step["name"], test);
+        let own: Vec<&&Value> = kernels.iter().filter(|event| event["pid"] == pid).collect();
+        let sum: f64 = own.iter().map(|event| event["dur"].as_f64().unwrap()).sum();
+        assert!((sum / step["dur"].as_f64().unwrap() - 1.0).abs() < 1e-6, "{sum} in {step}");
+        assert!(own.len() > 20 && own.iter().all(|event| event["ts"].as_f64() >= step["ts"].as_f64()));
+        for event in own {
+            let [bytes, gbs] = ["bytes_of_call", "gbs"].map(|key| event["args"][key].as_f64().unwrap());
+            let time = event["dur"].as_f64().unwrap();
+            assert!((bytes / time / 1e3 / gbs - 1.0).abs() < 1e-6, "{event}");
+        }
+    }
+}
+
+/// A dot and a line of the legend for each kernel whose operations are counted; its own file, or stdout alone.
+#[test]
+fn a_roofline_shows_every_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("roofline.svg");
+    let args = ["profile", "-t", "1", "-r", "2", "-p", "8", "--json", "--roofline", path.to_str().unwrap()];
+    let json: Value = serde_json::from_str(&command::stdout(&args)).unwrap();
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\"") && svg.ends_with("</svg>\n"));
+    assert!(
+        svg.contains("prefers-color-scheme: dark") && svg.matches("http").count() == 1,
+        "from the network"
+    );
+    let counted = |step: &Value| {
+        let kernels = step["kernels"].as_array().unwrap().iter();
+        kernels.filter(|kernel| kernel["operations"].as_u64() > Some(0)).cloned().collect::<Vec<_>>()
+    };
+    let steps = json["steps"].as_array().unwrap();
+    let dots: Vec<Value> = steps.iter().flat_map(counted).collect();
+    assert_eq!(svg.matches("<circle class=\"a\"").count(), counted(&steps[0]).len());
+    assert_eq!(svg.matches("<circle class=\"b\"").count(), counted(&steps[1]).len());
+    assert_eq!(svg.matches("<text class=\"ink number\"").count(), dots.len());
+    for dot in &dots {
+        let name = format!("{} {}", dot["kernel"].as_str().unwrap(), dot["node"].as_str().unwrap());
+        assert!(svg.contains(&format!(">{name}: ")), "{name}");
+    }
+    assert!(svg.contains("GB/s, measured</text>"), "{svg}");
+    // Opening and closing tags balance, and nothing is no number.
+    let opened = svg.matches('<').count() - 2 * svg.matches("</").count() - svg.matches("/>").count();
+    assert!(opened == 0 && !svg.contains("NaN") && !svg.contains("inf"), "{opened}");
+    let out = command::stdout(&["profile", "-r", "1", "-p", "0", "--roofline", "-"]);
+    assert!(out.starts_with("<svg ") && out.ends_with("</svg>\n"), "{out}");
+    command::fails(
+        &["profile", "-r", "1", "-p", "0", "--trace", "no/such/folder"],
+        "cannot write no/such/folder",
+    );
 }
