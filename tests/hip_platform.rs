@@ -755,6 +755,8 @@ fn a_profile_is_of_the_gpus_kernels() {
     assert_eq!(ran.leaks(), [""; 0]);
     let json: serde_json::Value = serde_json::from_slice(&ran.output.stdout).unwrap();
     assert_eq!((&json["target"], &json["isa"]), (&"gfx1100".into(), &"gfx1100".into()));
+    let memory = |key: &str| json["memory"][key].as_u64().unwrap();
+    assert!(memory("device_used") <= memory("device_all") && memory("device_all") > 0, "{json}");
     let kernels = json["steps"][0]["kernels"].as_array().unwrap();
     let launches: u64 = kernels.iter().map(|kernel| kernel["launches"].as_u64().unwrap()).sum();
     assert!(kernels.iter().any(|kernel| kernel["kernel"] == "rope_attention") && launches >= 9, "{json}");
