@@ -85,7 +85,7 @@ fn parts(name: &str) -> Parts {
             chunk: options.chunk_of(&config),
             greedy: options.greedy,
         },
-        programs: compiled.into_iter().map(|c| (c.program, c.report.decisions)).collect(),
+        programs: compiled.into_iter().map(|c| (c.program, c.report)).collect(),
     }
 }
 

@@ -75,3 +75,4 @@ pub mod passes;
 pub mod plan;
 pub mod runtime;
 pub mod target;
+pub mod tune;

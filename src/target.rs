@@ -1,5 +1,9 @@
 //! What a target can do and what things cost there: plain data, read by passes and codegen.
 
+mod measured;
+
+pub use measured::{Losing, Measured, MeasuredTime};
+
 use crate::ir::Kernel;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -79,6 +83,9 @@ pub struct Target {
     pub efficiency: BTreeMap<Kernel, f64>,
     /// Share of its speed that a matmul keeps when its epilogue adds a residual.
     pub residual_epilogue: f64,
+    /// What was measured on the device; none of a target that was written down.
+    #[serde(default)]
+    pub measured: Option<Measured>,
 }
 
 /// One token, and as many as a matvec takes without reading its weight again.
@@ -128,6 +135,7 @@ impl Target {
                 dot4_gops,
                 efficiency: BTreeMap::new(),
                 residual_epilogue: 1.0,
+                measured: None,
             };
             Some(target)
         };
@@ -156,6 +164,7 @@ impl Target {
                     dot4_gops: Some(240_000.0),
                     efficiency: BTreeMap::new(),
                     residual_epilogue: 1.0,
+                    measured: None,
                 })
             }
         }
@@ -164,7 +173,10 @@ impl Target {
     /// Whether it is a GPU whose rates and shapes of kernels nobody measured: those are of its generation, and portable.
     pub fn is_unmeasured(&self) -> bool {
         // A target of another name has rates that somebody wrote down.
-        self.kind != TargetKind::Cpu && self.name == self.arch && self.arch != "sm_90"
+        self.kind != TargetKind::Cpu
+            && self.measured.is_none()
+            && self.name == self.arch
+            && self.arch != "sm_90"
     }
 
     /// The host's processor. Rates are those of two cores of a server with AVX2; only their ratios matter
@@ -183,6 +195,7 @@ impl Target {
             dot4_gops: Some(120.0),
             efficiency: BTreeMap::new(),
             residual_epilogue: 1.0,
+            measured: None,
         }
     }
 
@@ -201,6 +214,7 @@ impl Target {
             dot4_gops: Some(120.0),
             efficiency: BTreeMap::new(),
             residual_epilogue: 1.0,
+            measured: None,
         }
     }
 
@@ -222,6 +236,7 @@ impl Target {
             dot4_gops: Some(120_000.0),
             efficiency: BTreeMap::from([(Kernel::MatmulSwiglu, 0.31)]),
             residual_epilogue: 0.95,
+            measured: None,
         }
     }
 
@@ -265,6 +280,9 @@ impl Target {
         if self.kind != TargetKind::Cpu && self.wave != wave {
             let Target { name, arch, .. } = self;
             return Err(format!("target {name:?}: wave must be {wave} on {arch}, not {}", self.wave));
+        }
+        if let Some(measured) = &self.measured {
+            measured.validate().map_err(|e| format!("target {:?}: {e}", self.name))?;
         }
         if !(1..=64).contains(&self.streams) {
             return Err(format!("target {:?}: streams must lie in 1..=64", self.name));

@@ -57,10 +57,6 @@ pub fn check_kernels(
     syms: Syms,
     leaf: Leaf<'_>,
 ) -> Result<Checked, CheckError> {
-    let bounds = graph.bounds;
-    if syms.t < 1 || syms.t > bounds.t || syms.r > bounds.r.min(syms.t) {
-        return Err(CheckError::Step { at: syms, bounds });
-    }
     Walk::new(graph, syms, leaf).beside(calls).run()
 }
 
@@ -246,6 +242,10 @@ impl<'a> Walk<'a> {
 
     pub(super) fn run(mut self) -> Result<Checked, CheckError> {
         let g = self.graph;
+        let (at, bounds) = (self.syms, g.bounds);
+        if at.t < 1 || at.t > bounds.t || at.r > bounds.r.min(at.t) {
+            return Err(CheckError::Step { at, bounds });
+        }
         let mut values: HashMap<Value, Tensor> = HashMap::new();
         let mut uses: HashMap<NodeId, usize> = g.ids().into_iter().map(|id| (id, g.use_count(id))).collect();
         let mut state_of: HashMap<Value, String> = HashMap::new();

@@ -10,6 +10,7 @@ use sinter::passes::{Pipeline, UserRule};
 use sinter::runtime::hip::{HipError, gpu};
 use sinter::runtime::{DeviceOptions, On};
 use sinter::target::{self, Target, TargetKind};
+use sinter::{bench, tune};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -168,7 +169,7 @@ impl CompileArgs {
                 Ok(gpu) => {
                     let known = Target::gpu(&gpu.arch);
                     let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
-                    options.target = known.ok_or_else(unknown)?;
+                    options.target = tuned(known.ok_or_else(unknown)?, &gpu.name)?;
                 }
                 Err(e @ (HipError::Library { .. } | HipError::NoDevice { .. })) => {
                     super::say!("no GPU is used, but the CPU: {e}");
@@ -182,7 +183,22 @@ impl CompileArgs {
                     format!("kernels for {target} do not run on --device cpu; give --device hip").into()
                 );
             }
-            Device::Cpu => {}
+            Device::Cpu => {
+                if let (Some(threads), "cpu") = (device.threads, options.target.name.as_str()) {
+                    options.target = tuned(Target::cpu(), &tune::cpu(threads))?;
+                }
+            }
+        }
+        Ok(options)
+    }
+
+    /// The same, by rates that nobody measured.
+    pub fn untuned_options_on(&self, device: &DeviceArgs) -> Result<Options, Error> {
+        let mut options = self.options_on(device, false)?;
+        if options.target.measured.is_some()
+            && let Some(untuned) = Target::named(&options.target.name)
+        {
+            options.target = untuned;
         }
         Ok(options)
     }
@@ -211,7 +227,11 @@ impl CompileArgs {
         if self.chunk == 0 {
             return Err("--chunk must be at least 1".into());
         }
-        let mut options = Options::new(read_target(target)?);
+        let target = match target {
+            "cpu" => tuned(Target::cpu(), &tune::cpu(bench::cores()))?,
+            other => read_target(other)?,
+        };
+        let mut options = Options::new(target);
         if self.exact {
             options = options.exact();
         }
@@ -271,6 +291,25 @@ pub fn select(
     Ok(pipeline)
 }
 
+/// The target as it was measured on a device of this name, if it was.
+fn tuned(target: Target, device: &str) -> Result<Target, Error> {
+    let Some(path) = tune::path_of(device).filter(|path| path.is_file()) else { return Ok(target) };
+    let name = path.display();
+    let measured = read_target_file(&path).map_err(|e| format!("{e} (sinter tune makes it anew)"))?;
+    if (measured.kind, &measured.arch) != (target.kind, &target.arch) || measured.measured.is_none() {
+        return Err(format!("{name} is not what sinter tune measured of {device}").into());
+    }
+    Ok(measured)
+}
+
+fn read_target_file(path: &Path) -> Result<Target, Error> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| format!("target file {name}: {e}"))?;
+    let target: Target = serde_json::from_str(&text).map_err(|e| format!("target file {name}: {e}"))?;
+    target.validate()?;
+    Ok(target)
+}
+
 /// A built-in target, or one from a JSON file.
 pub fn read_target(name: &str) -> Result<Target, Error> {
     if let Some(target) = Target::named(name) {
@@ -283,10 +322,7 @@ pub fn read_target(name: &str) -> Result<Target, Error> {
         )
         .into());
     }
-    let text = std::fs::read_to_string(name).map_err(|e| format!("target file {name}: {e}"))?;
-    let target: Target = serde_json::from_str(&text).map_err(|e| format!("target file {name}: {e}"))?;
-    target.validate()?;
-    Ok(target)
+    read_target_file(Path::new(name))
 }
 
 /// One of the steps that a model is compiled to.

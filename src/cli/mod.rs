@@ -18,6 +18,7 @@ mod progress;
 mod run;
 mod tokenize;
 mod trend;
+mod tune;
 mod units;
 
 use clap::{Parser, Subcommand};
@@ -76,6 +77,8 @@ enum Command {
     Bench(bench::Args),
     /// Draw the history of bench's runs as an SVG.
     Trend(trend::Args),
+    /// Measure a device for the cost model: its rates, and which fusions lose there.
+    Tune(tune::Args),
     /// Tell where the time of a step goes, kernel by kernel, and what limits each.
     Profile(profile::Args),
 }
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Perplexity(args) => perplexity::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Trend(args) => trend::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Profile(args) => profile::run(args),
     };
     match outcome {

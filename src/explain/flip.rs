@@ -59,6 +59,9 @@ fn of_rejected(why: &Why, target: &Target) -> String {
         Why::NoPass { op } => format!("a pass that takes {op} in (docs/writing-a-pass.md)"),
         Why::PassOff => "to let the pass run (--passes, --no-fuse, --exact)".into(),
         Why::Denied { rule } => format!("to leave out the rule {rule}"),
+        Why::LosesHere { .. } => {
+            "another device, or kernels that are faster (sinter tune measures them)".into()
+        }
         Why::NeedsLogits => "to ask for the best token alone (--greedy, run --temp 0)".into(),
         Why::FuelExhausted => "more --fuel".into(),
     }

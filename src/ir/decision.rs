@@ -106,6 +106,8 @@ pub enum Why {
     PassOff,
     /// A rule of the user forbids it.
     Denied { rule: String },
+    /// It was measured that the step takes longer with it than without.
+    LosesHere { with_us: f64, without_us: f64 },
     /// The logits themselves are asked for.
     NeedsLogits,
     /// The limit on rewrites was reached.
@@ -114,7 +116,7 @@ pub enum Why {
 
 impl Why {
     /// All names of reasons.
-    pub const NAMES: [&str; 14] = [
+    pub const NAMES: [&str; 15] = [
         "multi_use",
         "dtype",
         "shape",
@@ -127,6 +129,7 @@ impl Why {
         "no_pass",
         "pass_off",
         "denied",
+        "loses_here",
         "needs_logits",
         "fuel_exhausted",
     ];
@@ -146,6 +149,7 @@ impl Why {
             Why::NoPass { .. } => "no_pass",
             Why::PassOff => "pass_off",
             Why::Denied { .. } => "denied",
+            Why::LosesHere { .. } => "loses_here",
             Why::NeedsLogits => "needs_logits",
             Why::FuelExhausted => "fuel_exhausted",
         }
@@ -186,6 +190,12 @@ impl fmt::Display for Why {
             Why::NoPass { op } => write!(f, "no pass takes {op} in"),
             Why::PassOff => write!(f, "the pass does not run"),
             Why::Denied { rule } => write!(f, "you said so: {rule}"),
+            Why::LosesHere { with_us, without_us } => write!(
+                f,
+                "measured here: with it a step takes {}, without {}",
+                Micros(*with_us),
+                Micros(*without_us)
+            ),
             Why::NeedsLogits => write!(f, "the logits themselves are returned"),
             Why::FuelExhausted => write!(f, "the limit on rewrites is reached"),
         }

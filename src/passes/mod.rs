@@ -309,6 +309,12 @@ impl Run<'_> {
                             self.reject(g, pass, id, &patch.drop, why);
                             continue;
                         }
+                        let measured = self.cx.target.measured.as_ref().filter(|_| patch.fused.is_some());
+                        if let Some(found) = measured.and_then(|m| m.losing(pass.name, &g.name)) {
+                            let (with_us, without_us) = (found.with_us, found.without_us);
+                            self.reject(g, pass, id, &patch.drop, Why::LosesHere { with_us, without_us });
+                            continue;
+                        }
                         let Some(added) = self.apply(g, pass, id, &patch)? else { return Ok(()) };
                         // What a rule adds it may extend: a matmul takes its residual, a merged pair its SwiGLU.
                         work.extend(added.into_iter().rev());

@@ -5,7 +5,11 @@ use std::process::{Command, Output, Stdio};
 
 pub fn sinter() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
-    command.env_remove("SINTER_LOG").stdin(Stdio::null()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+        .env_remove("SINTER_LOG")
+        .env("SINTER_TUNED", "off")
+        .stdin(Stdio::null())
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }
 

@@ -14,7 +14,7 @@ use sinter::lower::Config;
 use sinter::model::is_plan;
 use sinter::passes::Place;
 use sinter::plan::{LoadedPlan, Plan};
-use sinter::target::Target;
+use sinter::target::{Measured, Target};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -229,7 +229,7 @@ impl Explanation {
             text += "\n";
             text += &match &args.kernel {
                 Some(kernel) => chain::text(report, kernel, self.described.as_ref())?,
-                None => table::text(report, self.context, self.sequences),
+                None => table::text(report, self.context, self.sequences, self.described.as_ref()),
             };
             if args.all {
                 text += "\n";
@@ -247,14 +247,26 @@ impl Explanation {
     /// Whose the target's rates are.
     fn rates(&self) -> String {
         match &self.described {
+            Some(Target { measured: Some(Measured { device, model, .. }), .. }) => {
+                let losing = match target_losing(self.described.as_ref()) {
+                    0 => String::new(),
+                    n => format!("; {n} fusions lose there and are not used"),
+                };
+                format!("\nrates were measured on {device}, with {}{losing}", model.escape_debug())
+            }
             Some(target) if target.is_unmeasured() => {
                 let name = &target.name;
                 format!("\nnobody measured {name}: rates are of its generation, kernels as they are portable")
             }
             Some(target) if target.name == "cpu" => {
-                "\nrates are those of two cores of a server with AVX2, not of this machine: only their ratios matter".into()
+                "\nrates are those of two cores of a server with AVX2, not of this machine (sinter tune measures it)".into()
             }
             Some(_) | None => String::new(),
         }
     }
+}
+
+/// How many fusions were found to lose.
+fn target_losing(target: Option<&Target>) -> usize {
+    target.and_then(|target| target.measured.as_ref()).map_or(0, |measured| measured.losing.len())
 }

@@ -2,13 +2,16 @@
 
 use super::super::units;
 use super::Error;
-use sinter::explain::{Left, left, rows};
+use sinter::explain::{Left, Row, left, rows};
 use sinter::ir::{Decision, Micros, Origin, Outcome, Report};
 use sinter::passes::Place;
-use std::collections::BTreeMap;
+use sinter::target::{Measured, Target};
+use sinter::tune::rank_correlation;
+use std::collections::{BTreeMap, HashMap};
 
 /// One step: sums, a row for each kernel, then what is left.
-pub fn text(report: &Report, context: u64, sequences: u64) -> String {
+pub fn text(report: &Report, context: u64, sequences: u64, target: Option<&Target>) -> String {
+    let measured = target.and_then(|target| target.measured.as_ref()).and_then(|m| measured(report, m));
     let (lowered, after) = (&report.lowered, &report.after);
     let of = if sequences == 1 { "one sequence".into() } else { format!("each of {sequences} sequences") };
     let mut text = format!(
@@ -26,16 +29,27 @@ pub fn text(report: &Report, context: u64, sequences: u64) -> String {
         origins(report),
     );
     text += &format!(
-        "  {:>3} {:>10} {:>6} {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
-        "#", "time", "share", "", "launches", "moves", "saved", "limit", "kernel", "of"
+        "  {:>3} {:>10} {}{:>6} {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
+        "#",
+        "time",
+        if measured.is_some() { format!("{:>10} ", "measured") } else { String::new() },
+        "share",
+        "",
+        "launches",
+        "moves",
+        "saved",
+        "limit",
+        "kernel",
+        "of"
     );
     let total: f64 = report.kernels.iter().map(|k| k.us).sum();
     for (i, row) in rows(report).iter().enumerate() {
         let share = if total > 0.0 { row.us / total } else { 0.0 };
         text += &format!(
-            "  {:>3} {:>10} {:>5.1}% {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
+            "  {:>3} {:>10} {}{:>5.1}% {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
             i + 1,
             Micros(row.us),
+            measured.as_ref().map_or(String::new(), |of| format!("{:>10} ", of.of(row))),
             100.0 * share,
             "█".repeat((10.0 * share).round() as usize),
             row.launches,
@@ -52,6 +66,9 @@ pub fn text(report: &Report, context: u64, sequences: u64) -> String {
             text += &format!("       {:10} replaces {replaces}{of}\n", "");
         }
     }
+    if let Some(measured) = &measured {
+        text += &measured.summary();
+    }
     let (unfused, no_further) = left(report);
     text += &match unfused.is_empty() {
         true => "\n  left unfused: nothing\n".into(),
@@ -61,6 +78,41 @@ pub fn text(report: &Report, context: u64, sequences: u64) -> String {
         text += &format!("\n  fused, and no further\n{}", lines(&no_further));
     }
     text
+}
+
+/// What was measured of the kernels of a step.
+struct MeasuredStep<'a> {
+    by_node: HashMap<&'a str, f64>,
+    predicted: Vec<f64>,
+    measured: Vec<f64>,
+}
+
+/// None if nothing was measured of these kernels.
+fn measured<'a>(report: &Report, measured: &'a Measured) -> Option<MeasuredStep<'a>> {
+    let of_step = measured.times.iter().filter(|time| time.step == report.graph);
+    let by_node: HashMap<&str, f64> = of_step.map(|time| (time.at.as_str(), time.us)).collect();
+    let both = report.kernels.iter().filter_map(|k| Some((k.us, *by_node.get(k.at.as_str())?)));
+    let (predicted, measured): (Vec<f64>, Vec<f64>) = both.unzip();
+    (!measured.is_empty()).then_some(MeasuredStep { by_node, predicted, measured })
+}
+
+impl MeasuredStep<'_> {
+    /// The time of a row, if all of it was measured.
+    fn of(&self, row: &Row) -> String {
+        let times: Option<Vec<f64>> =
+            row.kernels.iter().map(|k| self.by_node.get(k.at.as_str()).copied()).collect();
+        times.map_or("-".into(), |times| Micros(times.iter().sum()).to_string())
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "\n  of {} kernels that were measured: {} predicted, {} measured, rank correlation {:.2}\n",
+            self.measured.len(),
+            Micros(self.predicted.iter().sum()),
+            Micros(self.measured.iter().sum()),
+            rank_correlation(&self.predicted, &self.measured)
+        )
+    }
 }
 
 /// What the launches came from: what was lowered, what passes put in, what is left of both.

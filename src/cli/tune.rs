@@ -1,0 +1,117 @@
+//! `sinter tune`: measures a device, and keeps what the cost model is to go by there.
+
+use super::args::{CompileArgs, Device, DeviceArgs, ModelArgs};
+use super::{files, say};
+use sinter::bench;
+use sinter::ir::Micros;
+use sinter::runtime::hip::gpu;
+use sinter::tune::{TuneOptions, Tuning, cpu, path_of, tune};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    compile: CompileArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Tokens of the prompt that is timed, of one step at most.
+    #[arg(short = 'p', long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    n_prompt: u64,
+    /// Steps that are timed of each kind.
+    #[arg(short = 'r', long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    repetitions: u64,
+    /// Rates alone, in seconds: leave no fusion out to see whether it pays.
+    #[arg(long)]
+    rates_only: bool,
+    /// Per cent by which a step must be faster without a fusion before that counts as losing.
+    #[arg(long, default_value_t = 3.0, value_name = "PER_CENT")]
+    margin: f64,
+    /// Write the measured target to this file, which --target takes, not to where it is found by itself; - for stdout.
+    #[arg(short = 'o', long, value_name = "FILE.json")]
+    output: Option<PathBuf>,
+}
+
+pub fn run(args: Args) -> super::Outcome {
+    if !(0.0..100.0).contains(&args.margin) {
+        return Err(format!("--margin must lie between 0 and 100, not {}", args.margin).into());
+    }
+    let file = Arc::new(args.model.open()?);
+    let options = args.compile.untuned_options_on(&args.device)?;
+    let name = match args.device.device {
+        Some(Device::Hip(number)) => gpu(number)?.name,
+        None | Some(Device::Cpu) => cpu(args.device.threads.unwrap_or_else(bench::cores)),
+    };
+    let how = TuneOptions {
+        prompt: args.n_prompt,
+        steps: args.repetitions,
+        fusions: !args.rates_only,
+        margin: args.margin / 100.0,
+    };
+    let device = args.device.options();
+    let tuning = tune(&file, args.model.path(), &options, &device, &name, &how)?;
+    let path = match args.output {
+        Some(path) => path,
+        None => path_of(&name)
+            .ok_or("nothing says where to keep what was measured (SINTER_TUNED, HOME); give -o FILE.json")?,
+    };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+    }
+    let json = serde_json::to_string_pretty(&tuning.target)? + "\n";
+    files::write_whole(&path, |to| to.write_all(json.as_bytes()))?;
+    if path.as_os_str() != "-" {
+        std::io::stdout().lock().write_all(text(&tuning, &name).as_bytes())?;
+        say!("{} has it", path.display());
+    }
+    Ok(())
+}
+
+fn text(tuning: &Tuning, name: &str) -> String {
+    let target = &tuning.target;
+    let mut text = format!(
+        "{name}: reads {:.1} GB/s, {:.0} Gflop/s of floats, {} of bytes, {} a launch\n\n  {:6} {:>7} {:>12} {:>12} {:>12} {:>8} {:>6}\n",
+        target.bandwidth_gbs,
+        target.f32_gflops,
+        target.dot4_gops.map_or("nothing".into(), |gops| format!("{gops:.0} Gop/s")),
+        Micros(target.launch_us),
+        "step",
+        "tokens",
+        "before",
+        "predicted",
+        "measured",
+        "off by",
+        "ranks"
+    );
+    for step in &tuning.steps {
+        text += &format!(
+            "  {:6} {:>7} {:>12} {:>12} {:>12} {:>7.1}% {:>6.2}\n",
+            step.graph,
+            step.tokens,
+            Micros(step.before_us),
+            Micros(step.predicted_us),
+            Micros(step.measured_us),
+            100.0 * (step.predicted_us / step.measured_us - 1.0),
+            step.rank_correlation
+        );
+    }
+    if !tuning.fusions.is_empty() {
+        text +=
+            &format!("\n  {:16} {:6} {:>12} {:>12} {:>8}\n", "fusion", "step", "with", "without", "gains");
+    }
+    for f in &tuning.fusions {
+        text += &format!(
+            "  {:16} {:6} {:>12} {:>12} {:>7.1}%{}\n",
+            f.pass,
+            f.graph,
+            Micros(f.with_us),
+            Micros(f.without_us),
+            100.0 * (f.without_us / f.with_us - 1.0),
+            if f.loses { "  loses: not used here" } else { "" }
+        );
+    }
+    text
+}

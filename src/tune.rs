@@ -1,0 +1,387 @@
+//! Rates of a device, measured: the cost model of a target fitted to what kernels take there, and fusions that lose.
+//!
+//! A step of a prompt and one of generation are timed launch by launch. Bandwidth is what memory gives (on the CPU) or the best
+//! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention; a launch costs what the smallest kernels
+//! take; and what a kind of kernel takes beyond that is its [`Target::efficiency`]. Then each fusion pass is left out once: with which a step
+//! takes longer than without, by more than the noise, loses here.
+
+use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
+use crate::compile::{self, CompileError, Options, Purpose};
+use crate::gguf::GgufFile;
+use crate::ir::{Graph, Kernel, Outcome, Report};
+use crate::lower::Config;
+use crate::model::{self, ModelError};
+use crate::passes::{NOT_FUSIONS, cost};
+use crate::runtime::DeviceOptions;
+use crate::target::{Losing, Measured, MeasuredTime, Target, TargetKind};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A device that cannot be tuned for.
+#[derive(Debug, thiserror::Error)]
+pub enum TuneError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error(transparent)]
+    Bandwidth(#[from] bench::BandwidthError),
+    #[error("the fitted target makes no sense: {0}")]
+    Fit(String),
+}
+
+/// How to measure.
+#[derive(Clone, Debug)]
+pub struct TuneOptions {
+    /// Tokens of the prompt's step.
+    pub prompt: u64,
+    /// Steps that are timed of each kind.
+    pub steps: u64,
+    /// Whether fusions are left out one by one.
+    pub fusions: bool,
+    /// By which share a step must be faster without a fusion for that to count.
+    pub margin: f64,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// The target, with the rates that were measured.
+    pub target: Target,
+    pub steps: Vec<TunedStep>,
+    pub fusions: Vec<TunedFusion>,
+}
+
+/// A step, as predicted by the fitted target and as measured.
+#[derive(Clone, Debug)]
+pub struct TunedStep {
+    pub graph: String,
+    pub tokens: u64,
+    /// By the target as it was before.
+    pub before_us: f64,
+    pub predicted_us: f64,
+    /// The whole step as it is outside of a profile.
+    pub measured_us: f64,
+    /// Spearman's rank correlation between predicted and measured times of its nodes.
+    pub rank_correlation: f64,
+}
+
+/// A fusion pass, with and without.
+#[derive(Clone, Debug)]
+pub struct TunedFusion {
+    pub pass: String,
+    pub graph: String,
+    pub with_us: f64,
+    pub without_us: f64,
+    pub loses: bool,
+}
+
+/// A step that is timed.
+struct Step {
+    test: Test,
+    graph: Graph,
+    report: Report,
+    profile: Profile,
+    /// Microseconds of each node, by its words.
+    times: BTreeMap<String, f64>,
+}
+
+/// Measures the device on a model. `name` is what the device is called.
+///
+/// # Errors
+/// A model that cannot be compiled or run there.
+pub fn tune(
+    file: &Arc<GgufFile>,
+    path: Option<&Path>,
+    options: &Options,
+    device: &DeviceOptions,
+    name: &str,
+    how: &TuneOptions,
+) -> Result<Tuning, TuneError> {
+    let config = Config::from_gguf(file.gguf()).map_err(CompileError::from)?;
+    let prompt = how.prompt.min(options.chunk_of(&config)).min(options.context_of(&config) / 2).max(1);
+    let options =
+        Options { context: Some((2 * prompt).max(64)), chunk: prompt, greedy: false, ..options.clone() };
+    let tests = [Work::Prompt(prompt), Work::Generate { tokens: 1, logits: true }];
+    let tests = tests.map(|work| Test { work, depth: 0, sequences: 1 });
+
+    let mut bench = Bench::new(model::executor(file, path, &options, Purpose::Generate, device)?)?;
+    let steps = tests.map(|test| measured(&mut bench, file, &options, &config, test, how.steps));
+    let steps: Vec<Step> = steps.into_iter().collect::<Result<_, _>>()?;
+    let bandwidth = match options.target.kind {
+        TargetKind::Cpu => {
+            bench::read_bandwidth(BANDWIDTH_BYTES, device.threads.unwrap_or_else(bench::cores))?
+        }
+        _ => steps
+            .iter()
+            .flat_map(|s| &s.profile.kernels)
+            .map(bench::KernelTime::bandwidth)
+            .fold(0.0, f64::max),
+    };
+    let mut target = fitted(&options.target, bandwidth / 1e9, &steps);
+    let fusions = match how.fusions {
+        true => without_each(&mut bench, file, path, &options, device, &steps, how)?,
+        false => vec![],
+    };
+    let losing = fusions.iter().filter(|f| f.loses).map(|f| Losing {
+        pass: f.pass.clone(),
+        step: f.graph.clone(),
+        with_us: f.with_us,
+        without_us: f.without_us,
+    });
+    let times = steps.iter().flat_map(|step| {
+        let of = |(at, us): (&String, &f64)| MeasuredTime {
+            step: step.report.graph.clone(),
+            at: at.clone(),
+            us: *us,
+        };
+        step.times.iter().map(of).collect::<Vec<_>>()
+    });
+    target.measured = Some(Measured {
+        device: name.into(),
+        engine: env!("CARGO_PKG_VERSION").into(),
+        model: file.gguf().str_opt("general.name").ok().flatten().unwrap_or("unnamed").into(),
+        times: times.collect(),
+        losing: losing.collect(),
+    });
+    target.validate().map_err(TuneError::Fit)?;
+    let steps = steps.iter().map(|step| told(step, &options.target, &target)).collect();
+    Ok(Tuning { target, steps, fusions })
+}
+
+/// More than caches hold.
+const BANDWIDTH_BYTES: usize = 512 << 20;
+
+fn measured(
+    bench: &mut Bench,
+    file: &GgufFile,
+    options: &Options,
+    config: &Config,
+    test: Test,
+    steps: u64,
+) -> Result<Step, TuneError> {
+    let profile = bench.profile(&test, steps)?;
+    let plan = bench.executor().plan();
+    let index = plan.programs.iter().position(|p| p.name == profile.program).unwrap_or_default();
+    let program = &plan.programs[index];
+    let mut times = BTreeMap::new();
+    for node in &profile.nodes {
+        *times.entry(program.calls[node.call].label.clone()).or_default() += node.ns as f64 / 1e3;
+    }
+    let compiled = Purpose::Generate.steps(config, options).into_iter().nth(index).unwrap_or_else(|| {
+        // The programs are those of the steps, in their order.
+        Purpose::Generate.steps(config, options)[0]
+    });
+    let (graph, report) = compile::fuse(file.gguf(), options, &compiled)?;
+    Ok(Step { test, graph, report, profile, times })
+}
+
+/// What nodes of a step cost by a target, and took: each by its words, with its kernel.
+fn nodes<'a>(step: &'a Step, target: &Target) -> Vec<(Option<Kernel>, cost::Cost, f64, bool)> {
+    let g: &'a Graph = &step.graph;
+    let mut nodes: BTreeMap<String, (Option<Kernel>, cost::Cost, bool)> = BTreeMap::new();
+    for id in g.order() {
+        let cost = cost::of_node(g, id, target);
+        if cost.launches == 0 {
+            continue;
+        }
+        let kernel = g.op(id).kernel();
+        let integer = g.operands(id).iter().any(|v| g.ty(*v).dtype == crate::ir::DType::Q8Act);
+        let entry = nodes.entry(g.describe(id)).or_insert((kernel, cost::Cost::default(), integer));
+        entry.1 = [entry.1, cost].into_iter().sum();
+    }
+    let of = |(at, (kernel, cost, integer)): (String, (Option<Kernel>, cost::Cost, bool))| {
+        Some((kernel, cost, *step.times.get(&at)?, integer))
+    };
+    nodes.into_iter().filter_map(of).collect()
+}
+
+/// The target with rates at which its cost model says what was measured.
+fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
+    let mut fitted =
+        Target { bandwidth_gbs, efficiency: BTreeMap::new(), residual_epilogue: 1.0, ..target.clone() };
+    let every: Vec<_> = steps.iter().map(|step| nodes(step, target)).collect();
+    let mut smallest: Vec<f64> = every
+        .iter()
+        .flatten()
+        .filter(|(_, cost, ..)| cost.bytes < 64 << 10)
+        .map(|(_, cost, us, _)| us / cost.launches as f64)
+        .collect();
+    smallest.sort_by(f64::total_cmp);
+    if let Some(us) = smallest.get(smallest.len() / 4) {
+        fitted.launch_us = *us;
+    }
+    let rate = |integer: bool, kernels: &[Kernel]| {
+        let of = every.first().into_iter().flatten().filter(|(kernel, _, _, i)| {
+            *i == integer && kernel.is_some_and(|kernel| kernels.contains(&kernel))
+        });
+        let (operations, us) = of.fold((0.0, 0.0), |(n, t), (_, cost, us, _)| {
+            (n + cost.operations as f64, t + (us - cost.launches as f64 * fitted.launch_us).max(0.05 * us))
+        });
+        (us > 0.0 && operations > 0.0).then(|| operations / us / 1e3)
+    };
+    const MATMULS: [Kernel; 3] = [Kernel::DequantMatmul, Kernel::Merge, Kernel::MatmulSwiglu];
+    if target.dot4_gops.is_some() {
+        fitted.dot4_gops = rate(true, &MATMULS).or(target.dot4_gops);
+    }
+    let float = rate(false, &MATMULS).or_else(|| rate(false, &[Kernel::Attention]));
+    fitted.f32_gflops = float.unwrap_or(target.f32_gflops);
+
+    // What is left is each kernel's own: the mean, of logarithms, over the steps, each of which counts by the share that the kernel has in it.
+    let mut ratios: BTreeMap<Kernel, Vec<(f64, f64)>> = BTreeMap::new();
+    for step in steps {
+        let mut sums: BTreeMap<Kernel, (f64, f64)> = BTreeMap::new();
+        for (kernel, cost, us, _) in nodes(step, &fitted) {
+            let Some(kernel) = kernel else { continue };
+            let (work, took) = sums.entry(kernel).or_default();
+            *work += cost.transfer_us.max(cost.arithmetic_us);
+            *took += (us - cost.launches as f64 * fitted.launch_us).max(0.05 * us);
+        }
+        let whole: f64 = sums.values().map(|(_, took)| took).sum();
+        for (kernel, (work, took)) in sums {
+            if work > 0.0 && took > 0.0 {
+                ratios.entry(kernel).or_default().push(((work / took).ln(), took / whole));
+            }
+        }
+    }
+    let mean = |logs: Vec<(f64, f64)>| {
+        let (sum, weight) = logs.iter().fold((0.0, 0.0), |(s, w), (log, share)| (s + log * share, w + share));
+        (sum / weight).exp().clamp(0.001, 1000.0)
+    };
+    fitted.efficiency = ratios.into_iter().map(|(kernel, logs)| (kernel, mean(logs))).collect();
+    fitted
+}
+
+fn told(step: &Step, before: &Target, fitted: &Target) -> TunedStep {
+    let whole = |target: &Target| cost::of_graph(&step.graph, target).us;
+    let (mut predicted, mut took) = (vec![], vec![]);
+    for (_, cost, us, _) in nodes(step, fitted) {
+        predicted.push(cost.us);
+        took.push(us);
+    }
+    TunedStep {
+        graph: step.report.graph.clone(),
+        tokens: step.test.tokens(),
+        before_us: whole(before),
+        predicted_us: whole(fitted),
+        measured_us: step.profile.step_ns.map_or_else(|| took.iter().sum(), |ns| ns as f64 / 1e3),
+        rank_correlation: rank_correlation(&predicted, &took),
+    }
+}
+
+/// Spearman's: Pearson's of ranks, equal values sharing theirs. 0 where one of them has one rank alone.
+pub fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
+    let ranks = |x: &[f64]| -> Vec<f64> {
+        let below = |v: f64| x.iter().filter(|o| **o < v).count() as f64;
+        let equal = |v: f64| x.iter().filter(|o| **o == v).count() as f64;
+        x.iter().map(|v| below(*v) + (equal(*v) - 1.0) / 2.0).collect()
+    };
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len().max(1) as f64;
+    let (ma, mb) = (mean(&a), mean(&b));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| a.iter().zip(&b).map(|(x, y)| f(x - ma, y - mb)).sum::<f64>();
+    let norm = (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt();
+    if norm > 0.0 { sum(&|x, y| x * y) / norm } else { 0.0 }
+}
+
+/// Each fusion pass that made something, left out: how long the steps take then, in turns with how long they take with all.
+fn without_each(
+    bench: &mut Bench,
+    file: &Arc<GgufFile>,
+    path: Option<&Path>,
+    options: &Options,
+    device: &DeviceOptions,
+    steps: &[Step],
+    how: &TuneOptions,
+) -> Result<Vec<TunedFusion>, TuneError> {
+    let mut found = vec![];
+    for pass in options.pipeline.enabled() {
+        // Without the core of the matmuls there would be float copies of weights.
+        if NOT_FUSIONS.contains(&pass) || pass == "dequant_matmul" {
+            continue;
+        }
+        let fired = |report: &Report| {
+            report.decisions.iter().any(|d| d.pass == pass && matches!(d.outcome, Outcome::Fired { .. }))
+        };
+        if !steps.iter().any(|step| fired(&step.report)) {
+            continue;
+        }
+        let pipeline = options.pipeline.clone().select(&[format!("-{pass}")]).map_err(CompileError::from)?;
+        let without = Options { pipeline, ..options.clone() };
+        let mut other = Bench::new(model::executor(file, path, &without, Purpose::Generate, device)?)?;
+        for step in steps.iter().filter(|step| fired(&step.report)) {
+            let (mut with, mut without) = (vec![], vec![]);
+            for _ in 0..5 {
+                with.push(step_us(bench.profile(&step.test, how.steps)?));
+                without.push(step_us(other.profile(&step.test, how.steps)?));
+            }
+            let (with_us, without_us) = (median(&mut with), median(&mut without));
+            // What else the machine does must not decide: the best turn with the pass is worse than the worst without.
+            let (best, worst) = (least(&with), without.iter().copied().fold(0.0, f64::max));
+            found.push(TunedFusion {
+                pass: pass.into(),
+                graph: step.report.graph.clone(),
+                with_us,
+                without_us,
+                loses: worst < best * (1.0 - how.margin),
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn step_us(profile: Profile) -> f64 {
+    profile.step_ns.unwrap_or_else(|| profile.kernels_ns()) as f64 / 1e3
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn least(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// Where the measured target of a device is kept: `SINTER_TUNED`, else `sinter/tuned` among the caches of the user. None where that
+/// variable is `off`, or nothing says where caches are.
+pub fn path_of(device: &str) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let folder = match variable("SINTER_TUNED") {
+        Some(value) if value == "off" => return None,
+        Some(folder) => PathBuf::from(folder),
+        None => variable("XDG_CACHE_HOME")
+            .or_else(|| variable("LOCALAPPDATA"))
+            .map(PathBuf::from)
+            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache")))?
+            .join("sinter")
+            .join("tuned"),
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = device.chars().map(plain).collect();
+    Some(folder.join(name.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-") + ".json"))
+}
+
+/// What the CPU is called, with so many threads.
+pub fn cpu(threads: usize) -> String {
+    format!("{}, {threads} threads", bench::cpu_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_correlate() {
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
+        assert!(close(rank_correlation(&[1.0, 2.0, 3.0], &[10.0, 400.0, 500.0]), 1.0));
+        assert!(close(rank_correlation(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0));
+        // By hand: ranks 0.5 0.5 2 against 0 1 2.
+        assert!(close(rank_correlation(&[1.0, 1.0, 2.0], &[1.0, 2.0, 3.0]), 1.5 / (1.5f64 * 2.0).sqrt()));
+        assert_eq!(rank_correlation(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+        assert_eq!(rank_correlation(&[], &[]), 0.0);
+    }
+}
