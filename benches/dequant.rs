@@ -1,6 +1,7 @@
 //! Dequantising weights of each format on one core: `cargo bench --bench dequant [-- q4_k]`.
 //!
-//! Throughput is in elements, and in bytes of the weights as they lie. They fit a cache, so it is decoding that is measured.
+//! Throughput is in elements, and in bytes of the weights as they lie. They fit a cache, so it is decoding that is measured. Of f32 there is
+//! nothing to decode.
 
 mod common;
 

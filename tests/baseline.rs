@@ -254,8 +254,8 @@ fn a_file_that_is_no_baseline_is_one_clear_error() {
         fails(&["--compare", "x", &threshold], "a threshold is a number above 0 and below 100");
     }
     // Nothing is written over a model.
-    let models = [&QUICK[..], &["--save", "models/rustdoc-13m-q8_0.gguf"]].concat();
-    fails(&models, "is a model file, which is not overwritten");
+    fails(&["--save", "models/rustdoc-13m-q8_0.gguf"], "is a model file, which is not overwritten");
+    fails(&["--history", "models/rustdoc-13m-q8_0.gguf"], "is no run that sinter bench kept: it is no text");
 }
 
 #[test]

@@ -121,6 +121,15 @@ impl Display for Threshold {
     }
 }
 
+/// The tests of a run whose speed varied by more than that: as a baseline, they would hide what becomes slower.
+pub fn unsteady(run: &Run, threshold: Threshold) -> Vec<String> {
+    let varied = |t: &TestResult| {
+        let per_cent = 100.0 * t.stddev_ts / t.avg_ts;
+        (per_cent > threshold.0).then(|| format!("{} by {per_cent:.0} %", t.name()))
+    };
+    run.tests.iter().filter_map(varied).collect()
+}
+
 /// What became of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -200,6 +209,15 @@ mod tests {
         let said = versions(&before, &newer);
         assert_eq!(said, ["sinter: then 0.1.0, now 0.2.0", "driver: then none, now AMD 60300000"]);
         assert_eq!(versions(&before, &before), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_varies_too_much_is_named() {
+        let mut run = run([100.0, 50.0]);
+        run.tests[1].avg_ts = 50.0;
+        run.tests[1].stddev_ts = 6.0;
+        assert_eq!(unsteady(&run, "10".parse().unwrap()), ["tg8 (2 threads) by 12 %"]);
+        assert_eq!(unsteady(&run, "13".parse().unwrap()), Vec::<String>::new());
     }
 
     #[test]

@@ -32,9 +32,7 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result
         let written = OpenOptions::new().write(true).open(path).and_then(|mut to| buffered(&mut to));
         return written.map_err(|e| format!("cannot write {name}: {e}").into());
     }
-    if is_model(path) {
-        return Err(format!("{name} is a model file, which is not overwritten; name another file").into());
-    }
+    refuse_model(path)?;
     // A link to a file is followed, not replaced.
     let place = path.canonicalize().unwrap_or_else(|_| path.into());
     let mut partial = place.clone().into_os_string();
@@ -45,6 +43,15 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result
         written.inspect_err(|_| drop(fs::remove_file(&partial)))
     });
     written.map_err(|e| format!("cannot write {name}: {e}").into())
+}
+
+/// An error if there is a model at `path`.
+pub fn refuse_model(path: &Path) -> Result<(), Error> {
+    let name = path.display();
+    match is_model(path) {
+        true => Err(format!("{name} is a model file, which is not overwritten; name another file").into()),
+        false => Ok(()),
+    }
 }
 
 /// Whether the file at `path` begins as a GGUF file does.

@@ -84,6 +84,7 @@ impl Kept {
             Some(history) => history?,
         };
         for path in [&args.save, &args.history, &args.trend].into_iter().flatten() {
+            files::refuse_model(path)?;
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             if !folder.is_dir() {
                 return Err(format!(
@@ -254,7 +255,16 @@ impl Kept {
         files::write_whole(path, |to| {
             serde_json::to_writer_pretty(&mut *to, run)?;
             writeln!(to)
-        })
+        })?;
+        let unsteady = compare::unsteady(run, self.args.threshold);
+        if !unsteady.is_empty() {
+            let path = path.display();
+            say!(
+                "{path} would be better measured while nothing else runs; it varied: {}",
+                unsteady.join(", ")
+            );
+        }
+        Ok(())
     }
 
     /// Both speeds of each test, and what else a reader should know.
