@@ -33,7 +33,7 @@
 //!
 //! [`compile::compile`] reads as the pipeline; [`model`] goes from a file to a session, [`load`] from a plan to one without
 //! compiling anything; [`check`] compares every kernel of a
-//! model, on a device, with its body; [`mod@bench`] measures how fast it runs.
+//! model, on a device, with its body; [`mod@bench`] measures how fast it runs; [`show`] draws graphs, plans and what the passes did.
 //!
 //! # Example
 //!
@@ -74,5 +74,6 @@ pub mod model;
 pub mod passes;
 pub mod plan;
 pub mod runtime;
+pub mod show;
 pub mod target;
 pub mod tune;

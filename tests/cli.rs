@@ -147,7 +147,7 @@ fn a_greedy_plan_says_what_it_cannot_do() {
 #[test]
 fn dump_prints_every_stage_in_every_format() {
     for (step, name) in [("decode", "t1"), ("prefill", "t512"), ("score", "t512")] {
-        for format in ["text", "dot", "json"] {
+        for format in ["text", "dot", "json", "svg"] {
             let mut dumps: Vec<String> = vec![];
             for stage in ["lowered", "fused", "kernels", "plan"] {
                 let what = format!("{stage} {step} {format}");
@@ -158,6 +158,11 @@ fn dump_prints_every_stage_in_every_format() {
                         // Braces within labels are escaped or in pairs, so they balance too.
                         assert_eq!(said.matches('{').count(), said.matches('}').count(), "{what}");
                         assert!(said.contains(" -> "), "{what}");
+                    }
+                    ("svg", _) => {
+                        assert!(said.starts_with("<svg ") && said.ends_with("</svg>\n"), "{what}");
+                        assert_eq!(said.matches("<g ").count(), said.matches("</g>").count(), "{what}");
+                        assert!(said.contains(">blk.0") && said.contains("class=\"edge"), "{what}");
                     }
                     ("json", _) => {
                         let json: serde_json::Value = serde_json::from_str(&said).expect(&what);
@@ -178,6 +183,60 @@ fn dump_prints_every_stage_in_every_format() {
             }
         }
     }
+}
+
+#[test]
+fn dump_makes_a_page() {
+    let page = stdout(&["dump", "--format", "html", "--target", "test-cpu,gfx1100"]);
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let json: serde_json::Value = serde_json::from_str(data).unwrap();
+    let views = json["views"].as_array().unwrap().iter();
+    let views: Vec<_> =
+        views.map(|view| (view["step"].as_str().unwrap(), view["target"].as_str().unwrap())).collect();
+    assert_eq!(
+        views,
+        [("decode", "test-cpu"), ("prefill", "test-cpu"), ("decode", "gfx1100"), ("prefill", "gfx1100")]
+    );
+    assert!(json["views"][0]["memory"]["calls"].as_array().unwrap().len() > 20);
+    fails(&["dump", "--format", "html", "--stage", "plan"], "takes neither --stage nor --after");
+    fails(&["dump", "--format", "html", "--after", "swiglu"], "takes neither --stage nor --after");
+    fails(&["dump", "--format", "html", "--target", "test-cpu,gpu"], "there is no target \"gpu\"");
+}
+
+#[test]
+fn dump_all_writes_every_stage_and_nothing_over_what_is_not_its_own() {
+    let dir = temp();
+    let (own, foreign) = (dir.path().join("own"), dir.path().join("foreign"));
+    stdout(&["dump", "--all", &arg(&own)]);
+    let listing = std::fs::read_to_string(own.join("index.txt")).unwrap();
+    let files: Vec<&str> =
+        listing.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    // The lowered graph, a graph after each of 12 passes, kernels and plan, in three formats, of two steps, and two pages.
+    assert_eq!(files.len(), (1 + 12 + 2) * 3 * 2 + 2);
+    let index = std::fs::read_to_string(own.join("index.html")).unwrap();
+    for file in &files {
+        assert!(own.join(file).metadata().unwrap().len() > 0, "{file}");
+        assert!(file.starts_with("index") || index.contains(&format!("href=\"{file}\"")), "{file}");
+    }
+    let fused = std::fs::read_to_string(own.join("decode/12-sample_head.sir")).unwrap();
+    assert_eq!(fused, stdout(&["dump"]));
+    let early = std::fs::read_to_string(own.join("decode/03-dequant_matmul.sir")).unwrap();
+    assert_eq!(early, stdout(&["dump", "--after", "dequant_matmul"]));
+
+    // Once more, less: what was written before and is not written now is gone, what is somebody's stays.
+    std::fs::write(own.join("note"), "mine").unwrap();
+    stdout(&["dump", "--all", &arg(&own), "--step", "decode"]);
+    assert!(own.join("decode/00-lowered.dot").exists() && !own.join("prefill").exists());
+    assert_eq!(std::fs::read_to_string(own.join("note")).unwrap(), "mine");
+
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("index.txt"), "a list of mine\nnote\n").unwrap();
+    std::fs::write(foreign.join("note"), "mine").unwrap();
+    fails(&["dump", "--all", &arg(&foreign)], "is not empty, and not made by dump --all");
+    assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 2);
+    fails(&["dump", "--all", &arg(&foreign.join("note"))], "cannot write to");
+    fails(&["dump", "--all", &arg(&own), "--format", "dot"], "cannot be used with");
 }
 
 #[test]
@@ -494,6 +553,8 @@ fn a_file_of_plans_for_several_targets() {
     fails(&[&dump[..], &["--target", "gfx942"]].concat(), "the plan is for test-cpu, gfx1100, sm_90");
     fails(&[&dump[..], &["--exact"]].concat(), "is compiled already: --exact does not apply");
     fails(&["dump", &plan], "of which there is --stage plan alone");
+    fails(&["dump", &plan, "--format", "html"], "of which there is --stage plan alone");
+    fails(&["dump", &plan, "--all", "x"], "of which there is --stage plan alone");
     let (explained, said) = command::said(&run(&["explain", &plan, "--target", "sm_90"]));
     assert!(explained.contains("rustdoc-13m on sm_90\n") && said.is_empty(), "{explained}{said}");
     fails(&["explain", &plan, "--no-fuse"], "is compiled already: --no-fuse does not apply");

@@ -2,7 +2,7 @@
 
 use super::{Bench, BenchError, Output, Test, Work, check_context};
 use crate::codegen::spec::{Computation, KernelSpec};
-use crate::ir::labels::{fold, layer, runs};
+use crate::ir::layers::{layer, rename, runs};
 use crate::ir::{DType, Syms};
 use crate::plan::{CallWork, Plan, PlannedCall};
 use crate::runtime::{BatchError, SequenceId};
@@ -232,14 +232,14 @@ fn of_calls(launches: &[LaunchTime], calls: usize) -> Vec<(u64, u64)> {
 fn kernels(calls: &[PlannedCall], nodes: &[NodeTime], times: &[Vec<(u64, u64)>]) -> Vec<KernelTime> {
     let mut groups: BTreeMap<(u32, String), Vec<usize>> = BTreeMap::new();
     for (i, call) in calls.iter().enumerate() {
-        groups.entry((call.kernel, fold(&call.label, |_| "*".into()))).or_default().push(i);
+        groups.entry((call.kernel, rename(&call.label, |_| "*".into()))).or_default().push(i);
     }
     let folded = groups.into_values().map(|members| {
         let layers: Vec<u64> = members.iter().filter_map(|i| layer(&calls[*i].label)).collect();
         let first = &nodes[members[0]];
         KernelTime {
             kernel: first.kernel,
-            node: fold(&first.node, |_| runs(&layers)),
+            node: rename(&first.node, |_| runs(&layers)),
             calls: members.len() as u64,
             launches: members.iter().map(|i| nodes[*i].launches).sum(),
             ns: median(times.iter().map(|step| members.iter().map(|i| step[*i].0).sum())),

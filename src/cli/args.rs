@@ -84,7 +84,7 @@ impl SourceArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile, any number of them between commas [default:
+    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile and dump --format html, any number of them between commas [default:
     /// cpu].
     #[arg(long)]
     pub target: Option<String>,

@@ -1,5 +1,8 @@
 //! `sinter dump`: a graph, the kernels or the plan at any stage.
 
+mod all;
+mod page;
+
 use super::args::{CompileArgs, ModelArgs, StepName};
 use super::say;
 use clap::ValueEnum;
@@ -9,8 +12,10 @@ use sinter::lower::{self, Config};
 use sinter::model;
 use sinter::passes::AfterPass;
 use sinter::plan::{LoadedPlan, Plan};
+use sinter::show::dot::dot;
+use sinter::show::{Diagram, svg};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,15 +29,22 @@ pub struct Args {
     /// The graph after this pass instead of after the last.
     #[arg(long, value_name = "PASS")]
     after: Option<String>,
-    /// Of which step.
-    #[arg(long, value_enum, default_value = "decode")]
-    step: StepName,
+    /// Of which step [default: decode; for html, decode and prefill].
+    #[arg(long, value_enum)]
+    step: Option<StepName>,
     /// As `run --temp 0` compiles it: the best token instead of the logits.
     #[arg(long)]
     greedy: bool,
-    /// text: the IR, or a readable listing. dot: for Graphviz. json: see docs/json.md.
+    /// text: the IR, or a readable listing. dot: for Graphviz. json: see docs/json.md. svg: a picture; of the fused graph, the primitives
+    /// beside it. html: a page for a browser with everything in it, to stdout; --target may name several.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    /// In dot and svg, draw every layer, not those that do the same once.
+    #[arg(long)]
+    unfold: bool,
+    /// Write every stage after every pass into this folder, as text, dot and svg, with an index and the page.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["stage", "after", "format"])]
+    all: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -52,44 +64,80 @@ enum Format {
     Text,
     Dot,
     Json,
+    Svg,
+    Html,
+}
+
+/// What a page is not made of.
+const NO_PAGE: &str = "a page shows a model, not one of its stages";
+
+impl Args {
+    fn step(&self) -> StepName {
+        self.step.unwrap_or(StepName::Decode)
+    }
 }
 
 pub fn run(args: Args) -> super::Outcome {
     if args.after.is_some() && args.stage != Stage::Fused {
         return Err("--after is of the passes, whose graph is --stage fused".into());
     }
+    if args.format == Format::Html && (args.stage != Stage::Fused || args.after.is_some()) {
+        return Err("--format html shows all stages at once: it takes neither --stage nor --after".into());
+    }
     if let Some(path) = args.model.path().filter(|path| model::is_plan(path)) {
         return of_plan(path, &args);
     }
+    if let Some(dir) = &args.all {
+        return all::run(dir, &args);
+    }
+    if args.format == Format::Html {
+        let html = page::of_model(&args)?;
+        std::io::stdout().lock().write_all(html.as_bytes())?;
+        return Ok(());
+    }
+    let step = args.step();
     let file = args.model.open()?;
     let gguf = file.gguf();
     let options = args.compile.options(args.greedy)?;
     let config = Config::from_gguf(gguf)?;
-    let step = args.step.step(&config, &options)?;
+    let lowered_step = step.step(&config, &options)?;
     let text = match args.stage {
         Stage::Lowered | Stage::Fused => {
-            let mut graph = lower::lower(gguf, &config, &step)?;
+            let mut graph = lower::lower(gguf, &config, &lowered_step)?;
+            if args.format == Format::Svg
+                && args.stage == Stage::Fused
+                && args.after.is_none()
+                && !args.unfold
+            {
+                let view = page::view(&file, &graph, step, &options, None)?;
+                std::io::stdout().lock().write_all(view.to_svg().as_bytes())?;
+                return Ok(());
+            }
             if args.stage == Stage::Fused {
                 graph = fused(graph, &args, &options)?;
             }
             match args.format {
                 Format::Text => format!("{graph}\n"),
-                Format::Dot => graph.to_dot(),
+                Format::Dot => dot(&Diagram::of_graph(&graph, &options.target, args.unfold)),
+                Format::Svg => svg(&Diagram::of_graph(&graph, &options.target, args.unfold)),
+                Format::Html => return Err(NO_PAGE.into()),
                 Format::Json => serde_json::to_string_pretty(&graph.to_json())? + "\n",
             }
         }
         Stage::Kernels => {
-            let programs = compile::compile(gguf, &options, args.step.purpose())?;
-            let index = args.step.index(programs.len());
+            let programs = compile::compile(gguf, &options, step.purpose())?;
+            let index = step.index(programs.len());
             let compiled = programs.into_iter().nth(index).ok_or("no such step")?;
             match args.format {
                 Format::Text => compiled.program.to_string(),
-                Format::Dot => compiled.program.to_dot(),
+                Format::Dot => dot(&Diagram::of_program(&compiled.program, args.unfold)),
+                Format::Svg => svg(&Diagram::of_program(&compiled.program, args.unfold)),
+                Format::Html => return Err(NO_PAGE.into()),
                 Format::Json => serde_json::to_string_pretty(&compiled.program)? + "\n",
             }
         }
         Stage::Plan => {
-            let plan = model::plan(&file, args.model.path(), &options, args.step.purpose())?;
+            let plan = model::plan(&file, args.model.path(), &options, step.purpose())?;
             shown(&plan, &args)?
         }
     };
@@ -101,10 +149,12 @@ pub fn run(args: Args) -> super::Outcome {
 fn shown(plan: &Plan, args: &Args) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
     Ok(match args.format {
         Format::Text => plan.to_string(),
-        Format::Dot => {
-            let program = plan.programs.get(args.step.index(plan.programs.len()));
-            plan.to_dot(program.ok_or("no such step")?)
+        Format::Dot | Format::Svg => {
+            let program = plan.programs.get(args.step().index(plan.programs.len())).ok_or("no such step")?;
+            let diagram = Diagram::of_plan(plan, program, args.unfold);
+            if args.format == Format::Svg { svg(&diagram) } else { dot(&diagram) }
         }
+        Format::Html => return Err(NO_PAGE.into()),
         Format::Json => serde_json::to_string_pretty(plan)? + "\n",
     })
 }
@@ -112,7 +162,7 @@ fn shown(plan: &Plan, args: &Args) -> Result<String, Box<dyn std::error::Error +
 /// A plan from a file: of several, the one for --target, else the first.
 fn of_plan(path: &Path, args: &Args) -> super::Outcome {
     let name = path.display();
-    if args.stage != Stage::Plan {
+    if args.stage != Stage::Plan || args.format == Format::Html || args.all.is_some() {
         return Err(format!("{name} is a compiled plan, of which there is --stage plan alone").into());
     }
     let flag = args.compile.first_given().filter(|flag| *flag != "--target");

@@ -1,7 +1,6 @@
-//! Programs as people and Graphviz read them.
+//! Programs as people read them.
 
 use super::spec::{Access, ArgId, Code, Implementation, Layout, Place, Program};
-use std::collections::HashMap;
 use std::fmt;
 
 /// How an argument is touched: read unless marked.
@@ -77,30 +76,5 @@ impl fmt::Display for Program {
             }
         }
         Ok(())
-    }
-}
-
-impl Program {
-    /// The calls as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
-    pub fn to_dot(&self) -> String {
-        let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", self.name);
-        let mut writer: HashMap<u32, usize> = HashMap::new();
-        for (i, call) in self.calls.iter().enumerate() {
-            dot += &format!("  l{i} [label={:?}];\n", call.label);
-            let Some(kernel) = self.kernels.get(call.kernel as usize) else { continue };
-            for (arg, buf) in kernel.args().zip(&call.args) {
-                if matches!(arg.access, Access::Read | Access::Update)
-                    && let Some(from) = writer.get(buf)
-                {
-                    dot += &format!("  l{from} -> l{i} [label={:?}];\n", arg.ty.to_string());
-                }
-            }
-            for (arg, buf) in kernel.args().zip(&call.args) {
-                if matches!(arg.access, Access::Write | Access::Update) {
-                    writer.insert(*buf, i);
-                }
-            }
-        }
-        dot + "}\n"
     }
 }

@@ -1,7 +1,7 @@
 //! What two compilations of a model have otherwise.
 
 use super::{Row, rows};
-use crate::ir::labels::{fold, runs};
+use crate::ir::layers::{rename, runs};
 use crate::ir::{Outcome, Report};
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -95,9 +95,9 @@ fn only_in(made: &Report, not: &Report, name: &str) -> Vec<String> {
             _ => None,
         });
         let why = why.unwrap_or("no rule came near to it".into());
-        let key = (pass.clone(), fold(at, |_| "*".into()), fold(&why, |_| "*".into()));
+        let key = (pass.clone(), rename(at, |_| "*".into()), rename(&why, |_| "*".into()));
         let layers = groups.entry(key).or_default();
-        fold(at, |layer| {
+        rename(at, |layer| {
             layers.push(layer);
             String::new()
         });

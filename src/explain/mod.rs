@@ -10,7 +10,7 @@ pub use expect::{Expectation, Unmet};
 pub use flip::flip;
 pub use remarks::remarks;
 
-use crate::ir::labels::{fold, layer, runs};
+use crate::ir::layers::{layer, rename, runs};
 use crate::ir::{Decision, FinalKernel, Limit, Origin, Outcome, Report, Why};
 use indexmap::IndexMap;
 
@@ -73,7 +73,7 @@ impl Row<'_> {
 pub fn rows(report: &Report) -> Vec<Row<'_>> {
     let mut groups: IndexMap<(&str, Option<u32>, String, Limit), Vec<&FinalKernel>> = IndexMap::new();
     for kernel in &report.kernels {
-        let anywhere = fold(&names(kernel), |_| "*".into());
+        let anywhere = rename(&names(kernel), |_| "*".into());
         groups.entry((&kernel.kernel, kernel.form, anywhere, kernel.limit)).or_default().push(kernel);
     }
     let saved = saved_us(report);
@@ -85,7 +85,7 @@ pub fn rows(report: &Report) -> Vec<Row<'_>> {
 fn row<'a>(kernels: Vec<&'a FinalKernel>, saved: &IndexMap<u64, f64>) -> Row<'a> {
     let layers: Vec<u64> = kernels.iter().filter_map(|kernel| layer(&names(kernel))).collect();
     Row {
-        of: fold(&names(kernels[0]), |_| runs(&layers)),
+        of: rename(&names(kernels[0]), |_| runs(&layers)),
         us: kernels.iter().map(|k| k.us).sum(),
         launches: kernels.iter().map(|k| k.launches).sum(),
         bytes: kernels.iter().map(|k| k.bytes).sum(),
@@ -149,8 +149,8 @@ pub fn left(report: &Report) -> (Vec<Left<'_>>, Vec<Left<'_>>) {
     for kernel in &report.kernels {
         let reasons = reasons(&chains, kernel);
         let said: Vec<String> = reasons.iter().map(|(pass, why)| format!("{pass}: {why}")).collect();
-        let anywhere = fold(&names(kernel), |_| "*".into());
-        let key = (kernel.kernel.as_str(), anywhere, fold(&said.join("; "), |_| "*".into()));
+        let anywhere = rename(&names(kernel), |_| "*".into());
+        let key = (kernel.kernel.as_str(), anywhere, rename(&said.join("; "), |_| "*".into()));
         if kernel.origin != Origin::Fused || !reasons.is_empty() {
             groups.entry(key).or_default().push(kernel);
         }
@@ -160,7 +160,7 @@ pub fn left(report: &Report) -> (Vec<Left<'_>>, Vec<Left<'_>>) {
         let layers: Vec<u64> = kernels.iter().filter_map(|k| layer(&names(k))).collect();
         let left = Left {
             kernel: &kernels[0].kernel,
-            of: fold(&names(kernels[0]), |_| runs(&layers)),
+            of: rename(&names(kernels[0]), |_| runs(&layers)),
             times: kernels.len() as u64,
             us: kernels.iter().map(|k| k.us).sum(),
             reasons: reasons(&chains, kernels[0]),

@@ -1,49 +1,13 @@
-//! A graph for other tools: Graphviz and JSON.
+//! A graph for other tools, as JSON.
 
 use super::attributes::Slice;
 use super::graph::{Graph, Value};
 use super::op::Op;
-use super::text::{attributes, names};
+use super::text::names;
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 
 impl Graph {
-    /// The graph as a Graphviz digraph. Weights, states and constants are part of the nodes that use them.
-    pub fn to_dot(&self) -> String {
-        let names = names(self);
-        let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", self.name);
-        for id in self.order() {
-            let op = self.op(id);
-            if is_detail(op) {
-                continue;
-            }
-            let mut label = match op {
-                Op::Fused(f) => f.kernel.name().to_string(),
-                Op::Input { name, .. } => format!("%{name}"),
-                op => format!("{}{}", op.name(), attributes(op)),
-            };
-            for v in self.operands(id) {
-                match self.op(v.node) {
-                    Op::Weight { name, .. } | Op::State { name, .. } => {
-                        label += &format!("\n{name} : {}", self.ty(v))
-                    }
-                    Op::Const { value } => label += &format!("\n{value}"),
-                    _ => {}
-                }
-            }
-            let style = if op.kernel().is_some() { ", style=filled, fillcolor=lightblue" } else { "" };
-            dot += &format!("  n{} [label={label:?}{style}];\n", id.index());
-            for v in self.operands(id) {
-                if !is_detail(self.op(v.node)) {
-                    let name = names.get(&v).map_or("", String::as_str);
-                    let edge = format!("{name} : {}", self.ty(v));
-                    dot += &format!("  n{} -> n{} [label={edge:?}];\n", v.node.index(), id.index());
-                }
-            }
-        }
-        dot + "}\n"
-    }
-
     /// The graph as JSON (see docs/json.md): nodes in printing order, values by the names of the text form.
     pub fn to_json(&self) -> Json {
         let names = names(self);
@@ -122,11 +86,6 @@ impl Graph {
         }
         json
     }
-}
-
-/// Leaves that are shown within the nodes that use them.
-fn is_detail(op: &Op) -> bool {
-    matches!(op, Op::Weight { .. } | Op::State { .. } | Op::Const { .. } | Op::Return)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod export;
 pub mod fused;
 mod graph;
 mod kernel;
-pub mod labels;
+pub mod layers;
 mod op;
 mod report;
 pub mod step;

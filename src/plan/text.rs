@@ -2,8 +2,7 @@
 
 use super::{BufRef, Plan, PlannedCall, PlannedProgram, kind_name};
 use crate::codegen::mark;
-use crate::codegen::spec::{Access, ArgId, Layout};
-use std::collections::HashMap;
+use crate::codegen::spec::{ArgId, Layout};
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -113,26 +112,5 @@ impl Plan {
             write!(f, " signal e{event}")?;
         }
         writeln!(f, "  {}", call.label)
-    }
-
-    /// The calls of a program as a Graphviz digraph: an edge for each buffer from its last writer to its reader.
-    pub fn to_dot(&self, program: &PlannedProgram) -> String {
-        let mut dot = format!("digraph {:?} {{\n  node [shape=box, fontname=monospace];\n", program.name);
-        let mut writer: HashMap<BufRef, usize> = HashMap::new();
-        for (i, call) in program.calls.iter().enumerate() {
-            dot += &format!("  l{i} [label={:?}];\n", format!("{i}: {}", call.label));
-            let Some(kernel) = self.kernels.get(call.kernel as usize) else { continue };
-            let args = || kernel.args().zip(&call.args);
-            for (arg, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Read | Access::Update))
-            {
-                if let Some(from) = writer.get(place) {
-                    dot += &format!("  l{from} -> l{i} [label={:?}];\n", arg.ty.to_string());
-                }
-            }
-            for (_, place) in args().filter(|(arg, _)| matches!(arg.access, Access::Write | Access::Update)) {
-                writer.insert(*place, i);
-            }
-        }
-        dot + "}\n"
     }
 }

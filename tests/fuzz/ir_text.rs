@@ -6,6 +6,8 @@ use sinter::gguf::{Digest, Identity};
 use sinter::ir::{DType, Graph, KvTypes, verify, verify_unfinished};
 use sinter::passes::Pipeline;
 use sinter::plan::{LoadedPlan, Model, Options, Parts, Plan};
+use sinter::show::Diagram;
+use sinter::show::dot::dot;
 use sinter::target::Target;
 
 /// What [`run`] returns of a graph that runs.
@@ -23,11 +25,11 @@ pub fn run(data: &[u8]) -> usize {
         }
     };
     survives_printing(&graph);
-    _ = graph.to_dot();
     if let Err(e) = verify_unfinished(&graph) {
         _ = e.to_string();
         return 1;
     }
+    _ = dot(&Diagram::of_graph(&graph, &Target::test_cpu(), false));
     let (cpu, gpu) = (Target::cpu(), Target::test_wave32());
     let mut reached = compile(graph.clone(), &cpu);
     for (target, exact) in [(&cpu, false), (&cpu, true), (&gpu, false)] {

@@ -3,6 +3,8 @@
 use crate::execute::execute;
 use serde_json::{Value, json};
 use sinter::plan::{FORMAT, LoadedPlan, Plan};
+use sinter::show::Diagram;
+use sinter::show::dot::dot;
 
 /// What [`run`] returns of a plan that runs.
 #[allow(dead_code, reason = "a fuzz target does not ask")]
@@ -27,7 +29,7 @@ fn of_one(plan: &LoadedPlan) -> usize {
     assert!(again.to_bytes().unwrap() == bytes);
     _ = plan.to_string();
     for (index, program) in plan.programs.iter().enumerate() {
-        _ = plan.to_dot(program);
+        _ = dot(&Diagram::of_plan(plan, program, index % 2 == 0));
         _ = plan.bytes_per_step(index, &program.bounds, u64::MAX);
     }
     1 + usize::from(execute(plan))

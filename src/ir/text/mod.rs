@@ -35,8 +35,8 @@ mod tests;
 
 pub use diff::diff;
 pub use parse::ParseError;
-pub use print::At;
-pub(super) use print::{attributes, lines, names};
+pub use print::{At, attributes};
+pub(super) use print::{lines, names};
 
 /// Whether a name needs no quotes after `%` or `@`.
 fn is_plain(name: &str) -> bool {

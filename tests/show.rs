@@ -1,0 +1,264 @@
+//! What graphs and programs look like as pictures.
+
+mod support;
+
+use sinter::compile::{Options, Purpose};
+use sinter::ir::Graph;
+use sinter::lower::{self, Config};
+use sinter::passes::Pipeline;
+use sinter::show::dot::dot;
+use sinter::show::{Diagram, Page, Parts, View};
+use sinter::target::Target;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::plan_of_description;
+use support::synthetic::{description, shape};
+
+/// A model of this many layers' worth of description, as it is lowered and as it is fused.
+fn graphs(name: &str, target: &Target) -> [Graph; 2] {
+    let gguf = description(name);
+    let config = Config::from_gguf(&gguf).unwrap();
+    let options = Options::new(target.clone());
+    let step = Purpose::Generate.steps(&config, &options)[0];
+    let lowered = lower::lower(&gguf, &config, &step).unwrap();
+    let mut fused = lowered.clone();
+    let mut pipeline = Pipeline::standard(false);
+    pipeline.verify_each = false;
+    pipeline.run(&mut fused, target).unwrap();
+    [lowered, fused]
+}
+
+#[test]
+fn the_dot_of_a_small_model() {
+    let [_, fused] = graphs("tiny-llama", &Target::test_cpu());
+    insta::assert_snapshot!("dot", dot(&Diagram::of_graph(&fused, &Target::test_cpu(), false)));
+}
+
+/// Whatever is drawn of 32 layers, Graphviz takes it in seconds; a node whose edges go to every layer would cost it minutes.
+#[test]
+fn graphviz_takes_32_layers() {
+    let target = Target::cpu();
+    let graphs = graphs("llama-3.1-8b", &target);
+    assert_eq!(shape("llama-3.1-8b").layers, 32);
+    for (graph, unfold) in graphs.iter().flat_map(|graph| [(graph, false), (graph, true)]) {
+        let diagram = Diagram::of_graph(graph, &target, unfold);
+        let text = dot(&diagram);
+        assert_eq!(
+            text.matches("subgraph").count() == 32,
+            unfold,
+            "{} clusters",
+            text.matches("subgraph").count()
+        );
+        // No value is taken from further up than two layers.
+        let two_layers = diagram.nodes.len() / 16;
+        for (at, node) in diagram.nodes.iter().enumerate() {
+            assert!(node.operands.iter().all(|operand| at - operand.from <= two_layers), "{}", node.name);
+        }
+        let Some(time) = graphviz(&text) else { return };
+        println!("{} nodes in {time:?}", text.matches("[label").count());
+        assert!(time < Duration::from_secs(5), "{time:?}");
+    }
+}
+
+/// How long `dot` takes; none where it is not installed.
+fn graphviz(text: &str) -> Option<Duration> {
+    let start = Instant::now();
+    let mut command = Command::new("dot");
+    let Ok(mut child) = command.arg("-Tsvg").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+        println!("skipped: there is no dot here");
+        return None;
+    };
+    let mut stdin = child.stdin.take().unwrap();
+    let text = text.to_string();
+    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(output.status.success() && output.stdout.starts_with(b"<?xml"));
+    Some(start.elapsed())
+}
+
+/// The views of a model's steps on some targets, as `dump --format html` makes them.
+fn page(name: &str, targets: &[Target]) -> Page {
+    let gguf = description(name);
+    let config = Config::from_gguf(&gguf).unwrap();
+    let mut views = vec![];
+    for target in targets {
+        let mut options = Options::new(target.clone());
+        options.pipeline.verify_each = false;
+        let plan = plan_of_description(&gguf, &options, Purpose::Generate);
+        let steps = Purpose::Generate.steps(&config, &options);
+        for (step, at) in [("decode", 0), ("prefill", steps.len() - 1)] {
+            let lowered = lower::lower(&gguf, &config, &steps[at]).unwrap();
+            let parts = Parts {
+                model: name,
+                step,
+                lowered: &lowered,
+                pipeline: &options.pipeline,
+                target,
+                plan: Some((&plan, &plan.programs[at])),
+            };
+            views.push(View::new(&parts).unwrap());
+        }
+    }
+    Page::new(name, views)
+}
+
+/// The page of a 32-layer model is made and opened in no time, and needs nothing but itself.
+#[test]
+fn the_page_of_32_layers_is_small() {
+    let start = Instant::now();
+    let page = page("llama-3.1-8b", &[Target::cpu()]);
+    let html = page.to_html().unwrap();
+    let time = start.elapsed();
+    println!("{} bytes in {time:?}", html.len());
+    assert!(html.len() < 3_000_000, "{} bytes", html.len());
+    assert!(cfg!(debug_assertions) || time < Duration::from_secs(10), "{time:?}");
+    for outside in ["http://", "https://", "src=", "@import", "url(//"] {
+        let rest = html.replace("http://www.w3.org/2000/svg", "");
+        assert!(!rest.contains(outside), "{outside}");
+    }
+    assert!(!html.contains("{{"), "every place is filled");
+}
+
+/// What a view says of a kernel is what the graph, the cost model and the passes say.
+#[test]
+fn a_view_accounts_for_every_primitive_and_rewrite() {
+    let target = Target::test_cpu();
+    let [_, fused] = graphs("tiny-llama", &target);
+    let page = page("tiny-llama", &[target]);
+    let view = &page.views[0];
+    let us: f64 = view.kernels.iter().map(|kernel| kernel.us).sum();
+    assert!((us - view.after.us).abs() < 1e-6 * us, "{us} of {}", view.after.us);
+    let us: f64 = view.primitives.iter().map(|primitive| primitive.us).sum();
+    assert!((us - view.before.us).abs() < 1e-6 * us, "{us} of {}", view.before.us);
+    assert!(fused.ids().iter().filter(|id| fused.op(**id).kernel().is_some()).count() > 10);
+    // Every primitive is in one kernel, and every kernel is in one group.
+    let mut kernels = vec![0; view.kernels.len()];
+    for (at, primitive) in view.primitives.iter().enumerate() {
+        let kernel = primitive.kernel.unwrap_or_else(|| panic!("{} went nowhere", primitive.name));
+        assert!(view.kernels[kernel].primitives.contains(&at));
+    }
+    for member in view.groups.iter().flat_map(|group| &group.members) {
+        member.kernels.iter().for_each(|kernel| kernels[*kernel] += 1);
+    }
+    assert!(kernels.iter().all(|times| *times == 1), "{kernels:?}");
+    // Scores are written by primitives alone; the residual still is.
+    let result = |name: &str| &view.primitives.iter().find(|p| p.name.starts_with(name)).unwrap().results[0];
+    assert!(result("scores").2.is_some(), "scores are still written");
+    assert!(result("add").2.is_none(), "the residual is no longer written");
+    // A rewrite for each that the report counts, and a call for each kernel.
+    let memory = view.memory.as_ref().unwrap();
+    assert_eq!(memory.calls.len(), view.kernels.len());
+    assert!(memory.calls.iter().enumerate().all(|(at, call)| call.kernel == Some(at)));
+    assert!(memory.buffers.iter().all(|held| held.offset + held.bytes <= memory.arena_bytes));
+    assert!(view.steps.iter().filter(|step| step.gain.is_some()).count() > 20);
+}
+
+/// Names come from files: none ends the script or the page, or becomes markup.
+#[test]
+fn names_in_a_page_are_text() {
+    let target = Target::test_cpu();
+    let nasty = "</script><b>{{style}}&\"<!--";
+    let text = format!(
+        "graph @g(%x: f32[T,4]) sym T<=2 {{\n %w = weight {nasty:?} : f32[4]\n\
+         %0 = rms_norm %x, %w {{eps=0.1}} : f32[T,4]\n return %0 }}"
+    );
+    let graph = Graph::parse(&text).unwrap();
+    let pipeline = Pipeline::standard(true);
+    let parts = Parts {
+        model: nasty,
+        step: "decode",
+        lowered: &graph,
+        pipeline: &pipeline,
+        target: &target,
+        plan: None,
+    };
+    let view = View::new(&parts).unwrap();
+    let drawn = view.to_svg();
+    assert!(drawn.contains("&lt;/script&gt;") && !drawn.contains("<b>"), "{drawn}");
+    let html = Page::new(nasty, vec![view]).to_html().unwrap();
+    let data = html.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let json: serde_json::Value = serde_json::from_str(data).unwrap();
+    assert_eq!(json["model"], nasty);
+    assert_eq!(html.matches("</script>").count(), 2);
+    assert!(!html.contains("<b>{{"), "a name became markup");
+}
+
+/// What a browser makes of the page at an address; none where there is no browser.
+fn browse(page: &Path, address: &str) -> Option<String> {
+    let profile = tempfile::tempdir().unwrap();
+    let mut command = Command::new("chromium");
+    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]);
+    command.arg(format!("--user-data-dir={}", profile.path().display()));
+    command.arg(format!("file://{}#{address}", page.display()));
+    let Ok(output) = command.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
+        println!("skipped: there is no chromium here");
+        return None;
+    };
+    let dom = String::from_utf8(output.stdout).unwrap();
+    // The styles, the data and the program are in it too; what is drawn stands between them.
+    let body = dom.split("<body").nth(1).unwrap_or_default();
+    let drawn = body.split("<script").next().unwrap_or_default().to_string();
+    assert!(drawn.contains("data-ready"), "the page came to no end at {address}");
+    Some(drawn)
+}
+
+#[test]
+fn a_browser_opens_folds_searches_steps_and_switches() {
+    // On two streams, so that there are lanes.
+    let two = Target { streams: 2, name: "two-streams".into(), ..Target::test_cpu() };
+    let page = page("qwen2.5-0.5b", &[Target::test_cpu(), two]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("page.html");
+    std::fs::write(&path, page.to_html().unwrap()).unwrap();
+    let Some(plain) = browse(&path, "") else { return };
+    let count = |dom: &str, what: &str| dom.matches(what).count();
+
+    // It opens: a bar, a legend, folded layers, both charts, what was not fused.
+    assert!(plain.contains("decode · test-cpu") && plain.contains("prefill · two-streams"));
+    assert!(plain.contains("blk.1–22 × 22"), "folded layers");
+    let groups = count(&plain, "class=\"group\"");
+    assert_eq!(groups, page.views[0].groups.len());
+    assert!(count(&plain, "class=\"dot ") > 5 && count(&plain, "class=\"held ") > 50);
+    assert!(plain.contains("the logits themselves are returned"));
+    assert!(count(&plain, "edge gone") > 20, "intermediate values are struck out");
+
+    // It unfolds, and folds again.
+    let open = page.views[0].groups.iter().position(|group| group.members.len() == 22).unwrap();
+    let unfolded = browse(&path, &format!("unfold={open}")).unwrap();
+    assert_eq!(count(&unfolded, "class=\"group\""), groups + 21);
+    assert!(unfolded.contains(">blk.17<") && !plain.contains(">blk.17<"));
+
+    // It searches.
+    let found = browse(&path, "search=attn_output").unwrap();
+    assert!(found.contains("24 kernels, 24 primitives"), "{found}");
+    assert!(count(&found, " hit\"") > 0 && count(&found, " dim\"") > count(&found, " hit\""));
+
+    // It steps: nothing is fused at first; at the end everything is.
+    let view = &page.views[0];
+    let first = view.steps.iter().position(|step| step.gain.is_some()).unwrap();
+    let at = |step: usize| browse(&path, &format!("step={step}")).unwrap();
+    let (none, one, all) = (at(first), at(first + 1), at(view.steps.len()));
+    assert_eq!((count(&none, "edge gone"), count(&all, "edge gone")), (0, count(&plain, "edge gone")));
+    assert!(count(&one, "edge gone") > 0 && count(&one, "edge gone") < 5);
+    assert!(count(&none, "unmade") > 10 && count(&all, "unmade") == 0);
+    assert!(one.contains(&format!("rewrite {} of {}", first + 1, view.steps.len())));
+    assert!(one.contains("<s>"), "what the step no longer writes is struck out");
+
+    // It switches step and target, and shows the lanes of streams.
+    let prefill = browse(&path, "view=1").unwrap();
+    assert!(prefill.contains("test-cpu, t512 (T ≤ 512 rows"));
+    let other = browse(&path, "view=2").unwrap();
+    assert!(other.contains("two-streams, t1 (T ≤ 1 rows") && other.contains("on 2 streams"));
+
+    // And tells what a kernel is made of.
+    let kernel = view.kernels.iter().position(|kernel| kernel.name == "attention").unwrap();
+    let chosen = browse(&path, &format!("kernel={kernel}")).unwrap();
+    for words in ["stands for", "softmax", "how it was made", "before: 10 primitives", "limited by"] {
+        assert!(chosen.contains(words), "{words}");
+    }
+    // What an address says that is not there is passed over.
+    browse(&path, "view=99&step=-4&unfold=x,77&kernel=1e9&primitive=z").unwrap();
+}
