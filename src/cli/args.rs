@@ -84,8 +84,8 @@ impl SourceArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile and dump --format html, any number of them between commas [default:
-    /// cpu].
+    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile and dump --format html, any number of them
+    /// between commas [default: cpu].
     #[arg(long)]
     pub target: Option<String>,
     /// Float32 activations and, unless --kv says otherwise, caches.

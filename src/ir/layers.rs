@@ -117,7 +117,7 @@ pub fn sections(items: &[Item]) -> Vec<Section> {
     }
     // What picks rows out of a layer's result for a later one alone belongs to that.
     for i in (0..items.len()).rev() {
-        if items[i].named.is_none() && items[i].reads_leaf {
+        if items[i].named.is_none() && items[i].reads_leaf && sections[i] != Section::Head {
             let first = users[i].iter().map(|&user| sections[user]).min();
             sections[i] = first.map_or(sections[i], |first| first.max(sections[i]));
         }
