@@ -2,7 +2,7 @@
 //!
 //! A step of a prompt and one of generation are timed launch by launch. Bandwidth is what memory gives (on the CPU) or the best
 //! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention; a launch costs what the smallest kernels
-//! take; and what a kind of kernel takes beyond that is its [`Target::efficiency`]. Then each fusion pass is left out once: with which a step
+//! take; and what a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out once: with which a step
 //! takes longer than without, by more than the noise, loses here.
 
 use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
@@ -121,7 +121,9 @@ pub fn tune(
             .map(bench::KernelTime::bandwidth)
             .fold(0.0, f64::max),
     };
-    let mut target = fitted(&options.target, bandwidth / 1e9, &steps);
+    let fitted = fitted(&options.target, bandwidth / 1e9, &steps);
+    let told = steps.iter().map(|step| told(step, &options.target, &fitted)).collect();
+    let mut target = Target { efficiency: options.target.efficiency.clone(), ..fitted.clone() };
     let fusions = match how.fusions {
         true => without_each(&mut bench, file, path, &options, device, &steps, how)?,
         false => vec![],
@@ -144,12 +146,12 @@ pub fn tune(
         device: name.into(),
         engine: env!("CARGO_PKG_VERSION").into(),
         model: file.gguf().str_opt("general.name").ok().flatten().unwrap_or("unnamed").into(),
+        efficiency: fitted.efficiency,
         times: times.collect(),
         losing: losing.collect(),
     });
     target.validate().map_err(TuneError::Fit)?;
-    let steps = steps.iter().map(|step| told(step, &options.target, &target)).collect();
-    Ok(Tuning { target, steps, fusions })
+    Ok(Tuning { target, steps: told, fusions })
 }
 
 /// More than caches hold.

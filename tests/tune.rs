@@ -38,7 +38,9 @@ fn what_is_measured_is_gone_by() {
     let measured = target.measured.as_ref().unwrap();
     assert!(measured.times.len() > 60 && measured.times.iter().all(|time| time.us > 0.0), "{measured:?}");
     assert_ne!(target.bandwidth_gbs, Target::cpu().bandwidth_gbs);
-    assert!(target.efficiency.len() > 5, "{:?}", target.efficiency);
+    assert!(measured.efficiency.len() > 5, "{:?}", measured.efficiency);
+    // What nobody measured of primitives must not make fusions lose to them.
+    assert_eq!(target.efficiency, Target::cpu().efficiency);
 
     // Whatever compiles for the CPU finds it, and explain says so, beside what was predicted.
     let after = said(&with(&folder, &["explain", "--step", "decode"])).0;
@@ -60,6 +62,9 @@ fn what_is_measured_is_gone_by() {
         let error = report(&with(&folder, &["explain"]));
         assert!(error.contains(says), "{error}");
     }
+    // Which tune does not read, but makes anew.
+    said(&with(&folder, &["tune", "-p", "4", "-r", "1", "--rates-only"]));
+    said(&with(&folder, &["explain"]));
     assert!(report(&with(&folder, &["tune", "--margin", "100"])).contains("--margin must lie between"));
     assert!(
         report(&with(Path::new("off"), &["tune", "-p", "4", "-r", "1", "--rates-only"])).contains("give -o")

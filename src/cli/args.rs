@@ -192,14 +192,19 @@ impl CompileArgs {
         Ok(options)
     }
 
-    /// The same, by rates that nobody measured.
+    /// The options of what is to be measured on a device: by rates that nobody measured yet, whatever was kept of it.
     pub fn untuned_options_on(&self, device: &DeviceArgs) -> Result<Options, Error> {
-        let mut options = self.options_on(device, false)?;
-        if options.target.measured.is_some()
-            && let Some(untuned) = Target::named(&options.target.name)
-        {
-            options.target = untuned;
-        }
+        let (name, target) = match (self.target(), device.device) {
+            ("cpu", Some(Device::Hip(number))) => {
+                let gpu = gpu(number)?;
+                let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
+                ("test-cpu", Some(Target::gpu(&gpu.arch).ok_or_else(unknown)?))
+            }
+            ("cpu", _) => ("test-cpu", Some(Target::cpu())),
+            (name, _) => (name, None),
+        };
+        let mut options = self.options_for(name, false)?;
+        options.target = target.unwrap_or(options.target);
         Ok(options)
     }
 

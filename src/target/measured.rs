@@ -1,6 +1,8 @@
 //! What was measured on a device, by which the cost model goes there.
 
+use crate::ir::Kernel;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Where a target's rates come from, and what else was found on the way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -12,6 +14,9 @@ pub struct Measured {
     pub engine: String,
     /// The model whose steps were timed.
     pub model: String,
+    /// The share of the rates that each kernel reached. It is told, and decides nothing: nobody measured what primitives by themselves reach,
+    /// and a fusion must not lose to a guess.
+    pub efficiency: BTreeMap<Kernel, f64>,
     /// How long kernels took.
     pub times: Vec<MeasuredTime>,
     /// Fusions with which a step took longer than without.
