@@ -552,6 +552,10 @@ fn a_file_of_plans_for_several_targets() {
     assert!(shown.contains("\ntarget  sm_90 (hip-nvidia)\n"), "{shown}");
     fails(&[&dump[..], &["--target", "gfx942"]].concat(), "the plan is for test-cpu, gfx1100, sm_90");
     fails(&[&dump[..], &["--exact"]].concat(), "is compiled already: --exact does not apply");
+    for command in [&dump[..], &["explain", &plan]] {
+        let both = [command, &["--target", "sm_90", "--exact"]].concat();
+        fails(&both, "is compiled already: --exact does not apply");
+    }
     fails(&["dump", &plan], "of which there is --stage plan alone");
     fails(&["dump", &plan, "--format", "html"], "of which there is --stage plan alone");
     fails(&["dump", &plan, "--all", "x"], "of which there is --stage plan alone");

@@ -165,7 +165,7 @@ fn of_plan(path: &Path, args: &Args) -> super::Outcome {
     if args.stage != Stage::Plan || args.format == Format::Html || args.all.is_some() {
         return Err(format!("{name} is a compiled plan, of which there is --stage plan alone").into());
     }
-    let flag = args.compile.first_given().filter(|flag| *flag != "--target");
+    let flag = args.compile.first_given_but(Some("--target"));
     if let Some(flag) = flag.or(args.greedy.then_some("--greedy")) {
         return Err(format!("{name} is compiled already: {flag} does not apply").into());
     }

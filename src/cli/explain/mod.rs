@@ -149,7 +149,7 @@ impl Explanation {
     /// Of several plans in a file, the one for --target, else the first.
     fn of_plan_file(path: &Path, args: &Args) -> Result<Explanation, Error> {
         let name = path.display();
-        let flag = args.compile.first_given().filter(|flag| *flag != "--target");
+        let flag = args.compile.first_given_but(Some("--target"));
         if let Some(flag) = flag.or(args.greedy.then_some("--greedy")) {
             return Err(format!("{name} is compiled already: {flag} does not apply").into());
         }
