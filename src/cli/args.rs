@@ -139,12 +139,7 @@ impl CompileArgs {
         self.target.as_deref().unwrap_or("cpu")
     }
 
-    /// The first of these options that was given a value other than its default.
-    pub fn first_given(&self) -> Option<&'static str> {
-        self.first_given_but(None)
-    }
-
-    /// The same, but for one of them.
+    /// The first of these options that was given a value other than its default; but for one of them.
     pub fn first_given_but(&self, allowed: Option<&str>) -> Option<&'static str> {
         let given = [
             (self.target.is_some(), "--target"),
