@@ -1,9 +1,10 @@
 //! Rates of a device, measured: the cost model of a target fitted to what kernels take there, and fusions that lose.
 //!
 //! A step of a prompt and one of generation are timed launch by launch. Bandwidth is what memory gives (on the CPU) or the best
-//! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention; a launch costs what the smallest kernels
-//! take; and what a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out once: with which a step
-//! takes longer than without, by more than the noise, loses here.
+//! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention. A launch costs on the CPU what the
+//! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its kernels' own times, shared among
+//! its launches. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
+//! once: with which a step takes longer than without, by more than the noise, loses here.
 
 use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
 use crate::compile::{self, CompileError, Options, Purpose};
@@ -29,6 +30,8 @@ pub enum TuneError {
     Bench(#[from] BenchError),
     #[error(transparent)]
     Bandwidth(#[from] bench::BandwidthError),
+    #[error("program {0} is of no step that the model is compiled for")]
+    Program(String),
     #[error("the fitted target makes no sense: {0}")]
     Fit(String),
 }
@@ -115,11 +118,13 @@ pub fn tune(
         TargetKind::Cpu => {
             bench::read_bandwidth(BANDWIDTH_BYTES, device.threads.unwrap_or_else(bench::cores))?
         }
-        _ => steps
-            .iter()
-            .flat_map(|s| &s.profile.kernels)
-            .map(bench::KernelTime::bandwidth)
-            .fold(0.0, f64::max),
+        _ => {
+            // What moves less says more of launches than of memory.
+            let large = |k: &&bench::KernelTime| k.work.bytes >= LARGE * k.launches.max(1);
+            let kernels = steps.iter().flat_map(|step| &step.profile.kernels).filter(large);
+            let reached = kernels.map(bench::KernelTime::bandwidth).max_by(f64::total_cmp);
+            reached.unwrap_or(1e9 * options.target.bandwidth_gbs)
+        }
     };
     let fitted = fitted(&options.target, bandwidth / 1e9, &steps);
     let told = steps.iter().map(|step| told(step, &options.target, &fitted)).collect();
@@ -156,6 +161,8 @@ pub fn tune(
 
 /// More than caches hold.
 const BANDWIDTH_BYTES: usize = 512 << 20;
+/// Bytes of a launch by which the bandwidth of a GPU is told.
+const LARGE: u64 = 16 << 20;
 
 fn measured(
     bench: &mut Bench,
@@ -166,17 +173,16 @@ fn measured(
     steps: u64,
 ) -> Result<Step, TuneError> {
     let profile = bench.profile(&test, steps)?;
-    let plan = bench.executor().plan();
-    let index = plan.programs.iter().position(|p| p.name == profile.program).unwrap_or_default();
-    let program = &plan.programs[index];
+    let none = || TuneError::Program(profile.program.clone());
+    let programs = &bench.executor().plan().programs;
+    let program = programs.iter().find(|program| program.name == profile.program).ok_or_else(none)?;
     let mut times = BTreeMap::new();
     for node in &profile.nodes {
         *times.entry(program.calls[node.call].label.clone()).or_default() += node.ns as f64 / 1e3;
     }
-    let compiled = Purpose::Generate.steps(config, options).into_iter().nth(index).unwrap_or_else(|| {
-        // The programs are those of the steps, in their order.
-        Purpose::Generate.steps(config, options)[0]
-    });
+    // A program is called what its step is.
+    let mut compiled = Purpose::Generate.steps(config, options).into_iter();
+    let compiled = compiled.find(|step| step.name() == program.name).ok_or_else(none)?;
     let (graph, report) = compile::fuse(file.gguf(), options, &compiled)?;
     Ok(Step { test, graph, report, profile, times })
 }
@@ -206,6 +212,8 @@ fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
     let mut fitted =
         Target { bandwidth_gbs, efficiency: BTreeMap::new(), residual_epilogue: 1.0, ..target.clone() };
     let every: Vec<_> = steps.iter().map(|step| nodes(step, target)).collect();
+    // What a launch adds to the time that a kernel is seen to take.
+    let mut seen_us = target.launch_us;
     let mut smallest: Vec<f64> = every
         .iter()
         .flatten()
@@ -214,15 +222,23 @@ fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
         .collect();
     smallest.sort_by(f64::total_cmp);
     if let Some(us) = smallest.get(smallest.len() / 4) {
-        fitted.launch_us = *us;
+        (seen_us, fitted.launch_us) = (*us, *us);
+    }
+    let own_us = |cost: &cost::Cost, us: f64| (us - cost.launches as f64 * seen_us).max(0.05 * us);
+    if target.kind != TargetKind::Cpu
+        && let Some((step, nodes)) = steps.iter().zip(&every).next_back()
+        && let Some(whole) = step.profile.step_ns
+    {
+        let own: f64 = nodes.iter().map(|(_, cost, us, _)| own_us(cost, *us)).sum();
+        let launches: u64 = nodes.iter().map(|(_, cost, ..)| cost.launches).sum();
+        fitted.launch_us = ((whole as f64 / 1e3 - own) / launches.max(1) as f64).clamp(0.0, seen_us);
     }
     let rate = |integer: bool, kernels: &[Kernel]| {
         let of = every.first().into_iter().flatten().filter(|(kernel, _, _, i)| {
             *i == integer && kernel.is_some_and(|kernel| kernels.contains(&kernel))
         });
-        let (operations, us) = of.fold((0.0, 0.0), |(n, t), (_, cost, us, _)| {
-            (n + cost.operations as f64, t + (us - cost.launches as f64 * fitted.launch_us).max(0.05 * us))
-        });
+        let (operations, us) = of
+            .fold((0.0, 0.0), |(n, t), (_, cost, us, _)| (n + cost.operations as f64, t + own_us(cost, *us)));
         (us > 0.0 && operations > 0.0).then(|| operations / us / 1e3)
     };
     const MATMULS: [Kernel; 3] = [Kernel::DequantMatmul, Kernel::Merge, Kernel::MatmulSwiglu];
@@ -240,7 +256,7 @@ fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
             let Some(kernel) = kernel else { continue };
             let (work, took) = sums.entry(kernel).or_default();
             *work += cost.transfer_us.max(cost.arithmetic_us);
-            *took += (us - cost.launches as f64 * fitted.launch_us).max(0.05 * us);
+            *took += own_us(&cost, us);
         }
         let whole: f64 = sums.values().map(|(_, took)| took).sum();
         for (kernel, (work, took)) in sums {

@@ -128,6 +128,12 @@ impl Profile {
         }
     }
 
+    /// Microseconds of a launch of the kernel whose launches take least.
+    pub fn least_launch_us(&self) -> Option<f64> {
+        let launched = self.nodes.iter().filter(|node| node.launches > 0);
+        launched.map(|node| node.ns as f64 / 1e3 / node.launches as f64).min_by(f64::total_cmp)
+    }
+
     /// Nanoseconds of all kernels.
     pub fn kernels_ns(&self) -> u64 {
         self.kernels.iter().map(|kernel| kernel.ns).sum()

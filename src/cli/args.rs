@@ -1,5 +1,6 @@
 //! Options that several commands share.
 
+use super::targets;
 use clap::{Args, ValueEnum};
 use sinter::compile::{self, DEFAULT_CHUNK, Options};
 use sinter::gguf::GgufFile;
@@ -9,8 +10,8 @@ use sinter::model;
 use sinter::passes::{Pipeline, UserRule};
 use sinter::runtime::hip::{HipError, gpu};
 use sinter::runtime::{DeviceOptions, On};
-use sinter::target::{self, Target, TargetKind};
-use sinter::{bench, tune};
+use sinter::target::{Target, TargetKind};
+use sinter::tune;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,8 +85,8 @@ impl SourceArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, gfx1100, sm_90, …) or a JSON file that describes one; for compile and dump --format html, any number of them
-    /// between commas [default: cpu].
+    /// Target by name (cpu, gfx1100, sm_90, …; hip or hip:NUMBER for a GPU here) or a JSON file that describes one; for compile and dump
+    /// --format html, any number of them between commas [default: cpu].
     #[arg(long)]
     pub target: Option<String>,
     /// Float32 activations and, unless --kv says otherwise, caches.
@@ -161,11 +162,7 @@ impl CompileArgs {
         let mut options = self.options(greedy)?;
         match device.device.unwrap_or(Device::Cpu) {
             Device::Hip(number) if self.target() == "cpu" => match gpu(number) {
-                Ok(gpu) => {
-                    let known = Target::gpu(&gpu.arch);
-                    let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
-                    options.target = tuned(known.ok_or_else(unknown)?, &gpu.name)?;
-                }
+                Ok(gpu) => options.target = targets::tuned(targets::of_gpu(&gpu)?, &gpu.name)?,
                 Err(e @ (HipError::Library { .. } | HipError::NoDevice { .. })) => {
                     super::say!("no GPU is used, but the CPU: {e}");
                 }
@@ -180,7 +177,7 @@ impl CompileArgs {
             }
             Device::Cpu => {
                 if let (Some(threads), "cpu") = (device.threads, options.target.name.as_str()) {
-                    options.target = tuned(Target::cpu(), &tune::cpu(threads))?;
+                    options.target = targets::tuned(Target::cpu(), &tune::cpu(threads))?;
                 }
             }
         }
@@ -189,14 +186,12 @@ impl CompileArgs {
 
     /// The options of what is to be measured on a device: by rates that nobody measured yet, whatever was kept of it.
     pub fn untuned_options_on(&self, device: &DeviceArgs) -> Result<Options, Error> {
-        let (name, target) = match (self.target(), device.device) {
-            ("cpu", Some(Device::Hip(number))) => {
-                let gpu = gpu(number)?;
-                let unknown = || format!("{} is {}, for which there are no kernels", gpu.name, gpu.arch);
-                ("test-cpu", Some(Target::gpu(&gpu.arch).ok_or_else(unknown)?))
+        let (name, target) = match (self.target().parse(), device.device) {
+            (Ok(Device::Hip(number)), _) | (Ok(Device::Cpu), Some(Device::Hip(number))) => {
+                ("test-cpu", Some(targets::of_gpu(&gpu(number)?)?))
             }
-            ("cpu", _) => ("test-cpu", Some(Target::cpu())),
-            (name, _) => (name, None),
+            (Ok(Device::Cpu), _) => ("test-cpu", Some(Target::cpu())),
+            (Err(_), _) => (self.target(), None),
         };
         let mut options = self.options_for(name, false)?;
         options.target = target.unwrap_or(options.target);
@@ -227,11 +222,7 @@ impl CompileArgs {
         if self.chunk == 0 {
             return Err("--chunk must be at least 1".into());
         }
-        let target = match target {
-            "cpu" => tuned(Target::cpu(), &tune::cpu(bench::cores()))?,
-            other => read_target(other)?,
-        };
-        let mut options = Options::new(target);
+        let mut options = Options::new(targets::find(target)?);
         if self.exact {
             options = options.exact();
         }
@@ -289,40 +280,6 @@ pub fn select(
     }
     pipeline.fuel = fuel;
     Ok(pipeline)
-}
-
-/// The target as it was measured on a device of this name, if it was.
-fn tuned(target: Target, device: &str) -> Result<Target, Error> {
-    let Some(path) = tune::path_of(device).filter(|path| path.is_file()) else { return Ok(target) };
-    let name = path.display();
-    let measured = read_target_file(&path).map_err(|e| format!("{e} (sinter tune makes it anew)"))?;
-    if (measured.kind, &measured.arch) != (target.kind, &target.arch) || measured.measured.is_none() {
-        return Err(format!("{name} is not what sinter tune measured of {device}").into());
-    }
-    Ok(measured)
-}
-
-fn read_target_file(path: &Path) -> Result<Target, Error> {
-    let name = path.display();
-    let text = std::fs::read_to_string(path).map_err(|e| format!("target file {name}: {e}"))?;
-    let target: Target = serde_json::from_str(&text).map_err(|e| format!("target file {name}: {e}"))?;
-    target.validate()?;
-    Ok(target)
-}
-
-/// A built-in target, or one from a JSON file.
-pub fn read_target(name: &str) -> Result<Target, Error> {
-    if let Some(target) = Target::named(name) {
-        return Ok(target);
-    }
-    if !name.ends_with(".json") {
-        return Err(format!(
-            "there is no target {name:?}; there are {}, architectures of GPUs as gfx1100 and sm_90, or a .json file",
-            target::NAMES.join(", ")
-        )
-        .into());
-    }
-    read_target_file(Path::new(name))
 }
 
 /// One of the steps that a model is compiled to.

@@ -16,6 +16,7 @@ mod perplexity;
 mod profile;
 mod progress;
 mod run;
+mod targets;
 mod tokenize;
 mod trend;
 mod tune;

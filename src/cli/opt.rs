@@ -1,7 +1,7 @@
 //! `sinter opt`: passes on a graph in text form, as `mlir-opt` runs them.
 
-use super::args::{read_target, select};
-use super::{bisect, files, say};
+use super::args::select;
+use super::{bisect, files, say, targets};
 use sinter::ir::{Graph, verify, verify_unfinished};
 use sinter::passes::{AfterPass, Pipeline, names};
 use std::io::Write;
@@ -51,7 +51,7 @@ Examples:
     --bisect 'sinter check --exact --fuel $SINTER_FUEL'";
 
 pub fn run(args: Args) -> super::Outcome {
-    let target = read_target(&args.target)?;
+    let target = targets::find(&args.target)?;
     let name = args.file.display();
     let text = files::read_text(&args.file)?;
     let graph = Graph::parse(&text).map_err(|e| format!("{name}:{e}"))?;

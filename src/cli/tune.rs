@@ -1,10 +1,11 @@
 //! `sinter tune`: measures a device, and keeps what the cost model is to go by there.
 
-use super::args::{CompileArgs, Device, DeviceArgs, ModelArgs};
+use super::args::{CompileArgs, DeviceArgs, ModelArgs};
 use super::{files, say};
 use sinter::bench;
 use sinter::ir::Micros;
 use sinter::runtime::hip::gpu;
+use sinter::target::TargetKind;
 use sinter::tune::{TuneOptions, Tuning, cpu, path_of, tune};
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,9 +42,10 @@ pub fn run(args: Args) -> super::Outcome {
     }
     let file = Arc::new(args.model.open()?);
     let options = args.compile.untuned_options_on(&args.device)?;
-    let name = match args.device.device {
-        Some(Device::Hip(number)) => gpu(number)?.name,
-        None | Some(Device::Cpu) => cpu(args.device.threads.unwrap_or_else(bench::cores)),
+    let device = args.device.options();
+    let name = match options.target.kind {
+        TargetKind::HipAmd | TargetKind::HipNvidia => gpu(device.gpu)?.name,
+        TargetKind::Cpu => cpu(args.device.threads.unwrap_or_else(bench::cores)),
     };
     let how = TuneOptions {
         prompt: args.n_prompt,
@@ -51,7 +53,6 @@ pub fn run(args: Args) -> super::Outcome {
         fusions: !args.rates_only,
         margin: args.margin / 100.0,
     };
-    let device = args.device.options();
     let tuning = tune(&file, args.model.path(), &options, &device, &name, &how)?;
     let path = match args.output {
         Some(path) => path,

@@ -194,6 +194,10 @@ fn tell(
     for (_, profile) in steps {
         roofs.raise(&profile.kernels);
     }
+    if plan.target.kind != TargetKind::Cpu {
+        let least = steps.iter().filter_map(|(_, profile)| profile.least_launch_us());
+        roofs.launch_us = least.min_by(f64::total_cmp).unwrap_or(0.0);
+    }
     let target = &plan.target.name;
     if let Some(path) = &args.trace {
         let load = of.load.as_ref().map(|load| (load, of.first_token.as_ref()));
@@ -237,6 +241,7 @@ fn tell(
 /// Bytes per second that a GPU reads, and how that is known.
 fn bandwidth_of(target: &Target) -> (f64, &'static str) {
     let is = match () {
+        () if target.measured.is_some() => "measured by sinter tune",
         () if target.is_unmeasured() => "of a card of its generation",
         () if Target::gpu("sm_90").as_ref() == Some(target) => "an H200's, measured",
         () => "from the target's description",
@@ -250,7 +255,7 @@ fn roofs(target: &Target, bandwidth: f64, bandwidth_is: &'static str) -> Roofs {
         bandwidth_is,
         float: Rate::assumed(1e9 * target.f32_gflops),
         integer: Rate::assumed(1e9 * target.dot4_gops.unwrap_or(target.f32_gflops)),
-        // On the CPU calls cost far less than a microsecond.
-        launch_us: if target.kind == TargetKind::Cpu { 0.0 } else { target.launch_us },
+        // On the CPU calls cost far less than a microsecond; on a GPU it is found among those that were timed.
+        launch_us: 0.0,
     }
 }

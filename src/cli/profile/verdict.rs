@@ -25,7 +25,7 @@ pub struct Roofs {
     /// Operations per second: of floats, and of 8-bit integers where the kernel is of those.
     pub float: Rate,
     pub integer: Rate,
-    /// Microseconds of a launch that does nothing.
+    /// Microseconds of the launch that takes least.
     pub launch_us: f64,
 }
 
@@ -107,9 +107,7 @@ impl Verdict {
             }
             "launch" => {
                 let launch = Micros(roofs.launch_us);
-                format!(
-                    "{each} a launch, where one that does nothing takes {launch}: fewer launches gain most"
-                )
+                format!("{each} a launch, where the least of all takes {launch}: fewer launches gain most")
             }
             "arithmetic" => {
                 let intensity = k.work.operations as f64 / k.work.bytes.max(1) as f64;
@@ -176,7 +174,7 @@ mod tests {
         assert_eq!(of(100, 6_000_000, 0), ("memory", 60.0, some.into()));
         let caches = "reads weights 1.5 times as fast as memory gives it: from the processor's caches";
         assert_eq!(of(100, 15_000_000, 0), ("caches", 150.0, caches.into()));
-        let launch = "3.0 µs a launch, where one that does nothing takes 2.0 µs: fewer launches gain most";
+        let launch = "3.0 µs a launch, where the least of all takes 2.0 µs: fewer launches gain most";
         assert_eq!(of(3, 1000, 0), ("launch", 0.0, launch.into()));
         let arithmetic = "300 operations for each byte, so not memory; computes at 75 % of the rate assumed for this target";
         assert_eq!(of(100, 1_000_000, 300_000_000), ("arithmetic", 75.0, arithmetic.into()));
