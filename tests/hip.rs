@@ -185,14 +185,22 @@ fn is_quick(tokens: u64, depth: u64) -> bool {
 fn steps_of_all_sizes_at_all_depths_on_a_gpu() {
     let Some((target, device)) = here() else { return };
     let options = Options::new(target);
-    for file in uneven_models() {
+    let all = |file: &Arc<GgufFile>, options: &Options| {
         for (tokens, depth) in TOKENS.into_iter().flat_map(|t| DEPTHS.map(|d| (t, d))) {
             if is_quick(tokens, depth) {
-                check_at(&file, &options, &device, tokens, depth);
-                check_at(&file, &options.clone().exact(), &device, tokens, depth);
+                check_at(file, options, &device, tokens, depth);
             }
         }
-    }
+    };
+    // The interpreter takes the time, and one thread.
+    let (files, all) = (uneven_models(), &all);
+    std::thread::scope(|scope| {
+        for file in &files {
+            for options in [options.clone(), options.clone().exact()] {
+                scope.spawn(move || all(file, &options));
+            }
+        }
+    });
 }
 
 /// What takes the interpreter longer, of one model each.

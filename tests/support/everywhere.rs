@@ -28,6 +28,12 @@ pub fn gpu_target() -> Option<Target> {
     target.ok()
 }
 
+/// How many of so many cases are run: all, but at most as many as `SINTER_TEST_CASES` says, as under a sanitizer each takes minutes.
+pub fn cases(all: usize) -> usize {
+    let most = std::env::var("SINTER_TEST_CASES").ok().and_then(|most| most.parse().ok());
+    all.min(most.unwrap_or(usize::MAX))
+}
+
 /// Runs a test on the CPU, then on a GPU; with `SINTER_TEST_ON=gpu` there alone, as a sanitizer of GPUs has nothing to see on the CPU.
 pub fn everywhere(test: impl Fn()) {
     if std::env::var("SINTER_TEST_ON").as_deref() != Ok("gpu") {
