@@ -25,9 +25,6 @@ const STAGING: usize = 4 << 20;
 const SMALL: usize = 16 << 10;
 /// The fewest bytes of a part that is read.
 const LEAST_READ: usize = 64 << 10;
-/// Bytes that are filled to keep a GPU busy, and the nanoseconds for which, for each launch that the host then makes.
-const BUSY: usize = 64 << 20;
-const BUSY_NS_A_LAUNCH: f64 = 10e3;
 
 /// Runs a plan on a GPU: its launches on the streams that the plan has for them, those of small programs as graphs.
 ///
@@ -67,8 +64,6 @@ pub struct HipDevice {
     idle: bool,
     timed: Vec<(usize, usize, Event)>,
     began: Option<Event>,
-    /// What is filled before launches that are timed.
-    busy: Option<Buffer>,
     plan: Arc<LoadedPlan>,
     context: Arc<Context>,
 }
@@ -176,7 +171,6 @@ impl HipDevice {
             idle: false,
             timed: vec![],
             began: None,
-            busy: None,
             plan: Arc::clone(plan),
             context,
         })
@@ -204,7 +198,6 @@ impl HipDevice {
         let (timed, in_order) = (work.timed, Slot::default());
         if timed {
             self.timed.clear();
-            self.keep_busy(work)?;
             self.began = Some(self.stream.moment()?);
         }
         let calls = &self.programs[work.program][work.calls.clone()];
@@ -235,24 +228,6 @@ impl HipDevice {
                 }
             }
             slot.signals.iter().try_for_each(|event| stream.record(&self.signals[event]))?;
-        }
-        Ok(())
-    }
-
-    /// Gives the GPU something to do while the host makes the launches of some calls. Else it would wait for the host between them, and
-    /// each would seem to take as long as making one does.
-    fn keep_busy(&mut self, work: &Submission) -> Result<(), HipError> {
-        if self.busy.is_none() {
-            // What is short of memory is timed without.
-            self.busy = Buffer::new(&self.context, BUSY as u64).ok();
-        }
-        let Some(busy) = &self.busy else { return Ok(()) };
-        let calls = &self.programs[work.program][work.calls.clone()];
-        let launches: usize = calls.iter().map(|call| self.kernels[call.kernel].len()).sum();
-        let fills = launches as f64 * BUSY_NS_A_LAUNCH * self.plan.target.bandwidth_gbs / BUSY as f64;
-        for _ in 0..fills.ceil().min(1e4) as u64 {
-            // SAFETY: all of the buffer, which nothing else uses.
-            unsafe { self.stream.fill(busy.at, 0, BUSY) }?;
         }
         Ok(())
     }
