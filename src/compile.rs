@@ -142,6 +142,13 @@ pub fn compile(gguf: &Gguf, options: &Options, purpose: Purpose) -> Result<Vec<C
         let report = options.pipeline.run(&mut graph, &options.target)?;
         fused.push((verified("fused", graph)?, report));
     }
+    for rule in &options.pipeline.denied {
+        let rule = rule.to_string();
+        let forbade = |report: &Report| report.forbade().get(rule.as_str()).is_some_and(|times| *times > 0);
+        if !fused.iter().any(|(_, report)| forbade(report)) {
+            tracing::warn!("the rule {rule} met nothing: no pass came to make such a fusion");
+        }
+    }
     let layouts = Layouts::choose(fused.iter().map(|(graph, _)| graph), &options.target)?;
     let one = |(graph, report)| {
         let program = codegen::generate(&graph, &options.target, &layouts)?;

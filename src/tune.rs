@@ -3,7 +3,7 @@
 //! A step of a prompt and one of generation are timed launch by launch. Bandwidth is what memory gives (on the CPU) or the best
 //! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention. A launch costs on the CPU what the
 //! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its kernels' own times, shared among
-//! its launches. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
+//! its launches. Steps are timed with caches filled to what they are predicted for. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
 //! once: with which a step takes longer than without, by more than the noise, loses here.
 
 use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
@@ -13,7 +13,7 @@ use crate::ir::{Graph, Kernel, Outcome, Report};
 use crate::lower::Config;
 use crate::model::{self, ModelError};
 use crate::passes::{NOT_FUSIONS, cost};
-use crate::runtime::DeviceOptions;
+use crate::runtime::{DeviceOptions, Stage};
 use crate::target::{Losing, Measured, MeasuredTime, Target, TargetKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -106,10 +106,11 @@ pub fn tune(
 ) -> Result<Tuning, TuneError> {
     let config = Config::from_gguf(file.gguf()).map_err(CompileError::from)?;
     let prompt = how.prompt.min(options.chunk_of(&config)).min(options.context_of(&config) / 2).max(1);
-    let options =
-        Options { context: Some((2 * prompt).max(64)), chunk: prompt, greedy: false, ..options.clone() };
-    let tests = [Work::Prompt(prompt), Work::Generate { tokens: 1, logits: true }];
-    let tests = tests.map(|work| Test { work, depth: 0, sequences: 1 });
+    let context = (2 * prompt).max(64);
+    let options = Options { context: Some(context), chunk: prompt, greedy: false, ..options.clone() };
+    let tests = [(Work::Prompt(prompt), prompt), (Work::Generate { tokens: 1, logits: true }, 1)];
+    // To the end of the caches, as the cost model has it.
+    let tests = tests.map(|(work, tokens)| Test { work, depth: context - tokens, sequences: 1 });
 
     let mut bench = Bench::new(model::executor(file, path, &options, Purpose::Generate, device)?)?;
     let steps = tests.map(|test| measured(&mut bench, file, &options, &config, test, how.steps));
@@ -151,6 +152,7 @@ pub fn tune(
         device: name.into(),
         engine: env!("CARGO_PKG_VERSION").into(),
         model: file.gguf().str_opt("general.name").ok().flatten().unwrap_or("unnamed").into(),
+        context,
         efficiency: fitted.efficiency,
         times: times.collect(),
         losing: losing.collect(),
@@ -315,22 +317,22 @@ fn without_each(
     steps: &[Step],
     how: &TuneOptions,
 ) -> Result<Vec<TunedFusion>, TuneError> {
+    let fired = |report: &Report, pass: &str| {
+        report.decisions.iter().any(|d| d.pass == pass && !matches!(d.outcome, Outcome::Rejected { .. }))
+    };
+    // Without the core of the matmuls there would be float copies of weights. What is no fusion is left in but for the choice between
+    // integer and float products.
+    let stays =
+        |pass: &str| pass == "dequant_matmul" || NOT_FUSIONS.contains(&pass) && pass != "quantise_acts";
+    let mut passes = options.pipeline.enabled();
+    passes.retain(|pass| !stays(pass) && steps.iter().any(|step| fired(&step.report, pass)));
     let mut found = vec![];
-    for pass in options.pipeline.enabled() {
-        // Without the core of the matmuls there would be float copies of weights.
-        if NOT_FUSIONS.contains(&pass) || pass == "dequant_matmul" {
-            continue;
-        }
-        let fired = |report: &Report| {
-            report.decisions.iter().any(|d| d.pass == pass && matches!(d.outcome, Outcome::Fired { .. }))
-        };
-        if !steps.iter().any(|step| fired(&step.report)) {
-            continue;
-        }
+    for (done, pass) in passes.iter().copied().enumerate() {
+        device.progress.tell(Stage::LeftOut, done as u64, passes.len() as u64);
         let pipeline = options.pipeline.clone().select(&[format!("-{pass}")]).map_err(CompileError::from)?;
         let without = Options { pipeline, ..options.clone() };
         let mut other = Bench::new(model::executor(file, path, &without, Purpose::Generate, device)?)?;
-        for step in steps.iter().filter(|step| fired(&step.report)) {
+        for step in steps.iter().filter(|step| fired(&step.report, pass)) {
             let (mut with, mut without) = (vec![], vec![]);
             for _ in 0..5 {
                 with.push(step_us(bench.profile(&step.test, how.steps)?));
@@ -348,6 +350,7 @@ fn without_each(
             });
         }
     }
+    device.progress.tell(Stage::LeftOut, passes.len() as u64, passes.len() as u64);
     Ok(found)
 }
 

@@ -5,7 +5,7 @@ mod support;
 use sinter::compile::{self, Options, Purpose};
 use sinter::ir::{Outcome, Why};
 use sinter::lower::Config;
-use sinter::target::{Losing, Measured, Target};
+use sinter::target::{Losing, Measured, MeasuredTime, Target};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use support::command::{report, said, sinter};
@@ -42,8 +42,13 @@ fn what_is_measured_is_gone_by() {
     // What nobody measured of primitives must not make fusions lose to them.
     assert_eq!(target.efficiency, Target::cpu().efficiency);
 
-    // Whatever compiles for the CPU finds it, and explain says so, beside what was predicted.
-    let after = said(&with(&folder, &["explain", "--step", "decode"])).0;
+    // Whatever compiles for the CPU finds it, and explain says so, beside what was predicted; of other depths it says which were timed.
+    let elsewhere = said(&with(&folder, &["explain", "--step", "decode"])).0;
+    let hint = "measured were t16 and t1 with caches filled to 64: -c 64 --chunk 16 sets";
+    assert!(elsewhere.contains(hint) && !elsewhere.contains("rank correlation"), "{elsewhere}");
+    let prefill = ["explain", "--step", "prefill", "-c", "64", "--chunk", "16"];
+    assert!(said(&with(&folder, &prefill)).0.contains("rank correlation"));
+    let after = said(&with(&folder, &["explain", "--step", "decode", "-c", "64"])).0;
     for part in ["rates were measured on ", "with rustdoc-13m", " measured ", "rank correlation "] {
         assert!(after.contains(part), "{part}: {after}");
     }
@@ -81,9 +86,11 @@ fn what_is_measured_is_gone_by() {
 fn what_loses_is_not_used() {
     let mut options = Options::new(Target::test_cpu());
     let losing = Losing { pass: "merge".into(), step: "t1".into(), with_us: 20.0, without_us: 10.0 };
-    options.target.measured = Some(Measured { losing: vec![losing], ..Measured::default() });
     let gguf = description("tiny-llama");
     let config = Config::from_gguf(&gguf).unwrap();
+    let steps = Purpose::Generate.steps(&config, &options).into_iter();
+    let times = steps.map(|step| MeasuredTime { step: step.name(), at: String::new(), us: 1.0 }).collect();
+    options.target.measured = Some(Measured { losing: vec![losing], times, ..Measured::default() });
     for step in Purpose::Generate.steps(&config, &options) {
         let report = compile::fuse(&gguf, &options, &step).unwrap().1;
         let merges = report.decisions.iter().filter(|d| d.pass == "merge");
@@ -91,6 +98,36 @@ fn what_loses_is_not_used() {
         let why = Why::LosesHere { with_us: 20.0, without_us: 10.0 };
         let not = merges.filter(|d| d.outcome == Outcome::Rejected { why: why.clone() }).count();
         assert_eq!((made == 0, not > 0), (report.graph == "t1", report.graph == "t1"), "{}", report.graph);
+    }
+    // Rates that were fitted do not decide between integer and float products, but what was timed does.
+    let quantised = |losing: Vec<Losing>| {
+        let mut options = Options::new(Target { dot4_gops: Some(1.0), ..Target::test_cpu() });
+        options.target.measured = Some(Measured { losing, ..Measured::default() });
+        let step = Purpose::Generate.steps(&config, &options)[0];
+        compile::fuse(&gguf, &options, &step).unwrap().1.rewrites.contains_key("quantise_acts")
+    };
+    let losing = Losing { pass: "quantise_acts".into(), step: "t1".into(), with_us: 20.0, without_us: 10.0 };
+    assert!(quantised(vec![]) && !quantised(vec![losing]));
+    // Of steps that nobody timed, the nearest speaks.
+    let losing = |pass: &str, step: &str, us| Losing {
+        pass: pass.into(),
+        step: step.into(),
+        with_us: us,
+        without_us: 1.0,
+    };
+    let measured = Measured {
+        losing: vec![losing("merge", "t1", 2.0), losing("merge", "t256", 3.0), losing("swiglu", "t256", 4.0)],
+        ..Measured::default()
+    };
+    for (pass, step, us) in [
+        ("merge", "t2", Some(2.0)),
+        ("merge", "t1_greedy", Some(2.0)),
+        ("merge", "t512", Some(3.0)),
+        ("swiglu", "t64", Some(4.0)),
+        ("swiglu", "t4", None),
+        ("merge", "other", None),
+    ] {
+        assert_eq!(measured.losing(pass, step).map(|l| l.with_us), us, "{pass} in {step}");
     }
     assert_eq!(
         Why::LosesHere { with_us: 20.0, without_us: 10.0 }.to_string(),

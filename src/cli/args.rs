@@ -104,7 +104,7 @@ pub struct CompileArgs {
     /// Stop after this many rewrites.
     #[arg(long, value_name = "N")]
     pub fuel: Option<u64>,
-    /// Make no fusion by this pass or into this kernel (merge, matmul_swiglu@blk.7), or of these two operations (add+rms_norm); any number
+    /// Make no fusion by this pass or into this kernel (merge, matmul_swiglu@blk.2), or of these two operations (add+rms_norm); any number
     /// of times.
     #[arg(long, value_name = "RULE[@NODE]")]
     pub deny: Vec<UserRule>,

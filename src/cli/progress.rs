@@ -31,6 +31,7 @@ fn bar(stage: Stage, all: u64) -> ProgressBar {
         Stage::Weights => ("loading weights", "{decimal_bytes} of {decimal_total_bytes}"),
         Stage::Interpreted => ("interpreting the unfused graph", "{pos} of {len} operations"),
         Stage::Checked => ("checking kernels", "{pos} of {len} nodes"),
+        Stage::LeftOut => ("timing steps without each pass", "{pos} of {len} passes"),
         Stage::Prompt => ("reading the prompt", "{pos} of {len} tokens"),
     };
     let style = ProgressStyle::with_template(&format!("{what} [{{bar:30}}] {count}"));

@@ -25,7 +25,7 @@ pub struct Args {
     /// Steps that are timed of each kind.
     #[arg(short = 'r', long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     repetitions: u64,
-    /// Rates alone, in seconds: leave no fusion out to see whether it pays.
+    /// Rates alone, in seconds: leave no pass out to see whether it pays, which takes minutes for a model of 1B.
     #[arg(long)]
     rates_only: bool,
     /// Per cent by which a step must be faster without a fusion before that counts as losing.
@@ -65,13 +65,13 @@ pub fn run(args: Args) -> super::Outcome {
     let json = serde_json::to_string_pretty(&tuning.target)? + "\n";
     files::write_whole(&path, |to| to.write_all(json.as_bytes()))?;
     if path.as_os_str() != "-" {
-        std::io::stdout().lock().write_all(text(&tuning, &name).as_bytes())?;
+        std::io::stdout().lock().write_all(text(&tuning, &name, how.margin).as_bytes())?;
         say!("{} has it", path.display());
     }
     Ok(())
 }
 
-fn text(tuning: &Tuning, name: &str) -> String {
+fn text(tuning: &Tuning, name: &str, margin: f64) -> String {
     let target = &tuning.target;
     let mut text = format!(
         "{name}: reads {:.1} GB/s, {:.0} Gflop/s of floats, {} of bytes, {} a launch\n\n  {:6} {:>7} {:>12} {:>12} {:>12} {:>8} {:>6}\n",
@@ -100,8 +100,7 @@ fn text(tuning: &Tuning, name: &str) -> String {
         );
     }
     if !tuning.fusions.is_empty() {
-        text +=
-            &format!("\n  {:16} {:6} {:>12} {:>12} {:>8}\n", "fusion", "step", "with", "without", "gains");
+        text += &format!("\n  {:16} {:6} {:>12} {:>12} {:>8}\n", "pass", "step", "with", "without", "gains");
     }
     for f in &tuning.fusions {
         text += &format!(
@@ -111,7 +110,11 @@ fn text(tuning: &Tuning, name: &str) -> String {
             Micros(f.with_us),
             Micros(f.without_us),
             100.0 * (f.without_us / f.with_us - 1.0),
-            if f.loses { "  loses: not used here" } else { "" }
+            match f.without_us < f.with_us * (1.0 - margin) {
+                _ if f.loses => "  loses: not used here",
+                true => "  slower with it, but not in every turn: still used",
+                false => "",
+            }
         );
     }
     text

@@ -84,28 +84,31 @@ fn key(row: &Row) -> (String, String) {
 
 /// The fusions that one made and the other did not, layers folded.
 fn only_in(made: &Report, not: &Report, name: &str) -> Vec<String> {
-    let fired = |report: &Report| -> BTreeSet<(String, String)> {
-        let fired = report.decisions.iter().filter(|d| matches!(d.outcome, Outcome::Fired { .. }));
-        fired.map(|d| (d.pass.clone(), place(&d.at))).collect()
+    let fired = |report: &Report| -> BTreeSet<(String, &'static str, String)> {
+        let fired = report.decisions.iter().filter_map(|d| match &d.outcome {
+            Outcome::Fired { kernel, .. } => Some((d.pass.clone(), kernel.name(), place(&d.at))),
+            Outcome::Rewritten { .. } | Outcome::Rejected { .. } => None,
+        });
+        fired.collect()
     };
     let mut groups: IndexMap<(String, String, String), Vec<u64>> = IndexMap::new();
-    for (pass, at) in fired(made).difference(&fired(not)) {
+    for (pass, kernel, at) in fired(made).difference(&fired(not)) {
         let why = not.decisions.iter().find_map(|d| match &d.outcome {
             Outcome::Rejected { why } if d.pass == *pass && place(&d.at) == *at => Some(why.to_string()),
             _ => None,
         });
         let why = why.unwrap_or("no rule came near to it".into());
-        let key = (pass.clone(), rename(at, |_| "*".into()), rename(&why, |_| "*".into()));
+        let key = (kernel.to_string(), rename(at, |_| "*".into()), rename(&why, |_| "*".into()));
         let layers = groups.entry(key).or_default();
         rename(at, |layer| {
             layers.push(layer);
             String::new()
         });
     }
-    let text = |((pass, at, why), layers): ((String, String, String), Vec<u64>)| {
+    let text = |((kernel, at, why), layers): ((String, String, String), Vec<u64>)| {
         let layers = runs(&layers);
         format!(
-            "only {name} has {pass} of {}; the other: {}",
+            "only {name} has {kernel} of {}; the other: {}",
             at.replace('*', &layers),
             why.replace('*', &layers)
         )

@@ -18,10 +18,9 @@ pub fn flip(decision: &Decision, target: &Target) -> String {
 fn of_fired(gain: &Gain, target: &Target) -> String {
     let Gain { fused_us, unfused_us, launches_saved, .. } = *gain;
     let slower = format!(
-        "a kernel that takes {} rather than {}, {:.1} times as long",
-        Micros(unfused_us),
-        Micros(fused_us),
-        unfused_us / fused_us
+        "a kernel that takes {} more than its {}, as much as unfused",
+        Micros(unfused_us - fused_us),
+        Micros(fused_us)
     );
     if launches_saved <= 0 {
         return slower;
@@ -39,8 +38,8 @@ fn of_rejected(why: &Why, target: &Target) -> String {
     match why {
         Why::CostLoses { fused_us, unfused_us, launches_saved } => {
             let faster = format!(
-                "a kernel that takes less than {} rather than {}",
-                Micros(*unfused_us),
+                "a kernel that takes {} less than its {}",
+                Micros(*fused_us - *unfused_us),
                 Micros(*fused_us)
             );
             if *launches_saved <= 0 {

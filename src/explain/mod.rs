@@ -115,8 +115,8 @@ fn saved_us(report: &Report) -> IndexMap<u64, f64> {
 /// The weights and states that a kernel reads: of those of one layer, it says once which.
 fn names(kernel: &FinalKernel) -> String {
     let Some(first) = kernel.reads.first() else {
-        // `rms_norm blk.0.attn_norm.weight`, by what is nearest.
-        return kernel.at.split_once(' ').map_or(String::new(), |(_, name)| name.to_string());
+        // It reads neither, so by what it comes after.
+        return kernel.at.split_once(' ').map_or(String::new(), |(_, name)| format!("after {name}"));
     };
     let prefix = |name: &str| {
         let mut segments = name.split('.');

@@ -4,7 +4,9 @@ use crate::ir::{Micros, Outcome, Report};
 
 /// A YAML stream of remarks: `!Passed` for each fusion, `!Missed` for each that was not made, `!Analysis` for each final kernel.
 ///
-/// Format: `llvm/lib/Remarks/YAMLRemarkSerializer.cpp`: `Pass`, `Name`, `Function`, then `Args`, of which each is one key and a string.
+/// Format: `llvm/lib/Remarks/YAMLRemarkSerializer.cpp`: `Pass`, `Name`, `DebugLoc`, `Function`, then `Args`, of which each is one key and
+/// a string. LLVM's viewers leave out what has no place in a source, so that is the graph by name, and as its line the number of the node
+/// (see [`crate::ir::Graph::number`]).
 pub fn remarks(reports: &[Report]) -> String {
     let mut yaml = String::new();
     for report in reports {
@@ -28,10 +30,9 @@ pub fn remarks(reports: &[Report]) -> String {
                     "Passed",
                     "Rewritten",
                     vec![
-                        ("String", "made of ".to_string()),
                         ("Replaced", replaced.join(", ")),
-                        ("String", ": ".into()),
-                        ("Added", added.join(", ")),
+                        ("String", " became ".to_string()),
+                        ("Added", if added.is_empty() { "nothing".into() } else { added.join(", ") }),
                     ],
                 ),
                 Outcome::Rejected { why } => (
@@ -40,7 +41,8 @@ pub fn remarks(reports: &[Report]) -> String {
                     vec![("String", "not fused: ".to_string()), ("Why", why.to_string())],
                 ),
             };
-            entry(&mut yaml, kind, &d.pass, name, &report.graph, &d.at, &args);
+            let line = d.makes.first().or(d.takes.first()).copied().unwrap_or_default();
+            entry(&mut yaml, [kind, &d.pass, name, &report.graph, &d.at], line, &args);
         }
         for kernel in &report.kernels {
             let args = [
@@ -52,24 +54,20 @@ pub fn remarks(reports: &[Report]) -> String {
                 ("String", " bytes, limited by ".into()),
                 ("Limit", kernel.limit.to_string()),
             ];
-            entry(&mut yaml, "Analysis", "cost", "Kernel", &report.graph, &kernel.at, &args);
+            let words = ["Analysis", "cost", "Kernel", &report.graph, &kernel.at];
+            entry(&mut yaml, words, kernel.number, &args);
         }
     }
     yaml
 }
 
-fn entry(
-    yaml: &mut String,
-    kind: &str,
-    pass: &str,
-    name: &str,
-    graph: &str,
-    node: &str,
-    args: &[(&str, String)],
-) {
+fn entry(yaml: &mut String, [kind, pass, name, graph, node]: [&str; 5], line: u64, args: &[(&str, String)]) {
     *yaml += &format!("--- !{kind}\n");
-    for (key, value) in [("Pass", pass), ("Name", name), ("Function", graph)] {
-        *yaml += &format!("{:17}{}\n", format!("{key}:"), quoted(value));
+    let line = format!("{{ File: {}, Line: {line}, Column: 0 }}", quoted(graph));
+    let texts =
+        [("Pass", quoted(pass)), ("Name", quoted(name)), ("DebugLoc", line), ("Function", quoted(graph))];
+    for (key, value) in texts {
+        *yaml += &format!("{:17}{value}\n", format!("{key}:"));
     }
     *yaml += "Args:\n";
     let node = [("Node", node.to_string()), ("String", ": ".into())];

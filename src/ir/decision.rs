@@ -25,11 +25,11 @@ impl fmt::Display for Decision {
         match &self.outcome {
             Outcome::Fired { kernel, replaced, gain } => write!(
                 f,
-                "{pass}: {at} -> {} replaces {}; {} -> {}",
+                "{pass}: {at} -> {} replaces {}; {}, {} less",
                 kernel.name(),
                 replaced.join(", "),
-                Micros(gain.unfused_us),
-                Micros(gain.fused_us)
+                Micros(gain.fused_us),
+                Micros(gain.unfused_us - gain.fused_us)
             ),
             Outcome::Rewritten { replaced, added } if added.is_empty() => match &replaced[..] {
                 [_] => write!(f, "{pass}: {at} is gone"),
@@ -165,6 +165,7 @@ impl fmt::Display for Micros {
         let us = self.0;
         // Padded as a whole, so that tables can align it.
         f.pad(&match us.abs() {
+            n if n > 0.0 && n < 0.1 => format!("{:.0} ns", 1e3 * us),
             n if n < 1e3 => format!("{us:.1} µs"),
             n if n < 1e6 => format!("{:.2} ms", us / 1e3),
             _ => format!("{:.2} s", us / 1e6),
@@ -183,7 +184,8 @@ impl fmt::Display for Why {
             Why::TargetLacks { what } => write!(f, "the target lacks {what}"),
             Why::CostLoses { fused_us, unfused_us, .. } => {
                 let longer = 100.0 * (fused_us / unfused_us - 1.0);
-                write!(f, "fused would take {}, {longer:.1} % longer than unfused", Micros(*fused_us))
+                let by = Micros(fused_us - unfused_us);
+                write!(f, "fused would take {}, {by} ({longer:.1} %) longer than unfused", Micros(*fused_us))
             }
             Why::Alone { detail } => write!(f, "{detail}"),
             Why::NoPattern { pattern } => write!(f, "it is no part of: {pattern}"),

@@ -1,6 +1,6 @@
 //! What a run of the pipeline decided, what came of it and what it costs, as data.
 
-use super::decision::{Decision, Outcome};
+use super::decision::{Decision, Outcome, Why};
 use super::kernel::Kernel;
 use super::types::Syms;
 use indexmap::IndexMap;
@@ -15,6 +15,8 @@ pub struct Report {
     pub graph: String,
     /// At what costs are estimated: as many tokens as the step takes, and caches that are full.
     pub bounds: Syms,
+    /// The rules of the user, whether they forbade something or not.
+    pub rules: Vec<String>,
     pub decisions: Vec<Decision>,
     /// Rewrites applied by pass, clean-ups included.
     pub rewrites: IndexMap<String, u64>,
@@ -139,6 +141,19 @@ impl Report {
         for d in &self.decisions {
             if let Outcome::Fired { kernel, .. } = d.outcome {
                 *counts.entry(kernel).or_insert(0) += 1;
+            }
+        }
+        counts
+    }
+
+    /// How often each rule of the user forbade something.
+    pub fn forbade(&self) -> IndexMap<&str, u64> {
+        let mut counts: IndexMap<&str, u64> = self.rules.iter().map(|rule| (rule.as_str(), 0)).collect();
+        for d in &self.decisions {
+            if let Outcome::Rejected { why: Why::Denied { rule } } = &d.outcome
+                && let Some(count) = counts.get_mut(rule.as_str())
+            {
+                *count += 1;
             }
         }
         counts

@@ -25,8 +25,10 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
 }
 
 fn fuse(g: &Graph, norm: NodeId, with_add: bool, cx: &Cx) -> Result<Patch, Reject> {
-    let group = NormGroup::of(g, norm).ok_or(Reject::NoMatch)?;
-    let add = group.source(g).filter(|v| with_add && is_residual_add(g, *v));
+    let group = NormGroup::of(g, norm, Kernel::AddRmsnorm, cx).ok_or(Reject::NoMatch)?;
+    let add = group.source(g).filter(|v| {
+        with_add && is_residual_add(g, *v) && cx.may_take(g, Kernel::AddRmsnorm, &[norm], v.node)
+    });
     let (members, results) = group.with_rows(g, add.into_iter().map(|v| v.node).collect(), add);
     if members.len() < 2 {
         let detail = "no residual sum before it and no quantisation after it are left to take in: it is one launch as it is";
@@ -64,7 +66,7 @@ pub fn estimate(g: &Graph, norm: NodeId, with_add: bool, cx: &Cx) -> Result<Cost
 pub fn norm_of_sum(g: &Graph, add: NodeId, cx: &Cx) -> Option<NodeId> {
     let uses = g.uses(add.into());
     let norm = uses.iter().find(|(user, slot)| *slot == 0 && matches!(g.op(*user), Op::RmsNorm { .. }))?.0;
-    (cx.runs(PASS.name) && NormGroup::of(g, norm).is_some()).then_some(norm)
+    (cx.runs(PASS.name) && NormGroup::of(g, norm, Kernel::AddRmsnorm, cx).is_some()).then_some(norm)
 }
 
 fn is_residual_add(g: &Graph, v: Value) -> bool {
@@ -80,8 +82,8 @@ pub struct NormGroup {
 }
 
 impl NormGroup {
-    /// The group around `norm`, if that is an RMSNorm of a matrix.
-    pub fn of(g: &Graph, norm: NodeId) -> Option<NormGroup> {
+    /// The group around `norm` for a kernel, if that is an RMSNorm of a matrix.
+    pub fn of(g: &Graph, norm: NodeId, kernel: Kernel, cx: &Cx) -> Option<NormGroup> {
         if !matches!(g.op(norm), Op::RmsNorm { .. }) || g.ty(norm.into()).shape.len() != 2 {
             return None;
         }
@@ -89,6 +91,7 @@ impl NormGroup {
         let weight = dequant_rmsnorm::is_dequantised_norm_weight(g, weight).then_some(weight);
         let uses = g.uses(norm.into());
         let quant = uses.iter().map(|(user, _)| *user).find(|u| matches!(g.op(*u), Op::QuantAct));
+        let quant = quant.filter(|quant| cx.may_take(g, kernel, &[norm], *quant));
         Some(NormGroup { norm, weight, quant })
     }
 

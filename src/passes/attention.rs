@@ -24,14 +24,14 @@ fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     let mut members = vec![id];
-    let result = gather(g, id, &mut members).map_err(|reject| reject.of(&members))?;
+    let result = gather(g, id, cx, &mut members).map_err(|reject| reject.of(&members))?;
     Fusion { graph: g, kernel: Kernel::Attention, members, results: vec![result] }
         .patch(id, cx)?
         .if_it_pays(id)
 }
 
 /// Adds what leads to the sum `id`, and what follows it, to `members`, and tells what the result is.
-fn gather(g: &Graph, id: NodeId, members: &mut Vec<NodeId>) -> Result<Value, Reject> {
+fn gather(g: &Graph, id: NodeId, cx: &Cx, members: &mut Vec<NodeId>) -> Result<Value, Reject> {
     let mut pages = vec![];
     let mut v = Value::from(id);
     for (name, is_step) in [
@@ -72,6 +72,7 @@ fn gather(g: &Graph, id: NodeId, members: &mut Vec<NodeId>) -> Result<Value, Rej
         && let Some((quant, _)) = sole_use(g, reshape.into())
         && matches!(g.op(quant), Op::QuantAct)
         && g.ty(result).last().as_const().is_some_and(|d| d % 32 == 0)
+        && cx.may_take(g, Kernel::Attention, members, quant)
     {
         members.extend([reshape, quant]);
         result = quant.into();

@@ -278,6 +278,9 @@ fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u6
         Op::MatMul | Op::MatMulId | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
         Op::WeightedSum => twice(elements(&y[0]), x[0].last()),
         Op::GatedScan => elements(&y[0]).saturating_mul(2),
+        // Of a cache, the rows that are written; of a row, all that is looked at.
+        Op::KvAppend => elements(x[1]),
+        Op::ArgMax => elements(x[0]),
         Op::Input { .. }
         | Op::Weight { .. }
         | Op::State { .. }
@@ -291,11 +294,9 @@ fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u6
         | Op::RmsNorm { .. }
         | Op::Rope(_)
         | Op::Reshape
-        | Op::KvAppend
         | Op::KvRead { .. }
         | Op::CausalMask { .. }
         | Op::Softmax
-        | Op::ArgMax
         | Op::Fused(_)
         | Op::Return => y.iter().map(elements).fold(0, u64::saturating_add),
     }

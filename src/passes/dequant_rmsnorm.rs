@@ -21,7 +21,7 @@ pub const PASS: Pass = Pass {
 };
 
 fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
-    let group = NormGroup::of(g, id).ok_or(Reject::NoMatch)?;
+    let group = NormGroup::of(g, id, Kernel::DequantRmsnorm, cx).ok_or(Reject::NoMatch)?;
     let rows = group.source(g).ok_or(Reject::NoMatch)?;
     let source = embedding(g, rows);
     if source.is_empty() && !group.dequantises_weight() {

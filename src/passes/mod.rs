@@ -252,12 +252,13 @@ impl Pipeline {
         let enabled = self.enabled();
         let mut run = Run {
             pipeline: self,
-            cx: Cx { target, enabled: &enabled },
+            cx: Cx { target, enabled: &enabled, apart: &[] },
             observer,
             report: Report::default(),
             spent: 0,
         };
         run.report.graph.clone_from(&g.name);
+        run.report.rules = self.denied.iter().map(UserRule::to_string).collect();
         run.report.bounds = g.bounds;
         run.report.lowered = totals(g, target);
         let mut measured = false;
@@ -300,16 +301,24 @@ impl Run<'_> {
                 if g.get(id).is_none() {
                     continue;
                 }
-                match (pass.rule)(g, id, &self.cx) {
+                let denied = &self.pipeline.denied;
+                let forbidden = |patch: &Patch| denied.iter().find(|rule| rule.forbids(pass, patch, id, g));
+                let mut offered = (pass.rule)(g, id, &self.cx);
+                if let Ok(patch) = &offered
+                    && let Some(rule) = forbidden(patch)
+                {
+                    let why = Why::Denied { rule: rule.to_string() };
+                    // It may leave out what the user wants apart.
+                    let less = (pass.rule)(g, id, &Cx { apart: denied, ..self.cx });
+                    let less = less.ok().filter(|less| forbidden(less).is_none());
+                    self.reject(g, pass, id, &patch.drop, why);
+                    let Some(less) = less else { continue };
+                    offered = Ok(less);
+                }
+                match offered {
                     Ok(patch) => {
-                        if let Some(rule) =
-                            self.pipeline.denied.iter().find(|rule| rule.forbids(pass, &patch, id, g))
-                        {
-                            let why = Why::Denied { rule: rule.to_string() };
-                            self.reject(g, pass, id, &patch.drop, why);
-                            continue;
-                        }
-                        let measured = self.cx.target.measured.as_ref().filter(|_| patch.fused.is_some());
+                        let measured =
+                            self.cx.target.measured.as_ref().filter(|_| pass.name != cleanup::PASS.name);
                         if let Some(found) = measured.and_then(|m| m.losing(pass.name, &g.name)) {
                             let (with_us, without_us) = (found.with_us, found.without_us);
                             self.reject(g, pass, id, &patch.drop, Why::LosesHere { with_us, without_us });

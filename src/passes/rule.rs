@@ -1,6 +1,6 @@
 //! What a rule sees and returns: patches, rejections, and the builder that most fusions share.
 
-use super::cost;
+use super::{UserRule, cost};
 use crate::ir::{Fused, Gain, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
 use crate::target::Target;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +11,19 @@ pub struct Cx<'a> {
     pub target: &'a Target,
     /// The names of the passes that run.
     pub enabled: &'a [&'static str],
+    /// Rules of the user that keep two operations apart, once one of them forbade what a rule offered: it may offer less.
+    pub apart: &'a [UserRule],
 }
 
 impl Cx<'_> {
     /// Whether the pass of this name runs.
     pub fn runs(&self, pass: &str) -> bool {
         self.enabled.contains(&pass)
+    }
+
+    /// Whether a fusion of `members` into a kernel may take `extra` in too, which it can do without.
+    pub fn may_take(&self, g: &Graph, kernel: Kernel, members: &[NodeId], extra: NodeId) -> bool {
+        !self.apart.iter().any(|rule| rule.separates(g, kernel, members, extra))
     }
 }
 

@@ -45,6 +45,7 @@ fn elementwise(g: &Graph, mul: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     let mut result = Value::from(mul);
     if let Some((quant, _)) = sole_use(g, result)
         && matches!(g.op(quant), Op::QuantAct)
+        && cx.may_take(g, Kernel::Swiglu, &members, quant)
     {
         members.push(quant);
         result = quant.into();

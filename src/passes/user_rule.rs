@@ -12,7 +12,7 @@ use std::str::FromStr;
 pub enum UserRule {
     /// `RULE[@NODE]`: no pass, or no fusion into a kernel, of this name.
     Deny { rule: String, place: Option<Place> },
-    /// `A+B[@NODE]`: nothing that takes both operations in.
+    /// `A+B[@NODE]`: nothing that takes both operations in, or makes the kernel of one name of what has the other.
     Apart { a: String, b: String, place: Option<Place> },
 }
 
@@ -122,6 +122,19 @@ impl fmt::Display for UserRule {
 }
 
 impl UserRule {
+    /// Whether it keeps `extra` out of a fusion of `members` into a kernel.
+    pub(super) fn separates(&self, g: &Graph, kernel: Kernel, members: &[NodeId], extra: NodeId) -> bool {
+        let UserRule::Apart { a, b, place } = self else { return false };
+        let is_in = |name: &str| kernel.name() == name || members.iter().any(|&n| is_or_holds(g.op(n), name));
+        let is_extra = |name: &str| is_or_holds(g.op(extra), name);
+        let nodes = || members.iter().chain([&extra]);
+        let here = |place: &Place| {
+            let described = nodes().filter_map(|&n| Some(g.describe(n).split_once(' ')?.1.to_string()));
+            nodes().flat_map(|&n| reads(g, n)).chain(described).any(|name| place.is_in(&name))
+        };
+        (is_in(a) && is_extra(b) || is_in(b) && is_extra(a)) && place.as_ref().is_none_or(here)
+    }
+
     /// Whether it forbids that `pass` makes this patch around `at`.
     pub(super) fn forbids(&self, pass: &Pass, patch: &Patch, at: NodeId, g: &Graph) -> bool {
         let (matches, place) = match self {
@@ -133,7 +146,9 @@ impl UserRule {
                 let takes = |name: &str| {
                     patch.drop.iter().filter_map(|&n| g.get(n)).any(|node| is_or_holds(&node.op, name))
                 };
-                (patch.fused.is_some() && takes(a) && takes(b), place)
+                let fits =
+                    |name: &str| patch.fused.is_some_and(|(kernel, _)| kernel.name() == name) || takes(name);
+                (patch.fused.is_some() && fits(a) && fits(b), place)
             }
         };
         let here = |place: &Place| {

@@ -16,6 +16,8 @@ pub enum Stage {
     Interpreted,
     /// Kernels are made beside the interpretation of what they stand for: in nodes.
     Checked,
+    /// Passes are left out, one by one, and steps are timed without.
+    LeftOut,
 }
 
 /// Is called with a stage, how much of it is done, and how much that is in all. Within a stage what is done never falls; all of it is

@@ -14,6 +14,8 @@ pub struct Measured {
     pub engine: String,
     /// The model whose steps were timed.
     pub model: String,
+    /// Positions to which the caches of those steps were filled, all but the step's own.
+    pub context: u64,
     /// The share of the rates that each kernel reached. It is told, and decides nothing: nobody measured what primitives by themselves reach,
     /// and a fusion must not lose to a guess.
     pub efficiency: BTreeMap<Kernel, f64>,
@@ -46,10 +48,29 @@ pub struct Losing {
     pub without_us: f64,
 }
 
+/// Tokens of a step, by its name: 512 of `t512`.
+fn tokens(step: &str) -> Option<f64> {
+    let number = step.strip_prefix('t')?.split('_').next()?;
+    number.parse().ok().filter(|n: &f64| *n >= 1.0)
+}
+
 impl Measured {
-    /// What was found of a pass in a step, if it loses there.
+    /// The names of the steps whose kernels were timed.
+    pub fn steps(&self) -> Vec<&str> {
+        let mut steps: Vec<&str> = self.times.iter().map(|time| time.step.as_str()).collect();
+        steps.dedup();
+        steps
+    }
+
+    /// What was found of a pass in a step, or in the one of those timed that is nearest to it in size, if it loses there.
     pub fn losing(&self, pass: &str, step: &str) -> Option<&Losing> {
-        self.losing.iter().find(|l| l.pass == pass && l.step == step)
+        let far = |other: &str| match (tokens(other), tokens(step)) {
+            (Some(a), Some(b)) => (a / b).ln().abs(),
+            _ => f64::INFINITY,
+        };
+        let timed = self.steps().into_iter().chain(self.losing.iter().map(|l| l.step.as_str()));
+        let nearest = timed.min_by(|a, b| far(a).total_cmp(&far(b)))?;
+        self.losing.iter().find(|l| l.pass == pass && l.step == nearest && far(nearest).is_finite())
     }
 
     /// Checks what may come from a file.

@@ -1,33 +1,15 @@
 //! `--kernel`: of one kernel, what it stands for, and the decisions that led to it.
 
 use super::super::units;
-use super::Error;
-use sinter::explain::{Row, chains, flip, rows};
+use super::{Error, filter};
+use sinter::explain::{Row, chains, flip};
 use sinter::ir::{Micros, Outcome, Report};
 use sinter::passes::Place;
 use sinter::target::Target;
 
 /// The kernels that `wanted` is: the one of this number in the table, or those that read weights or states of this name.
 pub fn text(report: &Report, wanted: &str, target: Option<&Target>) -> Result<String, Error> {
-    let rows = rows(report);
-    let numbered: Vec<(usize, &Row)> = rows.iter().enumerate().collect();
-    let (found, place): (Vec<_>, Option<Place>) = match wanted.parse::<usize>() {
-        Ok(number) => (numbered.into_iter().filter(|(i, _)| i + 1 == number).collect(), None),
-        Err(_) => {
-            let place: Place = wanted.parse()?;
-            let reads = |row: &Row| row.kernels.iter().any(|k| k.reads.iter().any(|name| place.is_in(name)));
-            (numbered.into_iter().filter(|(_, row)| reads(row)).collect(), Some(place))
-        }
-    };
-    if found.is_empty() {
-        return Err(format!(
-            "{} has no kernel {wanted}: there are 1 to {}, and those that read a weight or state, such as {}",
-            report.graph,
-            rows.len(),
-            rows.iter().find_map(|row| row.kernels[0].reads.first()).map_or("blk.0", String::as_str)
-        )
-        .into());
-    }
+    let (found, place) = filter::named(report, wanted)?;
     Ok(found
         .iter()
         .map(|(i, row)| one(report, *i, row, place.as_ref(), target))
@@ -78,9 +60,9 @@ fn one(report: &Report, i: usize, row: &Row, place: Option<&Place>, target: Opti
         text += &format!("    {}. {d}\n", n + 1);
         if let Outcome::Fired { gain, .. } = &d.outcome {
             text += &format!(
-                "       runner-up: unfused, {}, {:.1} times as long, {} and {} more\n",
-                Micros(gain.unfused_us),
-                gain.unfused_us / gain.fused_us,
+                "       runner-up: unfused, {} longer ({}), {} and {} more\n",
+                Micros(gain.unfused_us - gain.fused_us),
+                share(gain.unfused_us, gain.fused_us),
                 units::bytes(gain.bytes_saved),
                 units::launches(gain.launches_saved)
             );
@@ -90,4 +72,12 @@ fn one(report: &Report, i: usize, row: &Row, place: Option<&Place>, target: Opti
         }
     }
     text
+}
+
+/// By how much one time is longer than another, as people compare them.
+fn share(longer: f64, than: f64) -> String {
+    match longer / than {
+        ratio if ratio < 2.0 => format!("{:.1} %", 100.0 * (ratio - 1.0)),
+        ratio => format!("{ratio:.1} times"),
+    }
 }

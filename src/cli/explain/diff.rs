@@ -16,6 +16,12 @@ pub fn show(a: &Explanation, b: &Explanation, names: [&String; 2], json: bool) -
     }
     let [name_a, name_b] = names;
     writeln!(out, "A: {name_a}, {} on {}\nB: {name_b}, {} on {}", a.model, a.target, b.model, b.target)?;
+    if a.model != b.model {
+        writeln!(
+            out,
+            "these are of different models, so that layers and kernels need not have a counterpart"
+        )?;
+    }
     out.write_all(text(&difference).as_bytes())?;
     Ok(())
 }

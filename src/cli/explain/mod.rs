@@ -2,10 +2,12 @@
 
 mod chain;
 mod diff;
+mod filter;
 mod table;
 
 use super::args::{CompileArgs, ModelArgs, StepName};
 use super::{files, say};
+use filter::Filter;
 use serde::{Deserialize, Serialize};
 use sinter::compile;
 use sinter::explain::{self, Expectation};
@@ -32,27 +34,27 @@ pub struct Args {
     /// As `run --temp 0` compiles it: the best token instead of the logits.
     #[arg(long)]
     greedy: bool,
-    /// Why one kernel looks as it does, by its number in the table or by the weights it reads: 6, blk.7.ffn_down. Of decode, unless --step
-    /// says otherwise.
+    /// Why one kernel looks as it does, by its number in the table or by the weights it reads: 6, blk.2.ffn_down, ffn_down. Of decode,
+    /// unless --step says otherwise.
     #[arg(long, value_name = "NUMBER|NAME")]
     kernel: Option<String>,
-    /// Every decision on a line of its own.
+    /// Every decision on a line of its own, below the table.
     #[arg(long)]
     all: bool,
-    /// Of --all, only decisions of this pass.
-    #[arg(long, value_name = "PASS", requires = "all")]
+    /// Only decisions of this pass, and the kernels that came of them.
+    #[arg(long, value_name = "PASS", conflicts_with = "kernel")]
     pass: Option<String>,
-    /// Of --all, only decisions about weights or states whose names begin so: blk.7, blk.*.ffn_down.
-    #[arg(long, value_name = "NAME", requires = "all")]
+    /// Only decisions about weights or states whose names begin so, and their kernels: blk.2, blk.*.ffn_down.
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     layer: Option<Place>,
-    /// Of --all, only what was not fused for this reason: cost_loses, multi_use (see docs/json.md).
-    #[arg(long, value_name = "WHY", requires = "all")]
+    /// Only what was not fused for this reason: cost_loses, multi_use (see docs/json.md).
+    #[arg(long, value_name = "WHY", conflicts_with = "kernel")]
     reason: Option<String>,
     /// Fail if no step has a fusion by this pass, or into this kernel, at this weight or state: merge@blk.0.attn_q. Any number of times.
     #[arg(long, value_name = "RULE[@NODE]")]
     expect: Vec<Expectation>,
     /// Compare two: targets by name, plans, or files that --json wrote (with another version, say).
-    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["all", "kernel", "expect", "remarks"])]
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["all", "kernel", "pass", "layer", "reason", "expect", "remarks"])]
     diff: Option<Vec<String>>,
     /// Write what was fused and what not as remarks in LLVM's YAML to this file.
     #[arg(long, value_name = "FILE")]
@@ -63,7 +65,7 @@ pub struct Args {
 }
 
 /// What is explained: some steps of a model on a target.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Explanation {
     model: String,
     target: String,
@@ -80,6 +82,7 @@ pub fn run(args: Args) -> super::Outcome {
         let [a, b] = [&two[0], &two[1]].map(|name| Explanation::named(name, &args));
         return diff::show(&a?, &b?, [&two[0], &two[1]], args.json);
     }
+    let filter = Filter::new(args.pass.clone(), args.layer.clone(), args.reason.clone())?;
     let explanation = match args.model.path().filter(|path| is_plan(path)) {
         Some(path) => Explanation::of_plan_file(path, &args)?,
         None => Explanation::of_model(&args.model, &args, args.compile.target.as_deref())?,
@@ -90,10 +93,10 @@ pub fn run(args: Args) -> super::Outcome {
     }
     let mut out = std::io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &explanation)?;
+        serde_json::to_writer_pretty(&mut out, &explanation.clone().narrowed(&args, &filter)?)?;
         writeln!(out)?;
     } else {
-        out.write_all(explanation.text(&args)?.as_bytes())?;
+        out.write_all(explanation.text(&args, &filter)?.as_bytes())?;
     }
     drop(out);
     expected(&explanation.steps, &args.expect)
@@ -223,22 +226,30 @@ impl Explanation {
         Explanation::of_model(&args.model, args, Some(name))
     }
 
-    fn text(&self, args: &Args) -> Result<String, Error> {
+    /// With those kernels and decisions alone that are asked for.
+    fn narrowed(self, args: &Args, filter: &Filter) -> Result<Explanation, Error> {
+        let one = |report: &Report| -> Result<Report, Error> {
+            Ok(match &args.kernel {
+                Some(kernel) => filter::narrowed(report, &filter::named(report, kernel)?.0, filter),
+                None if filter.is_empty() => report.clone(),
+                None => filter::narrowed(report, &filter.rows(report), filter),
+            })
+        };
+        let steps = self.steps.iter().map(one).collect::<Result<_, _>>()?;
+        Ok(Explanation { steps, ..self })
+    }
+
+    fn text(&self, args: &Args, filter: &Filter) -> Result<String, Error> {
         let mut text = format!("{} on {}{}\n", self.model.escape_debug(), self.target, self.rates());
         for report in &self.steps {
             text += "\n";
             text += &match &args.kernel {
                 Some(kernel) => chain::text(report, kernel, self.described.as_ref())?,
-                None => table::text(report, self.context, self.sequences, self.described.as_ref()),
+                None => table::text(report, self.context, self.sequences, self.described.as_ref(), filter),
             };
-            if args.all {
+            if args.all || !filter.is_empty() {
                 text += "\n";
-                let filter = table::Filter {
-                    pass: args.pass.as_deref(),
-                    place: args.layer.as_ref(),
-                    reason: args.reason.as_deref(),
-                };
-                text += &table::decisions(report, &filter)?;
+                text += &table::decisions(report, filter);
             }
         }
         Ok(text)

@@ -1,17 +1,23 @@
 //! The report as text: the kernels that there are, and what was not fused.
 
 use super::super::units;
-use super::Error;
-use sinter::explain::{Left, Row, left, rows};
-use sinter::ir::{Decision, Micros, Origin, Outcome, Report};
-use sinter::passes::Place;
-use sinter::target::{Measured, Target};
+use super::filter::Filter;
+use sinter::explain::{Left, Row, left};
+use sinter::ir::{Micros, Origin, Outcome, Report};
+use sinter::target::{Measured, MeasuredTime, Target};
 use sinter::tune::rank_correlation;
 use std::collections::{BTreeMap, HashMap};
 
 /// One step: sums, a row for each kernel, then what is left.
-pub fn text(report: &Report, context: u64, sequences: u64, target: Option<&Target>) -> String {
-    let measured = target.and_then(|target| target.measured.as_ref()).and_then(|m| measured(report, m));
+pub fn text(
+    report: &Report,
+    context: u64,
+    sequences: u64,
+    target: Option<&Target>,
+    filter: &Filter,
+) -> String {
+    let of_device = target.and_then(|target| target.measured.as_ref());
+    let measured = of_device.and_then(|m| measured(report, m, context));
     let (lowered, after) = (&report.lowered, &report.after);
     let of = if sequences == 1 { "one sequence".into() } else { format!("each of {sequences} sequences") };
     let mut text = format!(
@@ -43,7 +49,7 @@ pub fn text(report: &Report, context: u64, sequences: u64, target: Option<&Targe
         "of"
     );
     let total: f64 = report.kernels.iter().map(|k| k.us).sum();
-    for (i, row) in rows(report).iter().enumerate() {
+    for (i, row) in &filter.rows(report) {
         let share = if total > 0.0 { row.us / total } else { 0.0 };
         text += &format!(
             "  {:>3} {:>10} {}{:>5.1}% {:10} {:>8} {:>10} {:>10}  {:10} {:16} {}\n",
@@ -66,8 +72,14 @@ pub fn text(report: &Report, context: u64, sequences: u64, target: Option<&Targe
             text += &format!("       {:10} replaces {replaces}{of}\n", "");
         }
     }
-    if let Some(measured) = &measured {
-        text += &measured.summary();
+    match (&measured, of_device) {
+        (Some(measured), _) => text += &measured.summary(),
+        (None, Some(of_device)) => text += &elsewhere(of_device),
+        (None, None) => {}
+    }
+    text += &rules(report);
+    if !filter.is_empty() {
+        return text;
     }
     let (unfused, no_further) = left(report);
     text += &match unfused.is_empty() {
@@ -80,6 +92,20 @@ pub fn text(report: &Report, context: u64, sequences: u64, target: Option<&Targe
     text
 }
 
+/// What the rules of the user did here.
+fn rules(report: &Report) -> String {
+    let forbade = report.forbade();
+    if forbade.is_empty() {
+        return String::new();
+    }
+    let times = |(rule, n): (&&str, &u64)| match n {
+        0 => format!("{rule} met nothing"),
+        1 => format!("{rule} forbade one fusion"),
+        n => format!("{rule} forbade {n} fusions"),
+    };
+    format!("\n  your rules: {}\n", forbade.iter().map(times).collect::<Vec<_>>().join("; "))
+}
+
 /// What was measured of the kernels of a step.
 struct MeasuredStep<'a> {
     by_node: HashMap<&'a str, f64>,
@@ -87,9 +113,23 @@ struct MeasuredStep<'a> {
     measured: Vec<f64>,
 }
 
-/// None if nothing was measured of these kernels.
-fn measured<'a>(report: &Report, measured: &'a Measured) -> Option<MeasuredStep<'a>> {
-    let of_step = measured.times.iter().filter(|time| time.step == report.graph);
+/// At what steps were timed, where this is none of them.
+fn elsewhere(measured: &Measured) -> String {
+    let steps = measured.steps();
+    let largest = steps.iter().filter_map(|step| step.strip_prefix('t')?.parse::<u64>().ok()).max();
+    let chunk = largest.map_or(String::new(), |t| format!(" --chunk {t}"));
+    format!(
+        "\n  measured were {} with caches filled to {}: -c {}{chunk} sets what was predicted beside it\n",
+        steps.join(" and "),
+        measured.context,
+        measured.context
+    )
+}
+
+/// None if nothing was measured of these kernels at such a depth.
+fn measured<'a>(report: &Report, measured: &'a Measured, context: u64) -> Option<MeasuredStep<'a>> {
+    let same = |time: &&MeasuredTime| time.step == report.graph && measured.context == context;
+    let of_step = measured.times.iter().filter(same);
     let by_node: HashMap<&str, f64> = of_step.map(|time| (time.at.as_str(), time.us)).collect();
     let both = report.kernels.iter().filter_map(|k| Some((k.us, *by_node.get(k.at.as_str())?)));
     let (predicted, measured): (Vec<f64>, Vec<f64>) = both.unzip();
@@ -155,45 +195,9 @@ fn lines(left: &[Left]) -> String {
     text
 }
 
-/// Which decisions to show.
-pub struct Filter<'a> {
-    pub pass: Option<&'a str>,
-    pub place: Option<&'a Place>,
-    pub reason: Option<&'a str>,
-}
-
 /// Every decision that the filter lets through, a line each.
-///
-/// # Errors
-/// If there is no such pass or reason.
-pub fn decisions(report: &Report, filter: &Filter) -> Result<String, Error> {
-    if let Some(pass) = filter.pass
-        && !sinter::passes::names().contains(&pass)
-    {
-        return Err(format!(
-            "there is no pass {pass:?}; the passes are {}",
-            sinter::passes::names().join(", ")
-        )
-        .into());
-    }
-    let why = |d: &Decision| match &d.outcome {
-        Outcome::Rejected { why } => Some(why.name()),
-        Outcome::Fired { .. } | Outcome::Rewritten { .. } => None,
-    };
-    if let Some(reason) = filter.reason
-        && !sinter::ir::Why::NAMES.contains(&reason)
-    {
-        return Err(format!(
-            "there is no reason {reason:?}; there are {}",
-            sinter::ir::Why::NAMES.join(", ")
-        )
-        .into());
-    }
-    let shown = report.decisions.iter().filter(|d| {
-        let place = |place: &Place| d.at.split_once(' ').is_some_and(|(_, name)| place.is_in(name));
-        filter.pass.is_none_or(|pass| d.pass == pass)
-            && filter.place.is_none_or(place)
-            && filter.reason.is_none_or(|reason| why(d) == Some(reason))
-    });
-    Ok(shown.map(|d| format!("  {d}\n")).collect())
+pub fn decisions(report: &Report, filter: &Filter) -> String {
+    let lines: String =
+        report.decisions.iter().filter(|d| filter.takes(d)).map(|d| format!("  {d}\n")).collect();
+    if lines.is_empty() { format!("  {}: no such decision\n", report.graph) } else { lines }
 }
