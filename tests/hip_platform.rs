@@ -664,6 +664,16 @@ fn a_context_is_released() {
 /// Calls that make a graph.
 const CAPTURES: [&str; 3] = ["hipStreamBeginCapture", "hipStreamEndCapture", "hipGraphInstantiateWithFlags"];
 
+/// Calls that only steps make, and what reads what they left.
+const OF_STEPS: [&str; 6] = [
+    "hipModuleLaunchKernel",
+    "hipGraphLaunch",
+    "hipStreamWaitEvent",
+    "hipMemcpyDtoHAsync",
+    "hipMemcpyDtoDAsync",
+    "hipEventElapsedTime",
+];
+
 /// What should not be so when a call of this name failed.
 fn what_is_wrong(ran: &Ran, name: &str, gives_back: bool, whole: &Ran) -> Option<String> {
     let said = text(&ran.output.stderr);
@@ -692,6 +702,10 @@ fn what_is_wrong(ran: &Ran, name: &str, gives_back: bool, whole: &Ran) -> Option
     }
     if ran.output.status.code() != Some(1) || said.matches("error: ").count() != 1 {
         return Some("it is not one error".into());
+    }
+    // Those of hipMemcpyHtoDAsync and hipStreamSynchronize are of weights, too.
+    if OF_STEPS.contains(&name) && !(said.contains(", in a step of t") && said.contains(" with T=")) {
+        return Some("the step is not named".into());
     }
     if name == "hipModuleLaunchKernel" && !(said.contains(" of \"") && said.contains("launch 0")) {
         return Some("the kernel, its node and the launch are not named".into());

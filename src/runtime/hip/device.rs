@@ -254,7 +254,7 @@ impl HipDevice {
     fn wait_for_all(&mut self) -> Result<(), HipError> {
         self.send_pending()?;
         if !self.idle {
-            self.stream.wait().map_err(|e| self.in_step(e))?;
+            self.stream.wait()?;
             (self.idle, self.staged) = (true, 0);
         }
         Ok(())
@@ -474,11 +474,137 @@ impl Device for HipDevice {
         let at = work.at;
         let inside = 1 <= at.t && at.t <= bounds.t && at.r <= bounds.r && at.r <= at.t;
         assert!(inside, "{at:?} is out of {bounds:?}");
+        self.last = Some((work.program, at));
+        self.begin(work).map_err(|e| self.in_step(e))?;
+        self.count(work);
+        self.submitted += 1;
+        Ok(Ticket(self.submitted))
+    }
+
+    fn wait(&mut self, ticket: Ticket) -> Result<(), DeviceError> {
+        assert!(ticket.0 <= self.submitted, "{ticket:?} is of another device");
+        self.wait_for_all().map_err(|e| self.in_step(e).into())
+    }
+
+    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
+        let (at, ty, bounds) = self.place(program, to);
+        let room = ty.bytes(&bounds);
+        assert!(bytes.len() as u64 <= room, "{to:?} has {room} bytes, not {}", bytes.len());
+        if ty.dtype == DType::Q8Act {
+            let mut planes = vec![0; room as usize];
+            self.read_at(at, &mut planes).map_err(|e| self.in_step(e))?;
+            activations_to_planes(bytes, &mut planes);
+            return self.write_at(at, &planes).map_err(|e| self.in_step(e).into());
+        }
+        if !self.eager && bounds.t <= FEW_TOKENS {
+            self.keep_input(program, to, bytes);
+        }
+        self.write_at(at, bytes).map_err(|e| self.in_step(e).into())
+    }
+
+    fn read(
+        &mut self,
+        program: usize,
+        from: BufRef,
+        first: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let (at, ty, bounds) = self.place(program, from);
+        let room = ty.bytes(&bounds);
+        let end = first.checked_add(bytes.len() as u64).filter(|end| *end <= room);
+        let end =
+            end.unwrap_or_else(|| panic!("{from:?} has {room} bytes, so none at {first}..+{}", bytes.len()));
+        if ty.dtype == DType::Q8Act {
+            let (mut planes, mut all) = (vec![0; room as usize], vec![0; room as usize]);
+            self.read_at(at, &mut planes).map_err(|e| self.in_step(e))?;
+            activations_from_planes(&planes, &mut all);
+            bytes.copy_from_slice(&all[first as usize..end as usize]);
+            return Ok(());
+        }
+        self.read_at(at + first, bytes).map_err(|e| self.in_step(e).into())
+    }
+
+    /// The copy follows the work on the stream, and both are waited for at once.
+    fn view<'a>(
+        &'a mut self,
+        work: Ticket,
+        (program, from): (usize, BufRef),
+        first: u64,
+        len: usize,
+        room: &'a mut Vec<u32>,
+    ) -> Result<&'a mut [u8], DeviceError> {
+        assert!(work.0 <= self.submitted, "{work:?} is of another device");
+        let (at, ty, bounds) = self.place(program, from);
+        let inside = first.checked_add(len as u64).is_some_and(|end| end <= ty.bytes(&bounds));
+        assert!(inside, "{from:?} has no bytes at {first}..+{len}");
+        if len > STAGING || ty.dtype == DType::Q8Act {
+            let bytes = room_for(len, room);
+            self.read(program, from, first, bytes)?;
+            return Ok(bytes);
+        }
+        let copied = self.send_pending().and_then(|()| {
+            self.idle = false;
+            // SAFETY: the buffer has as many bytes there. Nothing else touches the room, which is looked at when the stream was waited
+            // for.
+            unsafe { self.stream.read(at + first, &mut self.viewed.bytes()[..len]) }?;
+            self.wait_for_all()
+        });
+        copied.map_err(|e| self.in_step(e))?;
+        Ok(&mut self.viewed.bytes()[..len])
+    }
+
+    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
+        let plan = Arc::clone(&self.plan);
+        for state in plan.states.iter().filter(|s| s.role == role) {
+            let apart = from.saturating_add(rows) <= to || to.saturating_add(rows) <= from;
+            assert!(apart, "rows {from}.. and {to}.. overlap");
+            let ((source, len), (target, _)) = (self.rows(state, from, rows), self.rows(state, to, rows));
+            self.send_pending().map_err(|e| self.in_step(e))?;
+            self.idle = false;
+            // SAFETY: both lie within the state, and apart, as asserted.
+            unsafe { self.stream.copy(source, target, len) }.map_err(|e| self.in_step(e))?;
+        }
+        Ok(())
+    }
+
+    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
+        let plan = Arc::clone(&self.plan);
+        for state in plan.states.iter().filter(|s| s.role == role) {
+            let (start, len) = self.rows(state, first, rows);
+            self.send_pending().map_err(|e| self.in_step(e))?;
+            self.idle = false;
+            // SAFETY: within the state, as asserted there.
+            unsafe { self.stream.fill(start, byte, len) }.map_err(|e| self.in_step(e))?;
+        }
+        Ok(())
+    }
+
+    fn launch_counts(&self) -> Vec<u64> {
+        self.launches.clone()
+    }
+
+    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
+        self.wait_for_all().map_err(|e| self.in_step(e))?;
+        let mut before = self.began.as_ref();
+        let mut timings = vec![];
+        for (call, launch, moment) in &self.timed {
+            let ms = before.map_or(Ok(0.0), |before| before.until(moment)).map_err(|e| self.in_step(e))?;
+            let time = Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3);
+            timings.push(Timing { call: *call, launch: *launch, time });
+            before = Some(moment);
+        }
+        Ok(timings)
+    }
+}
+
+impl HipDevice {
+    /// Puts work on the stream, as launches or as a graph.
+    fn begin(&mut self, work: &Submission) -> Result<(), HipError> {
+        let bounds = self.plan.programs[work.program].bounds;
         let whole = work.calls == (0..self.programs[work.program].len());
-        let key = (work.program, at);
+        let key = (work.program, work.at);
         self.send_pending()?;
         self.idle = false;
-        self.last = Some((work.program, at));
         // Steps of more tokens come in too many sizes for a graph each, and take longer than launching does.
         if self.eager || !whole || work.timed || bounds.t > FEW_TOKENS {
             self.launch(work)?;
@@ -508,125 +634,9 @@ impl Device for HipDevice {
                 },
             }
         }
-        self.count(work);
-        self.submitted += 1;
-        Ok(Ticket(self.submitted))
-    }
-
-    fn wait(&mut self, ticket: Ticket) -> Result<(), DeviceError> {
-        assert!(ticket.0 <= self.submitted, "{ticket:?} is of another device");
-        Ok(self.wait_for_all()?)
-    }
-
-    fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
-        let (at, ty, bounds) = self.place(program, to);
-        let room = ty.bytes(&bounds);
-        assert!(bytes.len() as u64 <= room, "{to:?} has {room} bytes, not {}", bytes.len());
-        if ty.dtype == DType::Q8Act {
-            let mut planes = vec![0; room as usize];
-            self.read_at(at, &mut planes)?;
-            activations_to_planes(bytes, &mut planes);
-            return Ok(self.write_at(at, &planes)?);
-        }
-        if !self.eager && bounds.t <= FEW_TOKENS {
-            self.keep_input(program, to, bytes);
-        }
-        Ok(self.write_at(at, bytes)?)
-    }
-
-    fn read(
-        &mut self,
-        program: usize,
-        from: BufRef,
-        first: u64,
-        bytes: &mut [u8],
-    ) -> Result<(), DeviceError> {
-        let (at, ty, bounds) = self.place(program, from);
-        let room = ty.bytes(&bounds);
-        let end = first.checked_add(bytes.len() as u64).filter(|end| *end <= room);
-        let end =
-            end.unwrap_or_else(|| panic!("{from:?} has {room} bytes, so none at {first}..+{}", bytes.len()));
-        if ty.dtype == DType::Q8Act {
-            let (mut planes, mut all) = (vec![0; room as usize], vec![0; room as usize]);
-            self.read_at(at, &mut planes)?;
-            activations_from_planes(&planes, &mut all);
-            bytes.copy_from_slice(&all[first as usize..end as usize]);
-            return Ok(());
-        }
-        Ok(self.read_at(at + first, bytes)?)
-    }
-
-    /// The copy follows the work on the stream, and both are waited for at once.
-    fn view<'a>(
-        &'a mut self,
-        work: Ticket,
-        (program, from): (usize, BufRef),
-        first: u64,
-        len: usize,
-        room: &'a mut Vec<u32>,
-    ) -> Result<&'a mut [u8], DeviceError> {
-        assert!(work.0 <= self.submitted, "{work:?} is of another device");
-        let (at, ty, bounds) = self.place(program, from);
-        let inside = first.checked_add(len as u64).is_some_and(|end| end <= ty.bytes(&bounds));
-        assert!(inside, "{from:?} has no bytes at {first}..+{len}");
-        if len > STAGING || ty.dtype == DType::Q8Act {
-            let bytes = room_for(len, room);
-            self.read(program, from, first, bytes)?;
-            return Ok(bytes);
-        }
-        self.send_pending()?;
-        // SAFETY: the buffer has as many bytes there. Nothing else touches the room, which is looked at when the stream was waited for.
-        unsafe { self.stream.read(at + first, &mut self.viewed.bytes()[..len]) }?;
-        self.idle = false;
-        self.wait_for_all()?;
-        Ok(&mut self.viewed.bytes()[..len])
-    }
-
-    fn copy_rows(&mut self, role: StateRole, from: u64, to: u64, rows: u64) -> Result<(), DeviceError> {
-        let plan = Arc::clone(&self.plan);
-        for state in plan.states.iter().filter(|s| s.role == role) {
-            let apart = from.saturating_add(rows) <= to || to.saturating_add(rows) <= from;
-            assert!(apart, "rows {from}.. and {to}.. overlap");
-            let ((source, len), (target, _)) = (self.rows(state, from, rows), self.rows(state, to, rows));
-            self.send_pending()?;
-            self.idle = false;
-            // SAFETY: both lie within the state, and apart, as asserted.
-            unsafe { self.stream.copy(source, target, len) }?;
-        }
         Ok(())
     }
 
-    fn fill_rows(&mut self, role: StateRole, first: u64, rows: u64, byte: u8) -> Result<(), DeviceError> {
-        let plan = Arc::clone(&self.plan);
-        for state in plan.states.iter().filter(|s| s.role == role) {
-            let (start, len) = self.rows(state, first, rows);
-            self.send_pending()?;
-            self.idle = false;
-            // SAFETY: within the state, as asserted there.
-            unsafe { self.stream.fill(start, byte, len) }?;
-        }
-        Ok(())
-    }
-
-    fn launch_counts(&self) -> Vec<u64> {
-        self.launches.clone()
-    }
-
-    fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
-        self.wait_for_all()?;
-        let mut before = self.began.as_ref();
-        let mut timings = vec![];
-        for (call, launch, moment) in &self.timed {
-            let ms = before.map_or(Ok(0.0), |before| before.until(moment))?;
-            let time = Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3);
-            timings.push(Timing { call: *call, launch: *launch, time });
-            before = Some(moment);
-        }
-        Ok(timings)
-    }
-}
-
-impl HipDevice {
     /// The launches of a step as a graph.
     fn capture(&mut self, work: &Submission) -> Result<Graph, HipError> {
         self.stream.begin_capture()?;

@@ -53,15 +53,23 @@ pub enum HipError {
     Object { kernel: String, compiler: String, arch: String, source: Box<HipError> },
     #[error("the plan is for {wants}, and this GPU is {has} ({name})")]
     OtherArch { wants: String, has: String, name: String },
-    #[error(
-        "{source}, in a step of {program} with T={t} R={r}; with --no-graph and the driver told to wait for each launch \
-         (CUDA_LAUNCH_BLOCKING=1, AMD_SERIALIZE_KERNEL=3) the error names the kernel"
-    )]
+    #[error("{source}, in a step of {program} with T={t} R={r}{}", to_name_the_kernel(source))]
     Step { program: String, t: u64, r: u64, source: Box<HipError> },
     #[error("{kernel} of {node:?}, launch {launch}: {source}")]
     Launch { kernel: &'static str, node: String, launch: usize, source: Box<HipError> },
     #[error("{kernel} has a grid of {blocks:?} blocks, which is more than a GPU has")]
     Grid { kernel: &'static str, blocks: Vec<u64> },
+}
+
+/// How an error of a step comes to name the kernel, if it does not yet.
+fn to_name_the_kernel(source: &HipError) -> &'static str {
+    match source {
+        HipError::Launch { .. } | HipError::Grid { .. } => "",
+        _ => {
+            "; with --no-graph and the driver told to wait for each launch (CUDA_LAUNCH_BLOCKING=1, AMD_SERIALIZE_KERNEL=3) the error \
+             names the kernel"
+        }
+    }
 }
 
 /// A GPU that is here.
