@@ -22,7 +22,7 @@ use sinter::gguf::{Array, GgmlType, GgufFile, GgufWriter, Value};
 use sinter::ir::{DType, Graph, KvTypes, StateRole, Syms, verify};
 use sinter::lower::Config;
 use sinter::plan::{BufRef, LoadedPlan, Parts, Plan};
-use sinter::runtime::device::{Submission, open};
+use sinter::runtime::device::{Device, Submission, Ticket, open};
 use sinter::runtime::{DeviceError, DeviceOptions, Executor, Progress, Stage, StepRows};
 use sinter::target::Target;
 use std::cell::RefCell;
@@ -1213,6 +1213,107 @@ fn pages_that_move() {
     assert!(expected.iter().all(|x| x.is_finite()));
     assert!(step_by_step(&mut executor(true), true) == expected, "launch by launch");
     assert!(step_by_step(&mut executor(false), true) == expected, "as a graph");
+}
+
+/// Each call in a thread of its own, which has set no device; or on the thread that made the device.
+fn called<T: Send>(elsewhere: bool, call: impl FnOnce() -> T + Send) -> T {
+    match elsewhere {
+        true => std::thread::scope(|scope| scope.spawn(call).join().unwrap()),
+        false => call(),
+    }
+}
+
+/// What a device leaves of some steps, each call of which is made by `called`.
+fn steps_of(
+    devices: &mut [Box<dyn Device>],
+    plan: &LoadedPlan,
+    elsewhere: bool,
+) -> Result<Vec<Vec<u8>>, DeviceError> {
+    let (program, at) = (&plan.programs[0], Syms { t: 1, r: 1 });
+    let calls = 0..program.calls.len();
+    let result = program.results[0];
+    let bytes = program.buffers[result as usize].ty.bytes(&at);
+    let mut left = vec![];
+    // The second replays what was captured, and is compared with its launches; then there are replays alone.
+    for position in 0..4i32 {
+        for device in devices.iter_mut() {
+            for input in &program.inputs {
+                let value = match input.name.as_str() {
+                    "lengths" => position + 1,
+                    "tokens" | "positions" | "rows" => position,
+                    _ => 0,
+                };
+                let room = program.buffers[input.buffer as usize].ty.bytes(&at) as usize;
+                let mut given = vec![0; room];
+                given[..4].copy_from_slice(&value.to_le_bytes());
+                called(elsewhere, || device.write(0, BufRef::Arena(input.buffer), &given))?;
+            }
+            // What is written is on its way before, so the launch is the first call of its thread.
+            called(elsewhere, || device.wait(Ticket(0)))?;
+        }
+        let timed = position == 3;
+        let work = Submission { program: 0, calls: calls.clone(), at, timed };
+        let mut tickets = vec![];
+        for device in devices.iter_mut() {
+            tickets.push(called(elsewhere, || device.submit(&work))?);
+        }
+        for (device, ticket) in devices.iter_mut().zip(tickets) {
+            called(elsewhere, || device.wait(ticket))?;
+            let mut logits = vec![0; bytes as usize];
+            called(elsewhere, || device.read(0, BufRef::Arena(result), 0, &mut logits))?;
+            let viewed = called(elsewhere, || {
+                let mut room = vec![];
+                let view = device.view(ticket, (0, BufRef::Arena(result)), 0, bytes as usize, &mut room);
+                view.map(|bytes| bytes.to_vec())
+            })?;
+            assert_eq!(viewed, logits);
+            left.push(logits);
+        }
+    }
+    for device in devices.iter_mut() {
+        assert!(called(elsewhere, || device.timings())?.len() > 8);
+        called(elsewhere, || device.copy_rows(StateRole::Appended, 0, PAGE as u64, PAGE as u64))?;
+        called(elsewhere, || device.fill_rows(StateRole::Appended, 0, PAGE as u64, 0xff))?;
+        called(elsewhere, || device.wait(Ticket(0)))?;
+    }
+    Ok(left)
+}
+
+#[test]
+#[ignore = "run by another in a process that has the stubs"]
+fn steps_of_two_devices() {
+    let Ok(path) = std::env::var("SINTER_TEST_MODEL") else { return };
+    let file = Arc::new(sinter::model::open(Some(Path::new(&path))).unwrap());
+    let plan = sinter::model::plan(&file, None, &two_sequences(), Purpose::Score).unwrap();
+    let plan = Arc::new(LoadedPlan::from_bytes(&plan.to_bytes().unwrap()).unwrap());
+    let devices = |gpus: &[usize]| -> Vec<Box<dyn Device>> {
+        let opened = gpus.iter().map(|gpu| {
+            let options = DeviceOptions { gpu: Some(*gpu), ..DeviceOptions::default() };
+            open(&plan, Arc::clone(&file), &options).unwrap()
+        });
+        opened.collect()
+    };
+    let one = steps_of(&mut devices(&[0]), &plan, false).unwrap();
+    assert!(one.windows(2).all(|pair| pair[0] != pair[1]), "steps differ");
+    let twice: Vec<Vec<u8>> = one.iter().flat_map(|step| [step.clone(), step.clone()]).collect();
+    for elsewhere in [false, true] {
+        let mut two = devices(&[0, 1]);
+        assert!(steps_of(&mut two, &plan, elsewhere).unwrap() == twice, "{elsewhere}");
+        called(elsewhere, move || drop(two));
+    }
+}
+
+/// Whatever thread calls has the device that is meant, though it made none, or made another last.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn any_thread_may_call_any_device() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    compile_ahead(folder, "gfx1100", &codes(&file, &two_sequences(), Purpose::Score));
+    let variables = [("SINTER_TEST_MODEL", path.as_str()), ("SINTER_STUB_DEVICES", "2")];
+    let ran = in_a_process(folder, "steps_of_two_devices", &variables);
+    // Of five devices in all: one replay to compare, and one alone.
+    assert_eq!(ran.calls("hipGraphLaunch"), 10);
 }
 
 fn two_sequences() -> Options {

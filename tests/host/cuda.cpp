@@ -3,25 +3,30 @@
 #include "hip.cpp"
 
 namespace {
-int retained = 0;
+// By device.
+int retained[8];
 }
 
-API cuDevicePrimaryCtxRetain(void** context, int) {
+API cuDevicePrimaryCtxRetain(void** context, int device) {
     CALL(UNKNOWN);
-    retained++, record.live["contexts"]++;
-    handles[*context = &retained] = "contexts";
+    if (device < 0 || device >= 8) return INVALID_DEVICE;
+    retained[device]++, record.live["contexts"]++;
+    handles[*context = &retained[device]] = {"contexts", device};
     return OK;
 }
-API cuDevicePrimaryCtxRelease_v2(int) {
+API cuDevicePrimaryCtxRelease_v2(int device) {
     CALL_THAT_FREES(UNKNOWN);
-    if (!retained) return INVALID_DEVICE;
+    if (device < 0 || device >= 8 || !retained[device]) return INVALID_DEVICE;
     record.live["contexts"]--;
-    if (!--retained) handles.erase(&retained);
+    if (!--retained[device]) handles.erase(&retained[device]);
     return answer;
 }
 API cuCtxSetCurrent(void* context) {
     CALL(UNKNOWN);
-    return is("contexts", context) ? OK : INVALID_HANDLE;
+    auto found = handles.find(context);
+    if (found == handles.end() || strcmp(found->second.what, "contexts")) return INVALID_HANDLE;
+    current = found->second.device;
+    return OK;
 }
 // The compute capability, which is all that is asked for.
 API cuDeviceGetAttribute(int* value, int which, int) {

@@ -1,7 +1,7 @@
 // libamdhip64 without a GPU: memory of the host, kernels that hiprtc.cpp compiled for the CPU (lanes.cpp runs them), and the calls that
 // src/runtime/hip makes. It forgives nothing: what is on a stream is done when somebody waits for it and not before, what other streams
-// have only as far as that waits for their events, memory is garbage until it is written and after it is freed, and addresses must lie in
-// what was allocated.
+// have only as far as that waits for their events, memory is garbage until it is written and after it is freed, addresses must lie in what was
+// allocated, and whatever is of a device is used on threads that have that device (a driver would take the first where none is set).
 //
 //   SINTER_STUB_ARCH=gfx942     the architecture, gfx1100 unless told; those of gfx9 have waves of 64
 //   SINTER_STUB_MEMORY=BYTES    the memory that there is
@@ -40,6 +40,7 @@ enum {
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     NOT_READY = 600,
@@ -97,8 +98,17 @@ struct Module {
     std::vector<Function*> functions;
 };
 
+// The device of the thread.
+thread_local int current = -1;
+
+struct Handle {
+    const char* what;
+    int device;
+};
 std::map<uint64_t, size_t> device_memory, pinned;
-std::map<void*, const char*> handles;
+// The device of each part of `device_memory`.
+std::map<uint64_t, int> device_of;
+std::map<void*, Handle> handles;
 size_t used = 0;
 // The last two small copies to each address.
 std::map<uint64_t, std::vector<uint8_t>> written, written_before;
@@ -120,16 +130,17 @@ size_t all_memory() { return strtoull(told("SINTER_STUB_MEMORY", "8589934592"), 
 template <class T>
 T* made(const char* what, T* handle) {
     record.live[what]++;
-    handles[handle] = what;
+    handles[handle] = {what, current};
     return handle;
 }
+// Whether it is one of these, on the thread's device.
 bool is(const char* what, void* handle) {
     auto found = handles.find(handle);
-    return found != handles.end() && !strcmp(found->second, what);
+    return found != handles.end() && !strcmp(found->second.what, what) && found->second.device == current;
 }
 template <class T>
 void gone(T* handle) {
-    record.live[handles[handle]]--;
+    record.live[handles[handle].what]--;
     handles.erase(handle);
     delete handle;
 }
@@ -139,6 +150,11 @@ bool within(const std::map<uint64_t, size_t>& all, uint64_t at, size_t bytes) {
     if (next == all.begin()) return false;
     auto [first, size] = *--next;
     return at - first <= size && bytes <= size - (at - first);
+}
+// Whether an address lies in memory of the thread's device.
+bool is_here(uint64_t at) {
+    auto next = device_of.upper_bound(at);
+    return next != device_of.begin() && (--next)->second == current;
 }
 // Memory of the host may be anything; but if it begins in a pinned part, it ends there.
 bool is_of_host(const void* at, size_t bytes) {
@@ -209,6 +225,11 @@ int copy(void* stream, std::function<bool()> is_right, void* to, const void* fro
 
 }  // namespace
 
+// Begins a call that the thread needs a device for.
+#define CALL_ON_DEVICE(code) \
+    CALL(code);              \
+    if (current < 0) return INVALID_CONTEXT
+
 API hipInit(unsigned) {
     CALL(UNKNOWN);
     return OK;
@@ -230,7 +251,9 @@ API hipDeviceGetName(char* name, int bytes, int) {
 }
 API hipSetDevice(int device) {
     CALL(INVALID_DEVICE);
-    return device < atoi(told("SINTER_STUB_DEVICES", "1")) ? OK : INVALID_DEVICE;
+    if (device < 0 || device >= atoi(told("SINTER_STUB_DEVICES", "1"))) return INVALID_DEVICE;
+    current = device;
+    return OK;
 }
 API hipDriverGetVersion(int* version) {
     CALL(UNKNOWN);
@@ -250,6 +273,7 @@ extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(in
         case INVALID_VALUE: return "hipErrorInvalidValue";
         case OUT_OF_MEMORY: return "hipErrorOutOfMemory";
         case INVALID_DEVICE: return "hipErrorInvalidDevice";
+        case INVALID_CONTEXT: return "hipErrorInvalidContext";
         case INVALID_IMAGE: return "hipErrorInvalidImage";
         case INVALID_HANDLE: return "hipErrorInvalidHandle";
         case NOT_FOUND: return "hipErrorNotFound";
@@ -265,17 +289,18 @@ extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(in
 }
 
 API hipMemGetInfo(size_t* free, size_t* all) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     *all = all_memory(), *free = *all - used;
     return OK;
 }
 API hipMalloc(uint64_t* at, size_t bytes) {
-    CALL(OUT_OF_MEMORY);
+    CALL_ON_DEVICE(OUT_OF_MEMORY);
     if (bytes > all_memory() - used) return OUT_OF_MEMORY;
     void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xff, bytes);
     device_memory[*at = (uint64_t)memory] = bytes, used += bytes;
+    device_of[*at] = current;
     record.live["memory"]++;
     return OK;
 }
@@ -283,16 +308,17 @@ API hipFree(uint64_t at) {
     CALL_THAT_FREES(UNKNOWN);
     auto found = device_memory.find(at);
     if (found == device_memory.end()) return INVALID_VALUE;
+    if (!is_here(at)) return INVALID_CONTEXT;
     run_all();
     memset((void*)at, 0xdd, found->second);
     used -= found->second;
-    device_memory.erase(found);
+    device_memory.erase(found), device_of.erase(at);
     free((void*)at);
     record.live["memory"]--;
     return answer;
 }
 API hipHostMalloc(void** at, size_t bytes, unsigned) {
-    CALL(OUT_OF_MEMORY);
+    CALL_ON_DEVICE(OUT_OF_MEMORY);
     *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (!*at) return OUT_OF_MEMORY;
     memset(*at, 0xff, bytes);
@@ -303,6 +329,7 @@ API hipHostMalloc(void** at, size_t bytes, unsigned) {
 API hipHostFree(void* at) {
     CALL_THAT_FREES(UNKNOWN);
     if (!pinned.count((uint64_t)at)) return INVALID_VALUE;
+    if (current < 0) return INVALID_CONTEXT;
     run_all();
     pinned.erase((uint64_t)at);
     free(at);
@@ -311,7 +338,8 @@ API hipHostFree(void* at) {
 }
 
 API hipMemcpyHtoDAsync(uint64_t to, const void* from, size_t bytes, void* stream) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
+    if (!is_here(to)) return INVALID_VALUE;
     if (int code = copy(stream, [=] { return within(device_memory, to, bytes) && is_of_host(from, bytes); }, (void*)to, from, bytes)) return code;
     if (bytes > 65536) return OK;
     return put(stream, [=] {
@@ -321,18 +349,20 @@ API hipMemcpyHtoDAsync(uint64_t to, const void* from, size_t bytes, void* stream
     });
 }
 API hipMemcpyDtoHAsync(void* to, uint64_t from, size_t bytes, void* stream) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
+    if (!is_here(from)) return INVALID_VALUE;
     return copy(stream, [=] { return within(device_memory, from, bytes) && is_of_host(to, bytes); }, to, (void*)from, bytes);
 }
 API hipMemcpyDtoDAsync(uint64_t to, uint64_t from, size_t bytes, void* stream) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
+    if (!is_here(to) || !is_here(from)) return INVALID_VALUE;
     const bool apart = to + bytes <= from || from + bytes <= to;
     return copy(stream, [=] { return apart && within(device_memory, to, bytes) && within(device_memory, from, bytes); }, (void*)to,
                 (void*)from, bytes);
 }
 API hipMemsetD8Async(uint64_t at, unsigned char byte, size_t bytes, void* stream) {
-    CALL(UNKNOWN);
-    if (!within(device_memory, at, bytes)) return INVALID_VALUE;
+    CALL_ON_DEVICE(UNKNOWN);
+    if (!within(device_memory, at, bytes) || !is_here(at)) return INVALID_VALUE;
     return put(stream, [=] {
         if (!within(device_memory, at, bytes)) return (int)INVALID_VALUE;
         memset((void*)at, byte, bytes);
@@ -341,7 +371,7 @@ API hipMemsetD8Async(uint64_t at, unsigned char byte, size_t bytes, void* stream
 }
 
 API hipStreamCreateWithFlags(void** stream, unsigned) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     *stream = made("streams", new Stream{streams_made++, {}, 0, {}});
     return OK;
 }
@@ -354,14 +384,14 @@ API hipStreamDestroy(void* handle) {
     return answer;
 }
 API hipStreamSynchronize(void* stream) {
-    CALL(LAUNCH_FAILURE);
+    CALL_ON_DEVICE(LAUNCH_FAILURE);
     if (!is("streams", stream)) return INVALID_HANDLE;
     if (((Stream*)stream)->capture) return CAPTURE_UNSUPPORTED;
     return wait(((Stream*)stream)->ends);
 }
 // What comes on the stream from now on waits for what the event is now. By an event of a capture the stream becomes part of that.
 API hipStreamWaitEvent(void* handle, void* event, unsigned flags) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     if (!is("streams", handle) || !is("events", event)) return INVALID_HANDLE;
     if (flags) return INVALID_VALUE;
     const TaskPtr task = ((Event*)event)->task;
@@ -378,7 +408,7 @@ API hipStreamWaitEvent(void* handle, void* event, unsigned flags) {
 }
 
 API hipEventCreateWithFlags(void** event, unsigned) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     *event = made("events", new Event);
     return OK;
 }
@@ -389,20 +419,20 @@ API hipEventDestroy(void* event) {
     return answer;
 }
 API hipEventRecord(void* event, void* stream) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     if (!is("events", event) || !is("streams", stream)) return INVALID_HANDLE;
     ((Event*)event)->task = add((Stream*)stream, nullptr);
     return OK;
 }
 API hipEventSynchronize(void* event) {
-    CALL(LAUNCH_FAILURE);
+    CALL_ON_DEVICE(LAUNCH_FAILURE);
     if (!is("events", event)) return INVALID_HANDLE;
     const TaskPtr task = ((Event*)event)->task;
     if (task && task->capture) return CAPTURED_EVENT;
     return task ? wait({task}) : (int)OK;
 }
 API hipEventElapsedTime(float* ms, void* first, void* last) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     if (!is("events", first) || !is("events", last)) return INVALID_HANDLE;
     const TaskPtr a = ((Event*)first)->task, b = ((Event*)last)->task;
     if (!a || !b || !a->is_done || !b->is_done) return NOT_READY;
@@ -412,7 +442,7 @@ API hipEventElapsedTime(float* ms, void* first, void* last) {
 
 // A code object of hiprtc.cpp is lanes:LIBRARY:SYMBOL:NAME.
 API hipModuleLoadData(void** module, const char* code) {
-    CALL(INVALID_IMAGE);
+    CALL_ON_DEVICE(INVALID_IMAGE);
     if (strncmp(code, "lanes:", 6)) return INVALID_IMAGE;
     const std::string text = code + 6;
     const size_t first = text.find(':'), second = text.find(':', first + 1);
@@ -433,19 +463,19 @@ API hipModuleUnload(void* handle) {
     return answer;
 }
 API hipModuleGetFunction(void** function, void* handle, const char* name) {
-    CALL(NOT_FOUND);
+    CALL_ON_DEVICE(NOT_FOUND);
     if (!is("modules", handle)) return INVALID_HANDLE;
     Module* module = (Module*)handle;
     const LanesKernel* kernel = module->name == name ? lanes_find(module->lanes, module->symbol.c_str()) : nullptr;
     if (!kernel) return NOT_FOUND;
     Function* found = new Function{module->lanes, kernel, name};
     module->functions.push_back(found);
-    handles[*function = found] = "functions";
+    handles[*function = found] = {"functions", current};
     return OK;
 }
 API hipModuleLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y, unsigned threads_z,
                           unsigned, void* stream, void** arguments, void**) {
-    CALL(LAUNCH_FAILURE);
+    CALL_ON_DEVICE(LAUNCH_FAILURE);
     if (!is("functions", handle)) return INVALID_HANDLE;
     const Function* function = (const Function*)handle;
     if (!x || !y || !z || !threads || threads > 1024 || threads_y != 1 || threads_z != 1) return INVALID_VALUE;
@@ -453,7 +483,7 @@ API hipModuleLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsi
     for (int i = 0; i < function->kernel->count; i++) {
         uint64_t value = 0;
         memcpy(&value, arguments[i], function->kernel->is_address[i] ? 8 : 4);
-        if (function->kernel->is_address[i] && !within(device_memory, value, 1)) return INVALID_VALUE;
+        if (function->kernel->is_address[i] && !(within(device_memory, value, 1) && is_here(value))) return INVALID_VALUE;
         values.push_back(value);
     }
     return put(stream, [=] {
@@ -474,7 +504,7 @@ API hipModuleLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsi
 }
 
 API hipStreamBeginCapture(void* handle, int) {
-    CALL(UNKNOWN);
+    CALL_ON_DEVICE(UNKNOWN);
     if (!is("streams", handle)) return INVALID_HANDLE;
     Stream* stream = (Stream*)handle;
     if (stream->capture) return CAPTURE_INVALIDATED;
@@ -493,9 +523,9 @@ API hipStreamEndCapture(void* handle, void** graph) {
     Graph captured = std::move(captures[capture]);
     captures.erase(capture);
     captured.ends = origin->ends;
-    for (auto& [other, what] : handles) {
+    for (auto& [other, handle] : handles) {
         Stream* stream = (Stream*)other;
-        if (strcmp(what, "streams") || stream->capture != capture) continue;
+        if (strcmp(handle.what, "streams") || stream->capture != capture) continue;
         stream->capture = 0;
         stream->ends = std::move(stream->ends_before);
         stream->ends_before.clear();
@@ -510,13 +540,13 @@ API hipStreamEndCapture(void* handle, void** graph) {
     return OK;
 }
 API hipGraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) {
-    CALL(OUT_OF_MEMORY);
+    CALL_ON_DEVICE(OUT_OF_MEMORY);
     if (!is("graphs", graph)) return INVALID_HANDLE;
     *exec = made("graph execs", new Graph(*(Graph*)graph));
     return OK;
 }
 API hipGraphLaunch(void* exec, void* stream) {
-    CALL(LAUNCH_FAILURE);
+    CALL_ON_DEVICE(LAUNCH_FAILURE);
     if (!is("graph execs", exec)) return INVALID_HANDLE;
     const char* wrong = told("SINTER_STUB_REPLAY", "");
     if (!strcmp(wrong, "stale")) {
