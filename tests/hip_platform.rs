@@ -750,6 +750,9 @@ fn what_a_machine_lacks_is_said() {
     };
     build(folder, "without_replay", "hip.cpp", &["-DhipGraphLaunch=hipGraphLaunchOfLater"]);
     fails_on("without_replay", &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"]);
+    // What is called first long after, and what every call needs.
+    build(folder, "without_device", "hip.cpp", &["-DhipSetDevice=hipSetDeviceOfLater"]);
+    fails_on("without_device", &["without_device/lib/libamdhip64.so has no hipSetDevice: it is too old"]);
     let [from, to] = ["rocm", "without_compiler"].map(|name| folder.join(name).join("lib"));
     std::fs::create_dir_all(&to).unwrap();
     std::fs::copy(from.join("libamdhip64.so"), to.join("libamdhip64.so")).unwrap();

@@ -51,7 +51,10 @@ macro_rules! functions {
         pub struct $table {
             $(pub $field: Call<unsafe extern "C" fn($($arg),*) -> c_int>,)*
             #[allow(dead_code, reason = "functions are there while it is loaded")]
-            pub library: Library,
+            library: Library,
+            /// The name that it was loaded by.
+            #[allow(dead_code, reason = "only a driver has more functions than these")]
+            library_name: String,
         }
 
         impl $table {
@@ -65,14 +68,25 @@ macro_rules! functions {
                         Platform::Amd => $hip,
                     };
                     // SAFETY: both libraries declare the function so.
-                    let $field = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> c_int>(name.as_bytes()) };
-                    let function = *$field.map_err(|_| HipError::Symbol { library: library_name.clone(), symbol: name })?;
-                    let $field = Call { function, name };
+                    let $field = unsafe {
+                        symbol::<unsafe extern "C" fn($($arg),*) -> c_int>(&library, &library_name, name)
+                    }?;
                 )*
-                Ok($table { $($field,)* library })
+                Ok($table { $($field,)* library, library_name })
             }
         }
     };
+}
+
+/// A function of a library.
+///
+/// # Safety
+/// The library declares it of this type.
+unsafe fn symbol<F: Copy>(library: &Library, of: &str, name: &'static str) -> Result<Call<F>, HipError> {
+    // SAFETY: the caller's.
+    let found = unsafe { library.get::<F>(name.as_bytes()) };
+    let function = *found.map_err(|_| HipError::Symbol { library: of.into(), symbol: name })?;
+    Ok(Call { function, name })
 }
 
 /// The first library of some names, and which it is.
@@ -143,7 +157,69 @@ functions! {
     }
 }
 
+/// What only the driver of one platform has.
+pub enum Own {
+    Amd {
+        set_device: Call<unsafe extern "C" fn(c_int) -> c_int>,
+        properties: Call<unsafe extern "C" fn(*mut hip_sys::hipDeviceProp_tR0600, c_int) -> c_int>,
+    },
+    Nvidia {
+        set_context: Call<unsafe extern "C" fn(Handle) -> c_int>,
+        retain: Call<unsafe extern "C" fn(*mut Handle, c_int) -> c_int>,
+        release: Call<unsafe extern "C" fn(c_int) -> c_int>,
+        attribute: Call<unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int>,
+        /// Launches a kernel that may be made ready before the one before it is done. Older drivers have none.
+        launch_early: Option<Call<LaunchEx>>,
+    },
+}
+
+/// `CUlaunchConfig` of cuda.h.
+#[repr(C)]
+pub struct LaunchConfig {
+    pub grid: [c_uint; 3],
+    pub block: [c_uint; 3],
+    pub shared: c_uint,
+    pub stream: Handle,
+    pub attributes: *mut LaunchAttribute,
+    pub count: c_uint,
+}
+
+/// `CUlaunchAttribute` of cuda.h: a number, padding, and a union of 64 bytes.
+#[repr(C)]
+pub struct LaunchAttribute {
+    pub id: c_uint,
+    pub padding: c_uint,
+    pub value: [c_int; 16],
+}
+
+pub type LaunchEx =
+    unsafe extern "C" fn(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void) -> c_int;
+
 impl Api {
+    /// What the driver has beside the table.
+    ///
+    /// # Errors
+    /// If it lacks a function.
+    pub fn own(&self, platform: Platform) -> Result<Own, HipError> {
+        let (library, of) = (&self.library, self.library_name.as_str());
+        // SAFETY: so hip_runtime_api.h and cuda.h declare them.
+        unsafe {
+            Ok(match platform {
+                Platform::Amd => Own::Amd {
+                    set_device: symbol(library, of, "hipSetDevice")?,
+                    properties: symbol(library, of, "hipGetDevicePropertiesR0600")?,
+                },
+                Platform::Nvidia => Own::Nvidia {
+                    set_context: symbol(library, of, "cuCtxSetCurrent")?,
+                    retain: symbol(library, of, "cuDevicePrimaryCtxRetain")?,
+                    release: symbol(library, of, "cuDevicePrimaryCtxRelease_v2")?,
+                    attribute: symbol(library, of, "cuDeviceGetAttribute")?,
+                    launch_early: symbol(library, of, "cuLaunchKernelEx").ok(),
+                },
+            })
+        }
+    }
+
     /// The driver of a platform.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A GPU that is in use, and what lies on it. Everything gives back what it took when it goes, on whatever thread that is.
 
 use super::HipError;
-use super::api::{Address, Api, Call, Handle, Platform};
+use super::api::{Address, Api, Call, Handle, LaunchAttribute, LaunchConfig, LaunchEx, Own, Platform};
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 /// A device of a platform that is here, and what it says of itself. Nothing of it is in use.
 pub struct Found {
     api: Api,
+    own: Own,
     pub platform: Platform,
     ordinal: c_int,
     device: c_int,
@@ -21,37 +22,10 @@ pub struct Found {
 pub struct Context {
     found: Found,
     /// Of CUDA, the device's primary context, which this retains; of HIP, which has one for as long as the process lives, nothing.
-    primary: Option<Primary>,
+    primary: Option<Handle>,
     /// Launches a kernel that may be made ready before the one before it is done; none where there is no such thing.
     launch_early: Option<LaunchEx>,
 }
-
-struct Primary {
-    handle: Handle,
-    release: Call<unsafe extern "C" fn(c_int) -> c_int>,
-}
-
-/// `CUlaunchConfig` of cuda.h.
-#[repr(C)]
-struct LaunchConfig {
-    grid: [c_uint; 3],
-    block: [c_uint; 3],
-    shared: c_uint,
-    stream: Handle,
-    attributes: *mut LaunchAttribute,
-    count: c_uint,
-}
-
-/// `CUlaunchAttribute` of cuda.h: a number, padding, and a union of 64 bytes.
-#[repr(C)]
-struct LaunchAttribute {
-    id: c_uint,
-    padding: c_uint,
-    value: [c_int; 16],
-}
-
-type LaunchEx =
-    unsafe extern "C" fn(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void) -> c_int;
 
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
 const EARLY: c_uint = 6;
@@ -76,6 +50,7 @@ impl Found {
     /// If there is no driver, or no such device.
     pub fn open(platform: Platform, ordinal: usize) -> Result<Found> {
         let api = Api::open(platform)?;
+        let own = api.own(platform)?;
         let check = |code: c_int, call: &'static str| match code {
             0 => Ok(()),
             code => Err(HipError::Driver { call, name: api.error_name(platform, code) }),
@@ -98,8 +73,9 @@ impl Found {
             check((*api.device_name)(name.as_mut_ptr(), 256, device), api.device_name.name)?;
         }
         let name = text(&name);
-        let arch = arch_of(&api, platform, device)?;
-        Ok(Found { api, platform, ordinal, device, name, arch })
+        let mut found = Found { api, own, platform, ordinal, device, name, arch: String::new() };
+        found.arch = found.arch_of()?;
+        Ok(found)
     }
 
     /// The version of the driver, as it counts them.
@@ -111,6 +87,29 @@ impl Found {
         // SAFETY: `version` is a variable.
         self.check(unsafe { (*self.api.driver_version)(&mut version) }, self.api.driver_version.name)?;
         Ok(version)
+    }
+
+    /// What the driver calls the architecture.
+    fn arch_of(&self) -> Result<String> {
+        match &self.own {
+            Own::Nvidia { attribute, .. } => {
+                let mut values = [0; 2];
+                for (value, which) in values.iter_mut().zip(CAPABILITY) {
+                    // SAFETY: `value` is a variable.
+                    self.check(unsafe { (*attribute)(value, which, self.device) }, attribute.name)?;
+                }
+                Ok(format!("sm_{}{}", values[0], values[1]))
+            }
+            Own::Amd { properties: get, .. } => {
+                // SAFETY: a structure of numbers and arrays of them, for which all zeros are values.
+                let mut properties: Box<hip_sys::hipDeviceProp_tR0600> =
+                    Box::new(unsafe { std::mem::zeroed() });
+                // SAFETY: the structure is the function's.
+                self.check(unsafe { (*get)(&mut *properties, self.device) }, get.name)?;
+                // As gfx90a:sramecc+:xnack-.
+                Ok(text(&properties.gcnArchName).split(':').next().unwrap_or_default().to_string())
+            }
+        }
     }
 
     fn check(&self, code: c_int, call: &'static str) -> Result<()> {
@@ -128,17 +127,16 @@ impl Found {
         // Kernels wait for each other by themselves from this architecture on (`wait_for_previous` in kernels/device.h).
         let waits =
             self.arch.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 90);
-        let launch_early = symbol::<LaunchEx>(&self.api, "cuLaunchKernelEx").ok().filter(|_| waits);
+        let launch_early = match &self.own {
+            Own::Nvidia { launch_early: Some(launch), .. } if waits => Some(launch.function),
+            _ => None,
+        };
         let mut context = Context { found: self, primary: None, launch_early };
-        if context.platform == Platform::Nvidia {
-            type Retain = unsafe extern "C" fn(*mut Handle, c_int) -> c_int;
-            let (retain, release) = ("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2");
-            let release = Call { function: symbol(&context.api, release)?, name: release };
+        if let Own::Nvidia { retain, .. } = &context.own {
             let mut handle = std::ptr::null_mut();
-            let call = symbol::<Retain>(&context.api, retain)?;
-            // SAFETY: so cuda.h declares it.
-            context.check(unsafe { call(&mut handle, context.device) }, retain)?;
-            context.primary = Some(Primary { handle, release });
+            // SAFETY: `handle` is a variable.
+            context.check(unsafe { (*retain)(&mut handle, context.device) }, retain.name)?;
+            context.primary = Some(handle);
         }
         context.bind()?;
         Ok(Arc::new(context))
@@ -155,10 +153,10 @@ impl std::ops::Deref for Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        let Some(primary) = &self.primary else { return };
+        let (Own::Nvidia { release, .. }, Some(_)) = (&self.own, self.primary) else { return };
         // SAFETY: retained once, and nothing is left that uses it: all that does holds this.
-        let code = unsafe { (*primary.release)(self.device) };
-        if let Err(e) = self.check(code, primary.release.name) {
+        let code = unsafe { (*release)(self.device) };
+        if let Err(e) = self.check(code, release.name) {
             tracing::warn!("something of the GPU's was not given back: {e}");
         }
     }
@@ -167,16 +165,17 @@ impl Drop for Context {
 impl Context {
     /// Makes the device that of the calling thread.
     fn bind(&self) -> Result<()> {
-        if let Some(primary) = &self.primary {
-            type Set = unsafe extern "C" fn(Handle) -> c_int;
-            let set = symbol::<Set>(&self.api, "cuCtxSetCurrent")?;
-            // SAFETY: the context lives until this is dropped.
-            return self.check(unsafe { set(primary.handle) }, "cuCtxSetCurrent");
+        match &self.own {
+            Own::Nvidia { set_context, .. } => {
+                let primary = self.primary.unwrap_or(std::ptr::null_mut());
+                // SAFETY: the context lives until this is dropped.
+                self.check(unsafe { (*set_context)(primary) }, set_context.name)
+            }
+            Own::Amd { set_device, .. } => {
+                // SAFETY: there is a device of this number.
+                self.check(unsafe { (*set_device)(self.ordinal) }, set_device.name)
+            }
         }
-        type Set = unsafe extern "C" fn(c_int) -> c_int;
-        let set = symbol::<Set>(&self.api, "hipSetDevice")?;
-        // SAFETY: there is a device of this number.
-        self.check(unsafe { set(self.ordinal) }, "hipSetDevice")
     }
 
     /// Gives something back; if that fails, nobody is there to be told, so it is logged. It is tried even if the device cannot be
@@ -205,45 +204,6 @@ impl Context {
 fn text(bytes: &[c_char]) -> String {
     let bytes: Vec<u8> = bytes.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn symbol<F: Copy>(api: &Api, name: &'static str) -> Result<F> {
-    // SAFETY: the caller's type is that of the function.
-    let found = unsafe { api.library.get::<F>(name.as_bytes()) };
-    found.map(|f| *f).map_err(|_| HipError::Symbol { library: "the driver".into(), symbol: name })
-}
-
-fn arch_of(api: &Api, platform: Platform, device: c_int) -> Result<String> {
-    match platform {
-        Platform::Nvidia => {
-            type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
-            let attribute = symbol::<Attribute>(api, "cuDeviceGetAttribute")?;
-            let mut values = [0; 2];
-            for (value, which) in values.iter_mut().zip(CAPABILITY) {
-                // SAFETY: so cuda.h declares it.
-                let code = unsafe { attribute(value, which, device) };
-                if code != 0 {
-                    let name = api.error_name(platform, code);
-                    return Err(HipError::Driver { call: "cuDeviceGetAttribute", name });
-                }
-            }
-            Ok(format!("sm_{}{}", values[0], values[1]))
-        }
-        Platform::Amd => {
-            type Properties = unsafe extern "C" fn(*mut hip_sys::hipDeviceProp_tR0600, c_int) -> c_int;
-            let get = symbol::<Properties>(api, "hipGetDevicePropertiesR0600")?;
-            // SAFETY: a structure of numbers and arrays of them, for which all zeros are values.
-            let mut properties: Box<hip_sys::hipDeviceProp_tR0600> = Box::new(unsafe { std::mem::zeroed() });
-            // SAFETY: so hip_runtime_api.h declares it.
-            let code = unsafe { get(&mut *properties, device) };
-            if code != 0 {
-                let name = api.error_name(platform, code);
-                return Err(HipError::Driver { call: "hipGetDevicePropertiesR0600", name });
-            }
-            // As gfx90a:sramecc+:xnack-.
-            Ok(text(&properties.gcnArchName).split(':').next().unwrap_or_default().to_string())
-        }
-    }
 }
 
 /// Memory of a device.
