@@ -215,7 +215,7 @@ pub enum DeviceError {
         Size(*.states),
         Size(*.arena),
         if *.weights > 0 { format!(" beside {} of weights", Size(*.weights)) } else { String::new() },
-        available.map(|n| format!(", but {} are free", Size(n))).unwrap_or_default(),
+        available.map(|n| free(n, [*.weights, *.states, *.arena])).unwrap_or_default(),
         if available.is_some_and(|n| *.weights > n) { "model" } else { "context (-c)" }
     )]
     Memory { context: u64, weights: u64, states: u64, arena: u64, available: Option<u64> },
@@ -227,6 +227,14 @@ pub enum DeviceError {
     Threads(String),
     #[error(transparent)]
     Hip(#[from] HipError),
+}
+
+/// What is free, which may be enough and yet refused.
+fn free(free: u64, needs: [u64; 3]) -> String {
+    match needs.into_iter().fold(0, u64::saturating_add) <= free {
+        true => format!(", which the driver refuses though {} are free", Size(free)),
+        false => format!(", but {} are free", Size(free)),
+    }
 }
 
 /// A number of bytes for people, in powers of ten.

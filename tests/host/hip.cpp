@@ -5,6 +5,7 @@
 //
 //   SINTER_STUB_ARCH=gfx942     the architecture, gfx1100 unless told; those of gfx9 have waves of 64
 //   SINTER_STUB_MEMORY=BYTES    the memory that there is
+//   SINTER_STUB_OTHERS=BYTES    that others take of it when it was asked for how much is free
 //   SINTER_STUB_DEVICES=N       how many devices, 1 unless told; 0 is an error of its own, as drivers have it
 //   SINTER_STUB_SEED=N          permutes the order of lanes
 //   SINTER_STUB_FIRST=N         whatever is waited for, what stream N has comes first, as soon as events allow; they count from 0. So
@@ -110,6 +111,8 @@ std::map<uint64_t, size_t> device_memory, pinned;
 std::map<uint64_t, int> device_of;
 std::map<void*, Handle> handles;
 size_t used = 0;
+// What others take from now on, of what is there.
+size_t others = 0;
 // The last two small copies to each address.
 std::map<uint64_t, std::vector<uint8_t>> written, written_before;
 uint64_t launched = 0;
@@ -290,12 +293,13 @@ extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(in
 
 API hipMemGetInfo(size_t* free, size_t* all) {
     CALL_ON_DEVICE(UNKNOWN);
-    *all = all_memory(), *free = *all - used;
+    *all = all_memory(), *free = *all - used - others;
+    others = strtoull(told("SINTER_STUB_OTHERS", "0"), nullptr, 10);
     return OK;
 }
 API hipMalloc(uint64_t* at, size_t bytes) {
     CALL_ON_DEVICE(OUT_OF_MEMORY);
-    if (bytes > all_memory() - used) return OUT_OF_MEMORY;
+    if (bytes > all_memory() - used - others) return OUT_OF_MEMORY;
     void* memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xff, bytes);

@@ -40,6 +40,8 @@ type Result<T> = std::result::Result<T, HipError>;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
+/// `CUDA_ERROR_OUT_OF_MEMORY`, `hipErrorOutOfMemory`.
+const OUT_OF_MEMORY: c_int = 2;
 /// `CUDA_ERROR_NO_DEVICE`, `hipErrorNoDevice`.
 const NO_DEVICE: c_int = 100;
 
@@ -221,7 +223,13 @@ impl Buffer {
         context.bind()?;
         let size = usize::try_from(bytes.max(1)).map_err(|_| HipError::Size(bytes))?;
         // SAFETY: `at` is a variable.
-        context.check(unsafe { (*context.api.malloc)(&mut at, size) }, context.api.malloc.name)?;
+        match (unsafe { (*context.api.malloc)(&mut at, size) }, context.api.malloc.name) {
+            (code @ OUT_OF_MEMORY, call) => {
+                let name = context.api.error_name(context.platform, code);
+                return Err(HipError::OutOfMemory { call, name, bytes });
+            }
+            (code, call) => context.check(code, call)?,
+        }
         Ok(Buffer { context: Arc::clone(context), at, bytes })
     }
 }

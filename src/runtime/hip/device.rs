@@ -115,7 +115,8 @@ impl HipDevice {
             return Err(HipError::OtherArch { wants, has, name: context.name.clone() }.into());
         }
         let found = find_weights(plan, &model)?;
-        enough_memory(plan, &context, &found)?;
+        let needs = Needs::of(plan, &found);
+        needs.fit(&context)?;
         let (modules, kernels) = load_kernels(plan, &context, &options.progress)?;
         let stream = Stream::new(&context)?;
         let count = plan.programs.iter().map(streams_beside).max().unwrap_or(0);
@@ -126,14 +127,15 @@ impl HipDevice {
             spread.flat_map(|program| program.calls.iter().filter_map(|call| call.slot.signals)).collect();
         let signal = |id| Ok((id, Event::untimed(&context)?));
         let signals = signalled.into_iter().map(signal).collect::<Result<_, HipError>>()?;
-        let pool = Buffer::new(&context, plan.pool_bytes())?;
+        let pool = Buffer::new(&context, plan.pool_bytes()).map_err(|e| needs.refused(e, &context, 0))?;
         // SAFETY: all of the pool.
         unsafe { stream.fill(pool.at, 0, pool.bytes as usize) }?;
         let staging = Pinned::new(&context, STAGING)?;
         let viewed = Pinned::new(&context, STAGING)?;
         let event = || Event::new(&context);
         let parts_read = [event()?, event()?, event()?, event()?];
-        let weights = Weights::load(&context, &plan.weights, &found, &options.progress)?;
+        let weights = Weights::load(&context, &plan.weights, &found, &options.progress)
+            .map_err(|e| needs.refused(e, &context, pool.bytes))?;
         let at = |arg: &BufRef, program: &PlannedProgram| match *arg {
             BufRef::Arena(i) => pool.at + plan.arena_offset + program.buffers[i as usize].offset,
             BufRef::State(i) => pool.at + plan.states[i as usize].offset,
@@ -385,15 +387,40 @@ fn blocks(grid: &[Extent], at: &Syms, kernel: &'static str) -> Result<Option<[u3
     }
 }
 
-/// Whether weights and pool fit the memory that is free.
-fn enough_memory(plan: &LoadedPlan, context: &Context, found: &[&[u8]]) -> Result<(), DeviceError> {
-    let (free, _) = context.memory()?;
-    let weights = Weights::bytes(found.iter().map(|bytes| bytes.len() as u64));
-    if weights.saturating_add(plan.pool_bytes()) <= free {
-        return Ok(());
+/// Bytes of memory that a plan needs.
+struct Needs<'a> {
+    plan: &'a LoadedPlan,
+    weights: u64,
+}
+
+impl Needs<'_> {
+    fn of<'a>(plan: &'a LoadedPlan, found: &[&[u8]]) -> Needs<'a> {
+        Needs { plan, weights: Weights::bytes(found.iter().map(|bytes| bytes.len() as u64)) }
     }
-    let (states, arena) = (plan.state_bytes(), plan.arena_bytes);
-    Err(DeviceError::Memory { context: plan.options.context, weights, states, arena, available: Some(free) })
+
+    /// Whether weights and pool fit the memory that is free.
+    fn fit(&self, context: &Context) -> Result<(), DeviceError> {
+        let (free, _) = context.memory()?;
+        match self.weights.saturating_add(self.plan.pool_bytes()) <= free {
+            true => Ok(()),
+            false => Err(self.error(free)),
+        }
+    }
+
+    /// What is said when the driver fails at a part of it. Where it has no memory, the cause is what else took some meanwhile, or that
+    /// what is free lies in pieces; `taken` of it this plan has already.
+    fn refused(&self, why: HipError, context: &Context, taken: u64) -> DeviceError {
+        match (why, context.memory()) {
+            (HipError::OutOfMemory { .. }, Ok((free, _))) => self.error(free.saturating_add(taken)),
+            (other, _) => other.into(),
+        }
+    }
+
+    fn error(&self, free: u64) -> DeviceError {
+        let (states, arena) = (self.plan.state_bytes(), self.plan.arena_bytes);
+        let context = self.plan.options.context;
+        DeviceError::Memory { context, weights: self.weights, states, arena, available: Some(free) }
+    }
 }
 
 /// The launches of each kernel of a plan, and the modules that they are in.

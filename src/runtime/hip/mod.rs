@@ -29,6 +29,8 @@ pub enum HipError {
     Symbol { library: String, symbol: &'static str },
     #[error("the GPU's driver answers {name} to {call}")]
     Driver { call: &'static str, name: String },
+    #[error("the GPU's driver answers {name} to {call} of {bytes} bytes")]
+    OutOfMemory { call: &'static str, name: String, bytes: u64 },
     #[error("there is no GPU {ordinal}: there are {count}")]
     NoDevice { ordinal: usize, count: usize },
     #[error("{0} bytes are more than can be asked for")]
