@@ -757,6 +757,23 @@ fn what_a_machine_lacks_is_said() {
     };
     build(folder, "without_replay", "hip.cpp", &["-DhipGraphLaunch=hipGraphLaunchOfLater"]);
     fails_on("without_replay", &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"]);
+    // Neither platform is here, or one is and does not load.
+    let broken = folder.join("broken/lib");
+    std::fs::create_dir_all(&broken).unwrap();
+    std::fs::write(broken.join("libamdhip64.so"), "this is no library").unwrap();
+    for (rocm, with) in [
+        ("nothing", "there is no libamdhip64.so; there is no libcuda.so.1\n".into()),
+        ("broken", format!("{}/libamdhip64.so does not load: file too short; there is no", broken.display())),
+    ] {
+        let rocm = folder.join(rocm);
+        let lib = lanes::text(&rocm.join("lib"));
+        let variables = [("ROCM_PATH", rocm.to_str().unwrap()), ("LD_LIBRARY_PATH", &lib)];
+        let ran = sinter(folder, &args, &variables);
+        let told = text(&ran.output.stderr);
+        assert!(ran.output.status.success() && told.lines().count() == 1, "{told}");
+        let start = "no GPU is used, but the CPU: no library of a GPU's driver can be loaded: ";
+        assert!(told.starts_with(&format!("{start}{with}")), "{told}");
+    }
     // What is called first long after, and what every call needs.
     build(folder, "without_device", "hip.cpp", &["-DhipSetDevice=hipSetDeviceOfLater"]);
     fails_on("without_device", &["without_device/lib/libamdhip64.so has no hipSetDevice: it is too old"]);

@@ -5,7 +5,9 @@
 
 use super::HipError;
 use libloading::Library;
+use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::path::Path;
 
 /// Whose driver it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,15 +93,27 @@ unsafe fn symbol<F: Copy>(library: &Library, of: &str, name: &'static str) -> Re
 
 /// The first library of some names, and which it is.
 fn open(names: &[String]) -> Result<(Library, String), HipError> {
-    let mut why = String::new();
+    let mut refused = None;
     for name in names {
         // SAFETY: a driver's library may be loaded at any time; its initialisers are the vendor's.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok((library, name.clone())),
-            Err(e) => why = e.to_string(),
+            Err(e) => refused = refused.or_else(|| why_refused(name, &e)),
         }
     }
-    Err(HipError::Library { why })
+    let file = |name: &String| name.rsplit('/').next().unwrap_or_default().to_string();
+    let missing = || format!("there is no {}", names.first().map(file).unwrap_or_default());
+    Err(HipError::Library { why: refused.unwrap_or_else(missing) })
+}
+
+/// Why a library does not load that is there; none if there is none.
+fn why_refused(name: &str, error: &libloading::Error) -> Option<String> {
+    let reason = error.source().map(|reason| reason.to_string()).unwrap_or_else(|| error.to_string());
+    // As dlopen has it: first what it is about, which may be a library that this one needs.
+    let (of, what) = reason.split_once(": ").unwrap_or((name, &reason));
+    let there = Path::new(name).is_file() || cfg!(unix) && (of != name || !what.contains("No such file"));
+    let reason = if of == name { what } else { &reason };
+    there.then(|| format!("{name} does not load: {reason}"))
 }
 
 functions! {
@@ -226,15 +240,10 @@ impl Api {
     /// If there is none here, or it lacks a function.
     pub fn open(platform: Platform) -> Result<Api, HipError> {
         let names: &[&str] = match platform {
-            Platform::Nvidia => &["libcuda.so.1", "libcuda.so", "nvcuda.dll"],
-            Platform::Amd => &[
-                "libamdhip64.so",
-                "libamdhip64.so.7",
-                "libamdhip64.so.6",
-                "libamdhip64.so.5",
-                "amdhip64_7.dll",
-                "amdhip64_6.dll",
-            ],
+            Platform::Nvidia if cfg!(windows) => &["nvcuda.dll"],
+            Platform::Nvidia => &["libcuda.so.1", "libcuda.so"],
+            Platform::Amd if cfg!(windows) => &["amdhip64_7.dll", "amdhip64_6.dll"],
+            Platform::Amd => &["libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"],
         };
         let mut all = in_folders(platform, names);
         all.extend(names.iter().map(|name| name.to_string()));
@@ -316,4 +325,33 @@ fn in_folders(platform: Platform, names: &[&str]) -> Vec<String> {
     let roots = variables.iter().filter_map(|v| std::env::var(v).ok()).chain([usual.to_string()]);
     let all = roots.flat_map(|root| folders.map(|folder| format!("{root}/{folder}")));
     all.flat_map(|folder| names.iter().map(move |name| format!("{folder}/{name}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A library that is there and does not load says why, whichever name comes after; one that is not there is said to be missing.
+    #[test]
+    fn why_a_library_does_not_load_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let [broken, missing] =
+            ["libbroken.so", "libmissing.so"].map(|name| format!("{}/{name}", folder.path().display()));
+        std::fs::write(&broken, "no library, though it has its name and is as long as a header is: 64 bytes")
+            .unwrap();
+        let why = |names: &[&String]| {
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            open(&names).map(|(_, name)| name).unwrap_err().to_string()
+        };
+        let start = "no library of a GPU's driver can be loaded: ";
+        assert_eq!(why(&[&missing]), format!("{start}there is no libmissing.so"));
+        for names in [[&broken, &missing], [&missing, &broken]] {
+            let said = why(&names);
+            assert!(said.starts_with(&format!("{start}{broken} does not load: ")), "{said}");
+            assert!(
+                !said.contains('\n') && !said.contains("dlopen") && said.matches(&broken).count() == 1,
+                "{said}"
+            );
+        }
+    }
 }

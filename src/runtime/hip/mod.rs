@@ -152,6 +152,14 @@ fn find_nth(ordinal: usize) -> Result<Found, HipError> {
             Err(e) => errors.push(e),
         }
     }
+    // None is here: each is said.
+    if errors.iter().all(|e| matches!(e, HipError::Library { .. })) {
+        let why = |e: HipError| match e {
+            HipError::Library { why } => why,
+            other => other.to_string(),
+        };
+        return Err(HipError::Library { why: errors.into_iter().map(why).collect::<Vec<_>>().join("; ") });
+    }
     // What goes wrong tells more than that there is nothing, and a driver without a GPU more than no driver.
     let weight = |e: &HipError| match e {
         HipError::Library { .. } => 0,
