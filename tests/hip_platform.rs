@@ -658,7 +658,8 @@ fn a_context_is_released() {
     for device in ["hip", "hip:1"] {
         assert!(run(device).contains("kernels cannot be compiled here"), "{}", run(device));
     }
-    assert!(run("hip:2").contains("there is no GPU 2: there are 2"), "{}", run("hip:2"));
+    let said = run("hip:2");
+    assert!(said.starts_with("error: there is no GPU 2: there are 2, counted from 0"), "{said}");
 }
 
 /// Calls that make a graph.
@@ -757,6 +758,14 @@ fn what_a_machine_lacks_is_said() {
     };
     build(folder, "without_replay", "hip.cpp", &["-DhipGraphLaunch=hipGraphLaunchOfLater"]);
     fails_on("without_replay", &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"]);
+    // Where there is another than the one that is named, the CPU does not stand in for it.
+    let on = |device: &str| {
+        let args: Vec<&str> = args.iter().map(|arg| if *arg == "hip" { device } else { arg }).collect();
+        let ran = sinter(folder, &args, &[]);
+        assert_eq!(ran.leaks(), [""; 0]);
+        report(&ran.output)
+    };
+    assert!(on("hip:1").contains("there is no GPU 1: there is 1, counted from 0"), "{}", on("hip:1"));
     // Neither platform is here, or one is and does not load.
     let broken = folder.join("broken/lib");
     std::fs::create_dir_all(&broken).unwrap();
@@ -1113,6 +1122,10 @@ fn a_plan_with_machine_code_needs_no_compiler() {
     assert_eq!(said(&ran.output).0, on_cpu);
     assert!(text(&ran.output.stderr).contains("no GPU is used, but the CPU"));
     assert!(run(&three, &["--device", "hip"], &[]).calls("kernels that ran") > 10);
+    refused(
+        &run(&three, &["--device", "hip:1"], &[]),
+        "error: there is no GPU 1: there is 1, counted from 0",
+    );
     // As source it needs the compiler of the device.
     let source = plan("source.plan");
     let (_, told) = said(&compile("gfx1100", &source, &["--source-only"], &[]).output);

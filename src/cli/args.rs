@@ -163,7 +163,8 @@ impl CompileArgs {
         match device.device.unwrap_or(Device::Cpu) {
             Device::Hip(number) if self.target() == "cpu" => match gpu(number) {
                 Ok(gpu) => options.target = targets::tuned(targets::of_gpu(&gpu)?, &gpu.name)?,
-                Err(e @ (HipError::Library { .. } | HipError::NoDevice { .. })) => {
+                // Where there are others, one that is named is meant.
+                Err(e @ (HipError::Library { .. } | HipError::NoDevice { count: 0, .. })) => {
                     super::say!("no GPU is used, but the CPU: {e}");
                 }
                 Err(e) => return Err(e.into()),

@@ -173,7 +173,7 @@ pub fn choose(
                 let fitting = plans.iter().position(|plan| fits(&gpu, plan));
                 fitting.ok_or_else(|| none(format!("this GPU is {} ({})", gpu.arch, gpu.name)))?
             }
-            Err(why @ (HipError::Library { .. } | HipError::NoDevice { .. })) => match on_cpu {
+            Err(why @ (HipError::Library { .. } | HipError::NoDevice { count: 0, .. })) => match on_cpu {
                 Some(i) => {
                     tracing::warn!("no GPU is used, but the CPU: {why}");
                     i

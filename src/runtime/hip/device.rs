@@ -107,7 +107,9 @@ impl HipDevice {
         let kind = plan.target.kind;
         let context =
             find(options.gpu).and_then(|(_, found)| found.into_context()).map_err(|why| match why {
-                HipError::Library { .. } | HipError::NoDevice { .. } => DeviceError::Absent { kind, why },
+                HipError::Library { .. } | HipError::NoDevice { count: 0, .. } => {
+                    DeviceError::Absent { kind, why }
+                }
                 other => other.into(),
             })?;
         if context.arch != plan.target.arch {

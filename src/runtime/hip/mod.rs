@@ -31,7 +31,7 @@ pub enum HipError {
     Driver { call: &'static str, name: String },
     #[error("the GPU's driver answers {name} to {call} of {bytes} bytes")]
     OutOfMemory { call: &'static str, name: String, bytes: u64 },
-    #[error("there is no GPU {ordinal}: there are {count}")]
+    #[error("there is no GPU {ordinal}: there {}", how_many(*.count))]
     NoDevice { ordinal: usize, count: usize },
     #[error("{0} bytes are more than can be asked for")]
     Size(u64),
@@ -61,6 +61,15 @@ pub enum HipError {
     Launch { kernel: &'static str, node: String, launch: usize, source: Box<HipError> },
     #[error("{kernel} has a grid of {blocks:?} blocks, which is more than a GPU has")]
     Grid { kernel: &'static str, blocks: Vec<u64> },
+}
+
+/// How many GPUs there are, as one reads who asked for another.
+fn how_many(count: usize) -> String {
+    match count {
+        0 => "are 0".into(),
+        1 => "is 1, counted from 0".into(),
+        _ => format!("are {count}, counted from 0"),
+    }
 }
 
 /// How an error of a step comes to name the kernel, if it does not yet.
