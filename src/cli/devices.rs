@@ -25,7 +25,7 @@ pub fn run() -> super::Outcome {
                     gpu.name,
                     gpu.arch,
                     gpu.platform.name(),
-                    gpu.driver,
+                    gpu.driver_version(),
                 )?;
             }
         }

@@ -1,5 +1,6 @@
 // libcuda as hip.cpp is libamdhip64, of whose functions each gets its name there by who compiles this; and what CUDA has besides: the
 // context of a device, which is there while somebody retains it.
+#define DRIVER_VERSION 13000
 #include "hip.cpp"
 
 namespace {

@@ -24,6 +24,10 @@
 #include <set>
 #include <vector>
 
+#ifndef DRIVER_VERSION
+#define DRIVER_VERSION 60443484
+#endif
+
 extern "C" {
 void* lanes_open(const char* path);
 void lanes_close(void* module);
@@ -260,7 +264,7 @@ API hipSetDevice(int device) {
 }
 API hipDriverGetVersion(int* version) {
     CALL(UNKNOWN);
-    *version = 60443484;
+    *version = DRIVER_VERSION;
     return OK;
 }
 // Where the name of the architecture lies in the structure is told by who compiles this.

@@ -97,6 +97,16 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    /// The version of the driver for people: AMD's counts the minor by 100000 and the major by 10000000 (`HIP_VERSION`), NVIDIA's by 10
+    /// and 1000 (`CUDA_VERSION`).
+    pub fn driver_version(&self) -> String {
+        let n = self.driver;
+        match self.platform {
+            Platform::Amd => format!("{}.{}.{}", n / 10_000_000, n / 100_000 % 100, n % 100_000),
+            Platform::Nvidia => format!("{}.{}", n / 1000, n / 10 % 100),
+        }
+    }
+
     /// Bytes of its memory that are free, and all. To ask takes a moment, as the GPU is used for it.
     ///
     /// # Errors
@@ -176,4 +186,20 @@ fn find_nth(ordinal: usize) -> Result<Found, HipError> {
         _ => 2,
     };
     Err(errors.into_iter().max_by_key(weight).unwrap_or(HipError::NoDevice { ordinal, count: before }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_drivers_read_as_their_vendors_have_them() {
+        let version = |platform, driver| {
+            let gpu = Gpu { platform, ordinal: 0, name: String::new(), arch: String::new(), driver };
+            gpu.driver_version()
+        };
+        let amd = [60_443_484, 70_051_831, 50_000_000].map(|n| version(Platform::Amd, n));
+        assert_eq!(amd, ["6.4.43484", "7.0.51831", "5.0.0"]);
+        assert_eq!([13_000, 12_080].map(|n| version(Platform::Nvidia, n)), ["13.0", "12.8"]);
+    }
 }
