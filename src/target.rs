@@ -117,8 +117,8 @@ impl Target {
         }
     }
 
-    /// A GPU, by its architecture. Of those that nobody measured, rates are those of a card of its generation, and what is chosen
-    /// by them is portable.
+    /// A GPU, by its architecture. Of those that nobody measured, rates are another's ([`Target::whose_rates`]), and what is chosen by
+    /// them is portable.
     pub fn gpu(arch: &str) -> Option<Target> {
         let amd = |wave, bandwidth_gbs, f32_gflops, dot4_gops| {
             let target = Target {
@@ -170,7 +170,15 @@ impl Target {
         }
     }
 
-    /// Whether it is a GPU whose rates and shapes of kernels nobody measured: those are of its generation, and portable.
+    /// Whose the rates are that a built-in GPU has.
+    pub fn whose_rates(&self) -> &'static str {
+        match self.kind {
+            TargetKind::HipNvidia => "an H200's",
+            TargetKind::HipAmd | TargetKind::Cpu => "of a card of its generation",
+        }
+    }
+
+    /// Whether it is a GPU whose rates and shapes of kernels nobody measured: those are another's, and portable.
     pub fn is_unmeasured(&self) -> bool {
         // A target of another name has rates that somebody wrote down.
         self.kind != TargetKind::Cpu

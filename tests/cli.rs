@@ -341,6 +341,11 @@ fn explain_says_what_nobody_measured() {
     };
     let said = ["gfx1100", "gfx942", "sm_80", "sm_90", "cpu", "test-wave32"].map(says);
     assert_eq!(said, [true, true, true, false, false, false]);
+    // All of NVIDIA's have the rates of one card.
+    for (target, whose) in [("gfx1100", "of a card of its generation"), ("sm_89", "an H200's")] {
+        let said = stdout(&["explain", "--target", target]);
+        assert!(said.contains(&format!("\nnobody measured {target}: rates are {whose}, ")), "{said}");
+    }
 }
 
 /// The report of the frozen target, as a user reads it.

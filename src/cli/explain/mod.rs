@@ -266,8 +266,8 @@ impl Explanation {
                 format!("\nrates were measured on {device}, with {}{losing}", model.escape_debug())
             }
             Some(target) if target.is_unmeasured() => {
-                let name = &target.name;
-                format!("\nnobody measured {name}: rates are of its generation, kernels as they are portable")
+                let (name, whose) = (&target.name, target.whose_rates());
+                format!("\nnobody measured {name}: rates are {whose}, kernels as they are portable")
             }
             Some(target) if target.name == "cpu" => {
                 "\nrates are those of two cores of a server with AVX2, not of this machine (sinter tune measures it)".into()

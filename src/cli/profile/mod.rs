@@ -123,8 +123,11 @@ fn measured(args: &Args, source: &Source) -> super::Outcome {
     }
     // Before memory is read for its speed, which takes some.
     memory.peak = report::peak();
+    let mut ran_on = None;
     if target.kind != TargetKind::Cpu {
-        let (free, all) = gpu(args.device.options().gpu)?.memory()?;
+        let gpu = gpu(args.device.options().gpu)?;
+        let (free, all) = gpu.memory()?;
+        ran_on = Some(gpu.name);
         (memory.device_used, memory.device_all) = (Some(all.saturating_sub(free)), Some(all));
     }
     let (bandwidth, bandwidth_is) = match target.kind {
@@ -133,7 +136,7 @@ fn measured(args: &Args, source: &Source) -> super::Outcome {
             let threads = args.device.threads.unwrap_or_else(all);
             (bench::read_bandwidth(BANDWIDTH_BYTES, threads)?, "measured")
         }
-        _ => bandwidth_of(&target),
+        _ => bandwidth_of(&target, ran_on.as_deref()),
     };
     let of = Measured { name, isa, memory, load: Some(load), first_token, recorded_by: None };
     tell(args, bench.executor().plan(), of, roofs(&target, bandwidth, bandwidth_is), &steps)
@@ -160,7 +163,7 @@ fn of_import(args: &Args, source: &Source, path: &Path) -> super::Outcome {
     for (kernel, count) in foreign {
         say!("{name}: no such step launches {}, of which there are {count}", kernel.escape_debug());
     }
-    let (bandwidth, bandwidth_is) = bandwidth_of(&plan.target);
+    let (bandwidth, bandwidth_is) = bandwidth_of(&plan.target, None);
     let roofs = roofs(&plan.target, bandwidth, bandwidth_is);
     let of = Measured {
         name: plan.model.name.clone(),
@@ -238,12 +241,15 @@ fn tell(
     Ok(())
 }
 
-/// Bytes per second that a GPU reads, and how that is known.
-fn bandwidth_of(target: &Target) -> (f64, &'static str) {
+/// Bytes per second that a GPU reads, and how that is known; of the GPU that ran, by its name, if one did.
+fn bandwidth_of(target: &Target, ran_on: Option<&str>) -> (f64, &'static str) {
+    // As "NVIDIA H200 NVL"; a GH200 is another.
+    let is_h200 = ran_on.is_some_and(|name| name.split_whitespace().any(|word| word == "H200"));
     let is = match () {
         () if target.measured.is_some() => "measured by sinter tune",
-        () if target.is_unmeasured() => "of a card of its generation",
-        () if Target::gpu("sm_90").as_ref() == Some(target) => "an H200's, measured",
+        () if target.is_unmeasured() => target.whose_rates(),
+        () if Target::gpu("sm_90").as_ref() == Some(target) && is_h200 => "an H200's, measured",
+        () if Target::gpu("sm_90").as_ref() == Some(target) => target.whose_rates(),
         () => "from the target's description",
     };
     (target.bandwidth_gbs * 1e9, is)
@@ -257,5 +263,25 @@ fn roofs(target: &Target, bandwidth: f64, bandwidth_is: &'static str) -> Roofs {
         integer: Rate::assumed(1e9 * target.dot4_gops.unwrap_or(target.f32_gflops)),
         // On the CPU calls cost far less than a microsecond; on a GPU it is found among those that were timed.
         launch_us: 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_bandwidth_it_is() {
+        let said = |arch: &str, ran_on| bandwidth_of(&Target::gpu(arch).unwrap(), ran_on).1;
+        for name in ["NVIDIA H200", "NVIDIA H200 NVL"] {
+            assert_eq!(said("sm_90", Some(name)), "an H200's, measured");
+        }
+        for name in [Some("NVIDIA H100 80GB HBM3"), Some("NVIDIA GH200 480GB"), None] {
+            assert_eq!(said("sm_90", name), "an H200's");
+        }
+        assert_eq!(said("sm_120", Some("NVIDIA GeForce RTX 5090")), "an H200's");
+        assert_eq!(said("gfx1100", None), "of a card of its generation");
+        let of_file = Target { name: "mine".into(), ..Target::gpu("sm_90").unwrap() };
+        assert_eq!(bandwidth_of(&of_file, None).1, "from the target's description");
     }
 }
