@@ -154,10 +154,12 @@ fn kernels() -> Vec<Kernel> {
     let (mut seen, mut all) = (BTreeSet::new(), vec![]);
     for (target, arch) in ARCHS {
         let options = Options::new(Target::named(target).unwrap());
-        let models: [(&str, &Gguf, Options); 3] = [
+        let greedy = Options { greedy: true, ..options.clone() };
+        let models: [(&str, &Gguf, Options); 4] = [
             ("13m", embedded.gguf(), options.clone()),
             ("13m exact", embedded.gguf(), options.clone().exact()),
             ("8b", &large, options),
+            ("13m greedy", embedded.gguf(), greedy),
         ];
         for (name, gguf, options) in models {
             for compiled in compile(gguf, &options, Purpose::Generate).unwrap() {
