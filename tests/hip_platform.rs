@@ -719,29 +719,33 @@ fn what_is_wrong(ran: &Ran, name: &str, gives_back: bool, whole: &Ran) -> Option
     None
 }
 
+/// The command on the stubs is one error, which says so much.
+fn fails(folder: &Path, variables: &[(&str, &str)], with: &[&str]) {
+    let args = thirteen_tokens(folder);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let ran = sinter(folder, &args, variables);
+    let said = report(&ran.output);
+    for with in with {
+        assert!(said.contains(with), "{with:?}: {said}");
+    }
+    assert_eq!(ran.leaks(), [""; 0]);
+}
+
+/// The same, with the libraries of another folder.
+fn fails_on(folder: &Path, rocm: &str, with: &[&str]) {
+    let rocm = folder.join(rocm);
+    let lib = lanes::text(&rocm.join("lib"));
+    fails(folder, &[("ROCM_PATH", rocm.to_str().unwrap()), ("LD_LIBRARY_PATH", &lib)], with);
+}
+
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
 fn what_a_machine_lacks_is_said() {
     let Some(folder) = stubs() else { return };
     let args = thirteen_tokens(folder);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let fails = |variables: &[(&str, &str)], with: &[&str]| {
-        let ran = sinter(folder, &args, variables);
-        let said = report(&ran.output);
-        for with in with {
-            assert!(said.contains(with), "{with:?}: {said}");
-        }
-        assert_eq!(ran.leaks(), [""; 0]);
-    };
-    fails(&[("SINTER_STUB_MEMORY", "300000")], &["beside", "of weights, but 300.0 kB are free"]);
-    // It says that it has more than it gives: for the pool, and for weights.
-    for call in ["hipMalloc:1", "hipMalloc:2"] {
-        let with = ["for the KV cache", "of weights, which the driver refuses though 8.6 GB are free"];
-        fails(&[("SINTER_STUB_FAIL", call)], &with);
-    }
-    // What others take between the look and the asking is seen by another look.
-    fails(&[("SINTER_STUB_OTHERS", "8589900000")], &["of weights, but 34.6 kB are free"]);
-    fails(&[("SINTER_STUB_ARCH", "gfx803")], &["is gfx803, for which there are no kernels"]);
+    fails(folder, &[("SINTER_STUB_MEMORY", "300000")], &["beside", "of weights, but 300.0 kB are free"]);
+    fails(folder, &[("SINTER_STUB_ARCH", "gfx803")], &["is gfx803, for which there are no kernels"]);
     // The compiler's log has errors of its own.
     let ran = sinter(folder, &args, &[("SINTER_STUB_BREAK", "#error broken")]);
     let said = text(&ran.output.stderr);
@@ -754,14 +758,39 @@ fn what_a_machine_lacks_is_said() {
     let ran = sinter(folder, &args, &[("SINTER_STUB_DEVICES", "0")]);
     assert!(ran.output.status.success());
     assert!(text(&ran.output.stderr).contains("no GPU is used, but the CPU: there is no GPU 0: there are 0"));
-    let fails_on = |rocm: &str, with: &[&str]| {
-        let rocm = folder.join(rocm);
-        let lib = lanes::text(&rocm.join("lib"));
-        fails(&[("ROCM_PATH", rocm.to_str().unwrap()), ("LD_LIBRARY_PATH", &lib)], with);
-    };
     build(folder, "without_replay", "hip.cpp", &["-DhipGraphLaunch=hipGraphLaunchOfLater"]);
-    fails_on("without_replay", &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"]);
-    // Where there is another than the one that is named, the CPU does not stand in for it.
+    fails_on(
+        folder,
+        "without_replay",
+        &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"],
+    );
+    let [from, to] = ["rocm", "without_compiler"].map(|name| folder.join(name).join("lib"));
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(from.join("libamdhip64.so"), to.join("libamdhip64.so")).unwrap();
+    fails_on(folder, "without_compiler", &["libamdhip64.so has no hiprtcCreateProgram"]);
+}
+
+/// Memory that was free when it was looked at, and is not there when it is asked for.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn memory_that_is_refused_is_told_with_what_is_needed() {
+    let Some(folder) = stubs() else { return };
+    // It says that it has more than it gives: for the pool, and for weights.
+    for call in ["hipMalloc:1", "hipMalloc:2"] {
+        let with = ["for the KV cache", "of weights, which the driver refuses though 8.6 GB are free"];
+        fails(folder, &[("SINTER_STUB_FAIL", call)], &with);
+    }
+    // What others take between the look and the asking is seen by another look.
+    fails(folder, &[("SINTER_STUB_OTHERS", "8589900000")], &["of weights, but 34.6 kB are free"]);
+}
+
+/// Where there is another than the one that is named, the CPU does not stand in for it.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_gpu_that_is_named_is_meant() {
+    let Some(folder) = stubs() else { return };
+    let args = thirteen_tokens(folder);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let on = |device: &str| {
         let args: Vec<&str> = args.iter().map(|arg| if *arg == "hip" { device } else { arg }).collect();
         let ran = sinter(folder, &args, &[]);
@@ -769,7 +798,15 @@ fn what_a_machine_lacks_is_said() {
         report(&ran.output)
     };
     assert!(on("hip:1").contains("there is no GPU 1: there is 1, counted from 0"), "{}", on("hip:1"));
-    // Neither platform is here, or one is and does not load.
+}
+
+/// Neither platform is here, or one is and does not load.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn why_no_driver_loads_is_said_of_each_platform() {
+    let Some(folder) = stubs() else { return };
+    let args = thirteen_tokens(folder);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let broken = folder.join("broken/lib");
     std::fs::create_dir_all(&broken).unwrap();
     std::fs::write(broken.join("libamdhip64.so"), "this is no library").unwrap();
@@ -786,13 +823,19 @@ fn what_a_machine_lacks_is_said() {
         let start = "no GPU is used, but the CPU: no library of a GPU's driver can be loaded: ";
         assert!(told.starts_with(&format!("{start}{with}")), "{told}");
     }
-    // What is called first long after, and what every call needs.
+}
+
+/// What every call needs is looked for before any.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn a_driver_that_lacks_a_function_is_named() {
+    let Some(folder) = stubs() else { return };
     build(folder, "without_device", "hip.cpp", &["-DhipSetDevice=hipSetDeviceOfLater"]);
-    fails_on("without_device", &["without_device/lib/libamdhip64.so has no hipSetDevice: it is too old"]);
-    let [from, to] = ["rocm", "without_compiler"].map(|name| folder.join(name).join("lib"));
-    std::fs::create_dir_all(&to).unwrap();
-    std::fs::copy(from.join("libamdhip64.so"), to.join("libamdhip64.so")).unwrap();
-    fails_on("without_compiler", &["libamdhip64.so has no hiprtcCreateProgram"]);
+    fails_on(
+        folder,
+        "without_device",
+        &["without_device/lib/libamdhip64.so has no hipSetDevice: it is too old"],
+    );
 }
 
 /// Kernels are timed by events, and a graph beside them.
@@ -1127,7 +1170,7 @@ fn a_plan_with_machine_code_needs_no_compiler() {
     assert!(run(&three, &["--device", "hip"], &[]).calls("kernels that ran") > 10);
     refused(
         &run(&three, &["--device", "hip:1"], &[]),
-        "error: there is no GPU 1: there is 1, counted from 0",
+        "three.plan: there is no GPU 1: there is 1, counted from 0",
     );
     // As source it needs the compiler of the device.
     let source = plan("source.plan");
