@@ -445,7 +445,11 @@ fn all_anew() -> bool {
 /// One kernel of each kind of the default model, of the first and the last program that has it.
 fn sample<'a>(of_arch: &[&'a Kernel]) -> Vec<&'a Kernel> {
     let mut sample: BTreeMap<&str, [&Kernel; 2]> = BTreeMap::new();
-    for kernel in of_arch.iter().copied().filter(|kernel| kernel.label.starts_with("13m t")) {
+    for kernel in of_arch
+        .iter()
+        .copied()
+        .filter(|kernel| ["13m t", "13m greedy t"].iter().any(|start| kernel.label.starts_with(start)))
+    {
         sample.entry(&kernel.code.entry).or_insert([kernel; 2])[1] = kernel;
     }
     let mut sample: Vec<&Kernel> = sample.into_values().flatten().collect();
