@@ -1,5 +1,8 @@
 //! What graphs and programs look like as pictures.
 
+#[path = "support/command.rs"]
+#[allow(dead_code)]
+mod command;
 mod support;
 
 use sinter::compile::{Options, Purpose};
@@ -154,6 +157,23 @@ fn a_view_accounts_for_every_primitive_and_rewrite() {
     assert!(memory.calls.iter().enumerate().all(|(at, call)| call.kernel == Some(at)));
     assert!(memory.buffers.iter().all(|held| held.offset + held.bytes <= memory.arena_bytes));
     assert!(view.steps.iter().filter(|step| step.gain.is_some()).count() > 20);
+}
+
+/// What takes plans says so, and what takes one target does not speak of several.
+#[test]
+fn help_says_what_commands_take() {
+    for name in
+        ["run", "compile", "dump", "explain", "check", "logits", "perplexity", "bench", "profile", "tune"]
+    {
+        let help = command::stdout(&[name, "--help"]);
+        assert_eq!(help.contains("any number between commas"), ["compile", "dump"].contains(&name), "{help}");
+        let takes_plans = ["run", "dump", "explain", "profile"].contains(&name);
+        assert_eq!(
+            help.contains("[MODEL|PLAN]") && help.contains("or compiled plan;"),
+            takes_plans,
+            "{help}"
+        );
+    }
 }
 
 /// Names come from files: none ends the script or the page, or becomes markup.

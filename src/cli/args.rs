@@ -17,6 +17,12 @@ use std::sync::Arc;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// What `--target` takes where it may be several.
+pub const SEVERAL_TARGETS: &str = "Targets by name (cpu, gfx1100, sm_90, …; hip or hip:NUMBER for a GPU here) or JSON files that describe \
+                                   them, any number between commas [default: cpu]";
+/// What stands for a model where a plan may too.
+pub const MODEL_OR_PLAN: &str = "Model file (GGUF) or compiled plan; the embedded rustdoc-13m if absent";
+
 /// The model to work on.
 #[derive(Args)]
 pub struct ModelArgs {
@@ -85,8 +91,7 @@ impl SourceArgs {
 /// How to compile.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// Target by name (cpu, gfx1100, sm_90, …; hip or hip:NUMBER for a GPU here) or a JSON file that describes one; for compile and dump
-    /// --format html, any number of them between commas [default: cpu].
+    /// Target by name (cpu, gfx1100, sm_90, …; hip or hip:NUMBER for a GPU here) or a JSON file that describes one [default: cpu].
     #[arg(long)]
     pub target: Option<String>,
     /// Float32 activations and, unless --kv says otherwise, caches.

@@ -1,6 +1,6 @@
 //! `sinter compile`: a plan, ahead of time.
 
-use super::args::{CompileArgs, ModelArgs};
+use super::args::{CompileArgs, ModelArgs, SEVERAL_TARGETS};
 use super::{files, progress, say};
 use sinter::compile::Purpose;
 use sinter::model;
@@ -11,6 +11,7 @@ use sinter::target::TargetKind;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(mut_arg("target", |arg| arg.help(SEVERAL_TARGETS)))]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

@@ -3,7 +3,7 @@
 mod all;
 mod page;
 
-use super::args::{CompileArgs, ModelArgs, StepName};
+use super::args::{CompileArgs, MODEL_OR_PLAN, ModelArgs, SEVERAL_TARGETS, StepName};
 use super::say;
 use clap::ValueEnum;
 use sinter::compile;
@@ -18,6 +18,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
+#[command(mut_arg("target", |arg| arg.help(format!("{SEVERAL_TARGETS}; but for --format html, one"))))]
+#[command(mut_arg("model", |arg| arg.help(MODEL_OR_PLAN).value_name("MODEL|PLAN")))]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

@@ -5,7 +5,7 @@ mod diff;
 mod filter;
 mod table;
 
-use super::args::{CompileArgs, ModelArgs, StepName};
+use super::args::{CompileArgs, MODEL_OR_PLAN, ModelArgs, StepName};
 use super::{files, say};
 use filter::Filter;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(clap::Args)]
+#[command(mut_arg("model", |arg| arg.help(MODEL_OR_PLAN).value_name("MODEL|PLAN")))]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
