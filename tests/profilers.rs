@@ -271,4 +271,62 @@ fn command_lines_are_ready_to_run() {
         &["profile", "--commands"],
         "the target is cpu, and rocprofv3, rocprof and ncu see kernels of GPUs",
     );
+
+    // Of a plan for several, for each GPU, or for the one that is named.
+    let folder = tempfile::tempdir().unwrap();
+    let plan = folder.path().join("p.plan");
+    let plan = plan.to_str().unwrap();
+    command::stdout(&["compile", "-o", plan, "--target", "cpu,gfx1100,sm_90", "--source-only"]);
+    let (both, one) = (said(&[plan]), said(&[plan, "--target", "sm_90"]));
+    assert!(both.starts_with("# for gfx1100\n# ROCm") && both.contains("\n\n# for sm_90\nncu "), "{both}");
+    assert!(
+        both.contains(" --target gfx1100 --import") && both.contains(" --target sm_90 --import"),
+        "{both}"
+    );
+    assert!(one.starts_with("# for sm_90\nncu ") && !one.contains("rocprof"), "{one}");
+    // Of those, a recording of ncu is for the one that it can be of.
+    let sample = sample("ncu_h200.csv");
+    let args = ["profile", plan, "-p", "0", "--import", sample.to_str().unwrap(), "--json"];
+    let (json, err) = command::said(&command::run(&args));
+    assert!(err.contains("taken for the one for sm_90") && json.contains("\"target\": \"sm_90\""), "{err}");
+}
+
+/// What Nsight Compute wrote of the embedded model on an H200, as the command reads it.
+#[test]
+fn a_recording_of_a_gpu_is_found_to_be_its_steps() {
+    let recorded = read("ncu_h200.csv");
+    let names: Vec<&str> = recorded.launches.iter().map(|launch| launch.kernel.as_str()).collect();
+    let plan = plan("sm_90", 1);
+    let of = |t| functions(&plan, plan.program_for(t, 1, Output::Logits).unwrap(), Syms { t, r: 1 });
+    let (prompt, token) = (of(512), of(1));
+    let wanted: Vec<&str> =
+        [&prompt, &token, &token].into_iter().flatten().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(
+        names, wanted,
+        "the embedded model launches other kernels than it did: record ncu_h200.csv anew, as tests/data/profilers/README.md says"
+    );
+    let path = sample("ncu_h200.csv");
+    let args = ["profile", "--target", "sm_90", "--import", path.to_str().unwrap(), "--json"];
+    let (out, err) = command::said(&command::run(&args));
+    assert_eq!(err, "");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["recorded_by"], "ncu");
+    let steps = json["steps"].as_array().unwrap().iter();
+    let steps: Vec<_> =
+        steps.map(|step| (&step["test"], &step["steps"], step["kernels_us"].as_f64().unwrap())).collect();
+    // One took 526.688 µs; of the other two, 123.072 and 121.312, the median of each launch.
+    let [pp, tg] = &steps[..] else { panic!("{steps:?}") };
+    assert_eq!((pp.0, pp.1, tg.0, tg.1), (&"pp512".into(), &1.into(), &"tg1".into(), &2.into()));
+    assert!((pp.2 - 526.688).abs() < 1e-6 && (121.3..123.4).contains(&tg.2), "{steps:?}");
+}
+
+/// More than the model was trained for is refused before anything is made for it, unless it was asked for.
+#[test]
+fn a_prompt_and_a_depth_must_fit() {
+    let said = |needs: u64| format!("this needs a context of {needs}, and the model was trained for 512;");
+    command::fails(&["profile", "-p", "99999"], &said(99_999));
+    command::fails(&["profile", "-d", "600"], &said(601));
+    command::fails(&["profile", "-p", "512", "-d", "1", "--target", "sm_90", "--commands"], &said(513));
+    command::fails(&["profile", "-p", "600", "-c", "512"], "pp600 needs a context of 600, not 512");
+    command::stdout(&["profile", "-p", "600", "-c", "600", "--target", "sm_90", "--commands"]);
 }

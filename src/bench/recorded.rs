@@ -9,6 +9,7 @@ use super::{BenchError, Test};
 use crate::codegen::spec::Code;
 use crate::ir::Syms;
 use crate::plan::Plan;
+use crate::target::TargetKind;
 use csv::StringRecord;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,6 +29,16 @@ impl fmt::Display for Tool {
             Tool::Rocprof => "rocprof",
             Tool::Ncu => "ncu",
         })
+    }
+}
+
+impl Tool {
+    /// Whether it records the launches of such a device.
+    pub fn sees(self, kind: TargetKind) -> bool {
+        match self {
+            Tool::Rocprofv3 | Tool::Rocprof => kind == TargetKind::HipAmd,
+            Tool::Ncu => kind == TargetKind::HipNvidia,
+        }
     }
 }
 

@@ -79,11 +79,19 @@ pub fn run(args: Args) -> super::Outcome {
         return of_import(&args, &source, path);
     }
     if args.commands {
-        let (plan, _) = ready::plan_elsewhere(&args, &source)?;
+        let plans = ready::plans_elsewhere(&args, &source)?;
         let given: Vec<String> =
             std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-        let said = commands::commands(&given, &plan.target)?;
-        std::io::stdout().lock().write_all(said.as_bytes())?;
+        let mut said = vec![];
+        for (plan, _) in &plans {
+            let lines = commands::commands(&given, &plan.target)?;
+            // Of a plan, nothing else says which of its targets these are for.
+            said.push(match source {
+                Source::Plan { .. } => format!("# for {}\n{lines}", plan.target.name),
+                Source::Model(_) => lines,
+            });
+        }
+        std::io::stdout().lock().write_all(said.join("\n").as_bytes())?;
         return Ok(());
     }
     measured(&args, &source)
@@ -144,13 +152,22 @@ fn measured(args: &Args, source: &Source) -> super::Outcome {
 
 /// Reads what a profiler recorded, and tells what it says of a plan.
 fn of_import(args: &Args, source: &Source, path: &Path) -> super::Outcome {
-    let (plan, work) = ready::plan_elsewhere(args, source)?;
-    if plan.target.kind == TargetKind::Cpu {
+    let plans = ready::plans_elsewhere(args, source)?;
+    if let [(plan, _)] = &plans[..]
+        && plan.target.kind == TargetKind::Cpu
+    {
         return Err(commands::not_a_gpu(&plan.target.name));
     }
     let text = files::read_text(path)?;
     let in_file = |e| format!("{}: {e}", path.display());
     let recorded = Recorded::from_csv(&text).map_err(in_file)?;
+    // Of the plans for several GPUs, the first that the profiler can have seen.
+    let several = plans.len() > 1;
+    let seen = plans.iter().position(|(plan, _)| recorded.tool.sees(plan.target.kind)).unwrap_or(0);
+    let (plan, work) = plans.into_iter().nth(seen).ok_or("there is no plan")?;
+    if several {
+        say!("of the plans, this is taken for the one for {} (--target names another)", plan.target.name);
+    }
     let Matched { profiles, missing, others, foreign } =
         match_steps(&plan, &work.tests, &recorded).map_err(in_file)?;
     let name = path.display();

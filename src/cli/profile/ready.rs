@@ -146,33 +146,42 @@ pub fn compiled(
     options: Options,
     tokens: Option<Vec<u32>>,
 ) -> Result<(WorkToDo, Plan, f64), Error> {
-    let work = WorkToDo::new(args, tokens, options.chunk, options.context);
-    let context = options.context.unwrap_or_else(|| work.needs());
+    // A file without a model in it is told so before anything else.
+    let trained = Config::from_gguf(file.gguf())?.trained_context;
+    let work = WorkToDo::new(args, tokens, options.chunk, Some(options.context.unwrap_or(trained)));
+    let needs = work.needs();
+    if options.context.is_none() && needs > trained {
+        return Err(format!(
+            "this needs a context of {needs}, and the model was trained for {trained}; ask for less (-p, -d), or give a context (-c)"
+        )
+        .into());
+    }
+    let context = options.context.unwrap_or(needs);
     work.check(context)?;
     let options = Options { context: Some(context), sequences: args.n_sequences, ..options };
-    // A file without a model in it is told so before anything else.
-    Config::from_gguf(file.gguf())?;
     let (plan, compile_ms) = timed(|| model::plan(file, path, &options, Purpose::Bench));
     Ok((work, plan?, compile_ms))
 }
 
-/// The plan to which a profiler's records belong: no device is asked, as those may be of another machine.
-pub fn plan_elsewhere(args: &Args, source: &Source) -> Result<(Plan, WorkToDo), Error> {
+/// The plans to which a profiler's records may belong, of a file of several the one for --target or all for GPUs: no device is asked, as
+/// those may be of another machine.
+pub fn plans_elsewhere(args: &Args, source: &Source) -> Result<Vec<(Plan, WorkToDo)>, Error> {
     match source {
         Source::Plan { path, .. } => {
             let plans = model::read_plans(path)?;
             let targets = plans.iter().map(|plan| plan.target.name.as_str()).collect::<Vec<_>>().join(", ");
-            let wanted = |plan: &LoadedPlan| match args.compile.target.as_deref() {
+            let wanted = |plan: &&LoadedPlan| match args.compile.target.as_deref() {
                 Some(target) => plan.target.name == target,
                 None => plan.target.kind != TargetKind::Cpu,
             };
-            let plan = plans.iter().find(|plan| wanted(plan));
-            let plan = plan.ok_or_else(|| format!("{}: the plan is for {targets}", path.display()))?;
-            let tokens = match &args.prompt {
-                Some(_) => return Err("--prompt needs the model; say how many tokens it has (-p)".into()),
-                None => None,
-            };
-            Ok(((**plan).clone(), work_of_plan(args, plan, tokens)?))
+            let found: Vec<&LoadedPlan> = plans.iter().filter(wanted).collect();
+            if found.is_empty() {
+                return Err(format!("{}: the plan is for {targets}", path.display()).into());
+            }
+            if args.prompt.is_some() {
+                return Err("--prompt needs the model; say how many tokens it has (-p)".into());
+            }
+            found.into_iter().map(|plan| Ok(((**plan).clone(), work_of_plan(args, plan, None)?))).collect()
         }
         Source::Model(source) => {
             let file = source.open()?;
@@ -182,7 +191,7 @@ pub fn plan_elsewhere(args: &Args, source: &Source) -> Result<(Plan, WorkToDo), 
             };
             let (tokens, _) = tokens(args, &file)?;
             let (work, plan, _) = compiled(args, &file, source.path(), options, tokens)?;
-            Ok((plan, work))
+            Ok(vec![(plan, work)])
         }
     }
 }
