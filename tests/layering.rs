@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each room may import. Rooms not listed (the crate's root files, the commands) may import anything.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("ir", &[]),
     ("target", &["ir"]),
     ("gguf", &["ir"]),
@@ -15,7 +15,8 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("runtime", &["codegen", "gguf", "ir", "plan", "target"]),
     ("generate", &["gguf", "ir", "plan", "runtime"]),
     ("load", &["generate", "gguf", "plan", "runtime"]),
-    ("show", &["codegen", "ir", "passes", "plan", "runtime", "target"]),
+    ("explain", &["ir", "passes", "target"]),
+    ("show", &["codegen", "explain", "ir", "passes", "plan", "runtime", "target"]),
 ];
 
 /// Source without comments, and with strings and character literals emptied.

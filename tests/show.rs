@@ -6,12 +6,13 @@ mod command;
 mod support;
 
 use sinter::compile::{Options, Purpose};
+use sinter::explain::{chains, flip};
 use sinter::ir::Graph;
 use sinter::lower::{self, Config};
 use sinter::passes::Pipeline;
 use sinter::show::dot::dot;
 use sinter::show::{Diagram, Page, Parts, View};
-use sinter::target::Target;
+use sinter::target::{Measured, MeasuredTime, Target};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -100,6 +101,8 @@ fn page(name: &str, targets: &[Target]) -> Page {
                 lowered: &lowered,
                 pipeline: &options.pipeline,
                 target,
+                context: options.context_of(&config),
+                sequences: options.sequences,
                 plan: Some((&plan, &plan.programs[at])),
             };
             views.push(View::new(&parts).unwrap());
@@ -159,6 +162,109 @@ fn a_view_accounts_for_every_primitive_and_rewrite() {
     assert!(view.steps.iter().filter(|step| step.gain.is_some()).count() > 20);
 }
 
+/// The views of a page that the command wrote.
+fn views(html: &str) -> Vec<serde_json::Value> {
+    let data = html.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let json: serde_json::Value = serde_json::from_str(data).unwrap();
+    json["views"].as_array().unwrap().clone()
+}
+
+/// The heading of the page and of the picture has the figures and the words of `explain`.
+#[test]
+fn a_heading_says_what_explain_says() {
+    for target in ["cpu", "gfx1100", "sm_90"] {
+        for step in ["decode", "prefill"] {
+            let of = ["--step", step, "--target", target];
+            let explained = command::stdout(&[&["explain"], &of[..]].concat());
+            let html = command::stdout(&[&["dump", "--format", "html"], &of[..]].concat());
+            let drawn = command::stdout(&[&["dump", "--format", "svg"], &of[..]].concat());
+            let view = &views(&html)[0];
+            let about: Vec<&str> =
+                view["about"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+            let [step, costs, rates @ ..] = &about[..] else { panic!("{about:?}") };
+            let program = view["program"].as_str().unwrap();
+            let figures = costs.split(" (").next().unwrap().replace('→', "->");
+            assert!(
+                explained.contains(&format!("\n{program}: {step}\n{figures}\n")),
+                "{about:?}\n{explained}"
+            );
+            let (drawn_in, lowered) = (count_of(&view["before"]), count_of(&view["lowered"]));
+            assert!(drawn_in > lowered);
+            let put_in = format!(" (and {} that quantise_acts put in, ", drawn_in - lowered);
+            assert!(costs.contains(&put_in), "{costs}");
+            let said = explained.split("\n\n").next().unwrap().lines().nth(1);
+            assert_eq!(
+                (rates.first().copied(), rates.len()),
+                (said, usize::from(target != "sm_90")),
+                "{target}"
+            );
+            assert!(about.iter().all(|line| drawn.contains(&format!(">{line}</text>"))), "{drawn}");
+        }
+    }
+}
+
+fn count_of(totals: &serde_json::Value) -> u64 {
+    totals["launches"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum()
+}
+
+/// Of each kernel the page has the decisions that `explain --kernel` tells, what would turn them over, and what was measured.
+#[test]
+fn a_kernel_has_its_decisions_and_its_measured_time() {
+    let gguf = description("tiny-llama");
+    let config = Config::from_gguf(&gguf).unwrap();
+    let plain = Options::new(Target::test_wave32());
+    let step = Purpose::Generate.steps(&config, &plain)[0];
+    let (_, report) = sinter::compile::fuse(&gguf, &plain, &step).unwrap();
+    // All kernels but the first were measured.
+    let times = report.kernels[1..].iter().map(|kernel| MeasuredTime {
+        step: report.graph.clone(),
+        at: kernel.at.clone(),
+        us: 3.0 * kernel.us,
+    });
+    let measured =
+        Some(Measured { device: "some card".into(), times: times.collect(), ..Measured::default() });
+    let target = Target { measured, ..plain.target.clone() };
+    let lowered = lower::lower(&gguf, &config, &step).unwrap();
+    let parts = Parts {
+        model: "m",
+        step: "decode",
+        lowered: &lowered,
+        pipeline: &plain.pipeline,
+        target: &target,
+        context: 7,
+        sequences: 2,
+        plan: None,
+    };
+    let view = View::new(&parts).unwrap();
+    assert!(
+        view.about[0].ends_with("caches filled to 7 positions of each of 2 sequences"),
+        "{:?}",
+        view.about
+    );
+    assert!(view.about[2].starts_with("rates were measured on some card"), "{:?}", view.about);
+    let kernels: Vec<_> = view.kernels.iter().filter(|kernel| kernel.launches > 0).collect();
+    assert_eq!(kernels.len(), report.kernels.len());
+    let chains = chains(&report);
+    let (mut fired, mut rejected) = (0, 0);
+    for (i, (kernel, of)) in kernels.iter().zip(&report.kernels).enumerate() {
+        assert_eq!((&kernel.name, kernel.us), (&of.kernel, of.us));
+        assert_eq!(kernel.measured_us, (i > 0).then_some(3.0 * of.us));
+        let mut told: Vec<String> =
+            kernel.steps.iter().map(|n| view.turns[view.steps[n - 1].turn].clone()).collect();
+        fired += told.len();
+        rejected += kernel.rejected.len();
+        told.extend(kernel.rejected.iter().map(|i| view.rejected[*i].turns.clone()));
+        for decision in chains.get(&of.number).into_iter().flatten() {
+            assert!(told.contains(&flip(decision, &target)), "{decision}: {told:?}");
+        }
+        for n in &kernel.steps {
+            let step = &view.steps[n - 1];
+            assert!(chains[&of.number].iter().any(|d| d.pass == step.pass && d.at == step.at), "{}", step.at);
+        }
+    }
+    assert!(fired > report.kernels.len() && rejected > 0, "{fired} {rejected}");
+}
+
 /// What takes plans says so, and what takes one target does not speak of several.
 #[test]
 fn help_says_what_commands_take() {
@@ -193,6 +299,8 @@ fn names_in_a_page_are_text() {
         lowered: &graph,
         pipeline: &pipeline,
         target: &target,
+        context: 4,
+        sequences: 1,
         plan: None,
     };
     let view = View::new(&parts).unwrap();
@@ -281,7 +389,8 @@ fn a_browser_opens_folds_searches_steps_and_switches() {
 
     // It searches.
     let found = browse(&path, "search=attn_output");
-    assert!(found.contains("24 kernels, 24 primitives"), "{found}");
+    // The matmul too, which reads the weight through what dequantises it.
+    assert!(found.contains("24 kernels, 48 primitives"), "{found}");
     assert!(count(&found, " hit\"") > 0 && count(&found, " dim\"") > count(&found, " hit\""));
 
     // It steps: nothing is fused at first; at the end everything is.
@@ -297,14 +406,23 @@ fn a_browser_opens_folds_searches_steps_and_switches() {
 
     // It switches step and target, and shows the lanes of streams.
     let prefill = browse(&path, "view=1");
-    assert!(prefill.contains("test-cpu, t512 (T ≤ 512 rows"));
+    assert!(prefill.contains("test-cpu, t512: a step of T=512 tokens"));
     let other = browse(&path, "view=2");
-    assert!(other.contains("two-streams, t1 (T ≤ 1 rows") && other.contains("on 2 streams"));
+    assert!(other.contains("two-streams, t1: a step of T=1 tokens") && other.contains("on 2 streams"));
 
     // And tells what a kernel is made of.
     let kernel = view.kernels.iter().position(|kernel| kernel.name == "attention").unwrap();
     let chosen = browse(&path, &format!("kernel={kernel}"));
-    for words in ["stands for", "softmax", "how it was made", "before: 10 primitives", "limited by"] {
+    for words in [
+        "stands for",
+        "softmax",
+        "how it was made",
+        "before: 10 primitives",
+        "limited by",
+        "1 launch<",
+        "runner-up: unfused, ",
+        "would turn over with: a kernel that takes ",
+    ] {
         assert!(chosen.contains(words), "{words}");
     }
     // What an address says that is not there is passed over.

@@ -111,7 +111,7 @@ pub fn run(args: Args) -> super::Outcome {
                 && args.after.is_none()
                 && !args.unfold
             {
-                let view = page::view(&file, &graph, step, &options, None)?;
+                let view = page::view(&file, &config, &graph, step, &options, None)?;
                 std::io::stdout().lock().write_all(view.to_svg().as_bytes())?;
                 return Ok(());
             }

@@ -3,11 +3,13 @@
 mod diff;
 mod expect;
 mod flip;
+mod rates;
 mod remarks;
 
 pub use diff::{Change, Difference, StepDifference, difference};
 pub use expect::{Expectation, Unmet};
 pub use flip::flip;
+pub use rates::rates;
 pub use remarks::remarks;
 
 use crate::ir::layers::{layer, rename, runs};

@@ -4,6 +4,7 @@
 //! writes it for Graphviz, [`svg`] as a picture). A [`View`] is a step on a target before and after fusion, rewrite by rewrite, with the
 //! plan's memory; a [`Page`] is a file of views for a browser. Where things lie is decided here, so the page and the pictures look the same.
 
+mod about;
 mod diagram;
 pub mod dot;
 mod layout;
@@ -11,6 +12,7 @@ mod limit;
 mod memory;
 mod page;
 mod svg;
+mod tried;
 mod view;
 mod watch;
 
@@ -18,5 +20,6 @@ pub use diagram::{Diagram, Node, Operand, Read};
 pub use limit::Limit;
 pub use memory::{Held, Lane, Memory};
 pub use page::Page;
-pub use view::{Drawn, KernelNode, Member, PageGroup, Parts, Primitive, Rejected, Roof, View, svg};
+pub use tried::Rejected;
+pub use view::{Drawn, KernelNode, Member, PageGroup, Parts, Primitive, Roof, View, svg};
 pub use watch::{Part, Step};

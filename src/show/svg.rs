@@ -2,8 +2,6 @@
 
 use super::layout::{Line, Picture, Placed};
 use super::view::View;
-use crate::ir::Micros;
-use crate::runtime::Size;
 use std::fmt::Write;
 
 /// The colours and fonts of all pictures, light and dark.
@@ -136,19 +134,8 @@ pub(super) const MARKER: &str = "<defs><marker id=\"arrow\" viewBox=\"0 0 8 8\" 
 
 /// The heading of a view's picture.
 pub(super) fn heading(view: &View) -> Vec<String> {
-    let (before, after) = (&view.before, &view.after);
-    vec![
-        format!("{} on {}: {}, T ≤ {}, R ≤ {}", view.model, view.target, view.program, view.t, view.r),
-        format!(
-            "{} launches → {}, {} → {} moved, {} → {} estimated",
-            before.count(),
-            after.count(),
-            Size(before.bytes),
-            Size(after.bytes),
-            Micros(before.us),
-            Micros(after.us)
-        ),
-    ]
+    let first = format!("{} on {}: {}", view.model, view.target, view.program);
+    std::iter::once(first).chain(view.about.iter().cloned()).collect()
 }
 
 /// Text as XML has it.

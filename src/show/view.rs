@@ -1,14 +1,16 @@
 //! One step on one target, before and after fusion: all that the page and the still picture show of it.
 
+use super::about::{about, measured};
 use super::diagram::{Diagram, Node, class_of};
 use super::dot::counted;
 use super::layout::{Marks, Picture, picture};
 use super::memory::{Memory, memory};
 use super::svg::{Frame, document, fragment, heading};
+use super::tried::{Rejected, Tried};
 use super::watch::{Step, Watch};
-use crate::ir::layers::{Group, Section, rename, runs};
-use crate::ir::{Graph, Kernel, NodeId, Outcome, Value};
-use crate::passes::{PassError, Pipeline, Report, Totals};
+use crate::ir::layers::{Group, Section, runs};
+use crate::ir::{Graph, Kernel, NodeId, Value};
+use crate::passes::{PassError, Pipeline, Totals};
 use crate::plan::{Plan, PlannedProgram};
 use crate::target::Target;
 use serde::Serialize;
@@ -26,6 +28,11 @@ pub struct View {
     pub t: u64,
     #[serde(rename = "R")]
     pub r: u64,
+    /// The step, what it costs, and whose the rates are, in the words of `explain`: a line each.
+    pub about: Vec<String>,
+    /// The graph as the model was lowered to it.
+    pub lowered: Totals,
+    /// As the picture has it before fusion: with what quantise_acts put in.
     pub before: Totals,
     pub after: Totals,
     pub groups: Vec<PageGroup>,
@@ -34,6 +41,8 @@ pub struct View {
     /// The nodes of the graph before fusion in order.
     pub primitives: Vec<Primitive>,
     pub steps: Vec<Step>,
+    /// What would turn a step over: each of them once.
+    pub turns: Vec<String>,
     pub rejected: Vec<Rejected>,
     pub memory: Option<Memory>,
     pub roof: Roof,
@@ -89,12 +98,17 @@ pub struct KernelNode {
     /// Type and bytes of each result.
     pub results: Vec<(String, u64)>,
     pub us: f64,
+    /// As `sinter tune` measured it, where it did.
+    pub measured_us: Option<f64>,
     pub bytes: u64,
     pub operations: u64,
     pub launches: u64,
     pub limit: &'static str,
     /// Indices of the primitives.
     pub primitives: Vec<usize>,
+    /// The steps that made it, from 1 on, and indices of what was not made of it.
+    pub steps: Vec<usize>,
+    pub rejected: Vec<usize>,
 }
 
 /// A node of the graph before fusion.
@@ -102,21 +116,14 @@ pub struct KernelNode {
 pub struct Primitive {
     pub name: String,
     pub reads: Vec<(String, String)>,
+    /// Weights that it reads through the node that dequantises them.
+    pub weights: Vec<String>,
     /// Type and bytes of each result, and after how many rewrites it is no longer written.
     pub results: Vec<(String, u64, Option<usize>)>,
     pub us: f64,
     pub bytes: u64,
     /// The index of the kernel that does it now.
     pub kernel: Option<usize>,
-}
-
-/// Fusions that were not made for one reason, layers folded.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Rejected {
-    pub pass: String,
-    pub at: String,
-    pub why: String,
-    pub times: u64,
 }
 
 /// What a view is made of.
@@ -126,6 +133,9 @@ pub struct Parts<'a> {
     pub lowered: &'a Graph,
     pub pipeline: &'a Pipeline,
     pub target: &'a Target,
+    /// Positions of each sequence, to which caches are taken to be filled, and sequences.
+    pub context: u64,
+    pub sequences: u64,
     /// The plan that the step is a program of, and that.
     pub plan: Option<(&'a Plan, &'a PlannedProgram)>,
 }
@@ -146,15 +156,20 @@ impl View {
         let primitive_at: BTreeMap<NodeId, usize> = places(&before);
         let (groups, pictures) = groups(&before, &after, &kernel_of, &gone);
         let primitives = before.nodes.iter().map(|node| primitive(node, &before, &kernel_of, &gone));
+        let tried = Tried::new(&report, parts.target);
+        let measured = measured(&report, parts.target);
         let kernels = after.nodes.iter().map(|node| {
             let owned = node.id.map_or(&[][..], |id| watch.owned_by(id));
             let mut owned: Vec<usize> = owned.iter().filter_map(|id| primitive_at.get(id).copied()).collect();
             owned.sort_unstable();
-            kernel(node, &after, owned)
+            let number = node.id.map_or(u64::MAX, |id| fused.number(id));
+            let (steps, rejected) = tried.of(number);
+            let measured_us = measured.get(&number).copied();
+            KernelNode { measured_us, primitives: owned, steps, rejected, ..kernel(node, &after) }
         });
-        let steps = watch.steps.iter().map(|seen| {
+        let steps = watch.steps.iter().zip(&tried.turn_of).map(|(seen, &turn)| {
             let primitives = seen.nodes.iter().filter_map(|id| primitive_at.get(id).copied()).collect();
-            Step { primitives, ..seen.step.clone() }
+            Step { primitives, turn, ..seen.step.clone() }
         });
         let Target { bandwidth_gbs, f32_gflops, dot4_gops, launch_us, .. } = *parts.target;
         Ok(View {
@@ -164,12 +179,15 @@ impl View {
             program: after.name.clone(),
             t: after.bounds.t,
             r: after.bounds.r,
+            about: about(parts, &report),
             groups,
             kernels: kernels.collect(),
             primitives: primitives.collect(),
             steps: steps.collect(),
-            rejected: rejected(&report),
+            turns: tried.turns,
+            rejected: tried.rejected,
             memory: parts.plan.map(|(plan, program)| memory(plan, program, &after)),
+            lowered: report.lowered,
             before: report.before,
             after: report.after,
             roof: Roof { bandwidth_gbs, f32_gflops, dot4_gops, launch_us },
@@ -225,6 +243,13 @@ fn reads(node: &Node) -> Vec<(String, String)> {
     node.reads.iter().map(|read| (read.name.clone(), read.ty.to_string())).collect()
 }
 
+/// The weights of the nodes that do nothing but dequantise them for this one.
+fn weights(node: &Node, before: &Diagram) -> Vec<String> {
+    let loads =
+        node.operands.iter().map(|operand| &before.nodes[operand.from]).filter(|n| n.name == "dequant");
+    loads.flat_map(|load| &load.reads).filter(|read| !read.is_input).map(|read| read.name.clone()).collect()
+}
+
 fn primitive(
     node: &Node,
     before: &Diagram,
@@ -236,6 +261,7 @@ fn primitive(
     Primitive {
         name: node.name.clone(),
         reads: reads(node),
+        weights: weights(node, before),
         results: results.map(|(out, ty)| (ty.to_string(), ty.bytes(&before.bounds), gone(out))).collect(),
         us: node.cost.us,
         bytes: node.cost.bytes,
@@ -243,7 +269,7 @@ fn primitive(
     }
 }
 
-fn kernel(node: &Node, after: &Diagram, primitives: Vec<usize>) -> KernelNode {
+fn kernel(node: &Node, after: &Diagram) -> KernelNode {
     KernelNode {
         name: node.name.clone(),
         class: node_class(node),
@@ -251,11 +277,14 @@ fn kernel(node: &Node, after: &Diagram, primitives: Vec<usize>) -> KernelNode {
         replaces: counted(&node.replaces),
         results: node.results.iter().map(|ty| (ty.to_string(), ty.bytes(&after.bounds))).collect(),
         us: node.cost.us,
+        measured_us: None,
         bytes: node.cost.bytes,
         operations: node.cost.operations,
         launches: node.cost.launches,
         limit: node.limit.map_or("", |limit| limit.name()),
-        primitives,
+        primitives: vec![],
+        steps: vec![],
+        rejected: vec![],
     }
 }
 
@@ -342,25 +371,4 @@ fn groups(
         pictures.push((title, first, second));
     }
     (all, pictures)
-}
-
-/// What was not fused, by pass, place and reason; layers of one reason are folded.
-fn rejected(report: &Report) -> Vec<Rejected> {
-    let mut folded: indexmap::IndexMap<(String, String, String), (Vec<u64>, u64)> = indexmap::IndexMap::new();
-    for decision in &report.decisions {
-        let Outcome::Rejected { why } = &decision.outcome else { continue };
-        let star = |text: &str| rename(text, |_| "*".into());
-        let key = (decision.pass.clone(), star(&decision.at), star(&why.to_string()));
-        let (layers, times) = folded.entry(key).or_default();
-        layers.extend(crate::ir::layers::layer(&decision.at));
-        *times += 1;
-    }
-    let named = |text: &str, layers: &[u64]| text.replace("blk.*", &format!("blk.{}", runs(layers)));
-    let one = |((pass, at, why), (layers, times)): ((String, String, String), (Vec<u64>, u64))| Rejected {
-        pass,
-        at: named(&at, &layers),
-        why: named(&why, &layers),
-        times,
-    };
-    folded.into_iter().map(one).collect()
 }

@@ -40,6 +40,8 @@ pub struct Step {
     pub gain: Option<(f64, f64, i64, i64)>,
     /// Indices into the primitives of the view.
     pub primitives: Vec<usize>,
+    /// Of the view's, what would turn it over.
+    pub turn: usize,
 }
 
 /// A node in a step.
@@ -113,6 +115,7 @@ impl Observer for Watch {
                     .fused
                     .map(|(_, gain)| (gain.unfused_us, gain.fused_us, gain.bytes_saved, gain.launches_saved)),
                 primitives: vec![],
+                turn: 0,
             },
             nodes,
         });

@@ -8,6 +8,7 @@ use sinter::compile;
 use sinter::ir::Graph;
 use sinter::lower::{self, Config};
 use sinter::passes::AfterPass;
+use sinter::runtime::Size;
 use sinter::show::dot::dot;
 use sinter::show::{Diagram, Page, svg};
 use std::fs;
@@ -83,14 +84,14 @@ pub fn run(dir: &Path, args: &Args) -> super::super::Outcome {
                 stages.push(Stage {
                     name: "plan".into(),
                     files: vec![("txt", plan.to_string()), ("dot", dot(&diagram)), ("svg", svg(&diagram))],
-                    about: format!("{} bytes of arena", program.arena_bytes),
+                    about: format!("arena of {}", Size(program.arena_bytes)),
                 });
             }
         }
         for (number, stage) in stages.into_iter().enumerate() {
             folder.write(&step_name, number, stage)?;
         }
-        views.push(page::view(&file, &lowered, step, &options, plan.as_ref())?);
+        views.push(page::view(&file, &config, &lowered, step, &options, plan.as_ref())?);
     }
     let name = page::name_of(&file)?;
     let html = Page::new(name.clone(), views).to_html()?;

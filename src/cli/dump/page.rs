@@ -29,7 +29,7 @@ pub fn of_model(args: &Args) -> Result<String, Error> {
         for &step in &steps {
             let plan = plan(&file, args, &options, step)?;
             let graph = lower::lower(file.gguf(), &config, &step.step(&config, &options)?)?;
-            views.push(view(&file, &graph, step, &options, plan.as_ref())?);
+            views.push(view(&file, &config, &graph, step, &options, plan.as_ref())?);
         }
     }
     Ok(Page::new(name_of(&file)?, views).to_html()?)
@@ -38,6 +38,7 @@ pub fn of_model(args: &Args) -> Result<String, Error> {
 /// A step of a model, whose memory is shown where there is a plan.
 pub fn view(
     file: &GgufFile,
+    config: &Config,
     lowered: &Graph,
     step: StepName,
     options: &Options,
@@ -51,6 +52,8 @@ pub fn view(
         lowered,
         pipeline: &options.pipeline,
         target: &options.target,
+        context: options.context_of(config),
+        sequences: options.sequences,
         plan: program,
     })?)
 }

@@ -16,7 +16,7 @@ use sinter::lower::Config;
 use sinter::model::is_plan;
 use sinter::passes::Place;
 use sinter::plan::{LoadedPlan, Plan};
-use sinter::target::{Measured, Target};
+use sinter::target::Target;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -241,7 +241,9 @@ impl Explanation {
     }
 
     fn text(&self, args: &Args, filter: &Filter) -> Result<String, Error> {
-        let mut text = format!("{} on {}{}\n", self.model.escape_debug(), self.target, self.rates());
+        let rates =
+            self.described.as_ref().and_then(explain::rates).map_or(String::new(), |of| format!("\n{of}"));
+        let mut text = format!("{} on {}{}\n", self.model.escape_debug(), self.target, rates);
         for report in &self.steps {
             text += "\n";
             text += &match &args.kernel {
@@ -255,30 +257,4 @@ impl Explanation {
         }
         Ok(text)
     }
-
-    /// Whose the target's rates are.
-    fn rates(&self) -> String {
-        match &self.described {
-            Some(Target { measured: Some(Measured { device, model, .. }), .. }) => {
-                let losing = match target_losing(self.described.as_ref()) {
-                    0 => String::new(),
-                    n => format!("; {n} fusions lose there and are not used"),
-                };
-                format!("\nrates were measured on {device}, with {}{losing}", model.escape_debug())
-            }
-            Some(target) if target.is_unmeasured() => {
-                let (name, whose) = (&target.name, target.whose_rates());
-                format!("\nnobody measured {name}: rates are {whose}, kernels as they are portable")
-            }
-            Some(target) if target.name == "cpu" => {
-                "\nrates are those of two cores of a server with AVX2, not of this machine (sinter tune measures it)".into()
-            }
-            Some(_) | None => String::new(),
-        }
-    }
-}
-
-/// How many fusions were found to lose.
-fn target_losing(target: Option<&Target>) -> usize {
-    target.and_then(|target| target.measured.as_ref()).map_or(0, |measured| measured.losing.len())
 }

@@ -33,6 +33,7 @@ function go(change) {
 
 const total = (items, of) => items.reduce((sum, item) => sum + of(item), 0);
 const typed = (list) => list.map(([name, type]) => `<tr><th>${escapeText(type)}</th><td><code>${escapeText(name)}</code></td></tr>`).join("");
+const fewer = (n) => (n === 0 ? "as many launches" : `${amount(Math.abs(n), "launch", "launches")} ${n < 0 ? "more" : "less"}`);
 const isGone = (gone) => gone === true || (typeof gone === "number" && (state.step === null || gone <= state.step));
 const struck = ([type, n, gone]) => (isGone(gone) ? `<s>${escapeText(type)} ${bytes(n)}</s>` : `${escapeText(type)} ${bytes(n)}`);
 const hue = (kind) => kind.replace("fused ", "");
@@ -54,10 +55,9 @@ function drawHeader() {
   document.querySelector("h1").textContent = page.model;
   $("views").innerHTML = page.views.map((v, i) =>
     `<button data-view="${i}" class="${i === state.view ? "on" : ""}">${escapeText(v.step)}${page.views.some((w) => w.target !== v.target) ? ` · ${escapeText(v.target)}` : ""}</button>`).join("");
-  const count = (totals) => total(Object.values(totals.launches), (n) => n);
-  $("totals").textContent = `${view.target}, ${view.program} (T ≤ ${view.T} rows, R ≤ ${view.R} results): ` +
-    `${count(view.before)} launches → ${count(view.after)}, ${bytes(view.before.bytes)} → ${bytes(view.after.bytes)} moved, ` +
-    `${time(view.before.us)} → ${time(view.after.us)} by the cost model`;
+  const [step, costs, rates] = view.about;
+  $("totals").textContent = `${view.target}, ${view.program}: ${step}`;
+  $("costs").innerHTML = `<b>${escapeText(costs)}</b>${rates ? ` <small>${escapeText(rates)}</small>` : ""}`;
   const sums = new Map();
   for (const kernel of view.kernels) {
     const sum = sums.get(kernel.name) ?? { name: kernel.name, class: kernel.class, us: 0, bytes: 0, launches: 0 };
@@ -85,7 +85,7 @@ function drawStep() {
   let worth = "";
   if (step.gain) {
     const [unfused, fused, saved, launches] = step.gain;
-    worth = ` <small>${time(unfused)} → ${time(fused)}, ${bytes(saved)} less moved, ${launches} launches less</small>`;
+    worth = ` <small>${time(unfused)} → ${time(fused)}, ${bytes(Math.abs(saved))} ${saved < 0 ? "more" : "less"} moved, ${fewer(launches)}</small>`;
   }
   $("rewrite").innerHTML = step.dropped.map((p) => part(p, "")).join(" ") + " <b>⇒</b> " +
     (step.added.map((p) => part(p, `new ${p.class}`)).join(" ") || "nothing: it is not needed, or is there already") + worth;
@@ -103,11 +103,17 @@ function picture(drawn, ids, what) {
   if (!drawn.width) return `<p class="hint" style="padding:0 14px">${what === "kernel" ? "went into kernels of other layers" : "nothing"}</p>`;
   const svg = drawn.svg.replace(/ data-i="(\d+)"/g, (_, place) => ` data-${what}="${ids[place]}"`)
     .replace(/ data-of="(\d+)"/g, (_, place) => ` data-of="${ids[place]}"`);
-  return `<svg class="picture" width="${drawn.width}" height="${drawn.height}" viewBox="0 0 ${drawn.width} ${drawn.height}">${svg}</svg>`;
+  return `<svg class="picture" style="--w:${drawn.width}" viewBox="0 0 ${drawn.width} ${drawn.height}">${svg}</svg>`;
 }
 
 function drawGroups() {
   let html = "";
+  // All pictures of a view share its columns, and shrink together where these are too narrow.
+  const widths = ["before", "after"].map((side) => Math.max(220, ...view.groups.map((group) => group[side].width)));
+  const style = $("graph").style;
+  style.setProperty("--before", widths[0]);
+  style.setProperty("--after", widths[1]);
+  style.setProperty("--columns", widths.map((width) => `minmax(0, ${width}fr)`).join(" "));
   view.groups.forEach((group, i) => {
     const many = group.members.length > 1, open = many && state.unfold.has(i);
     for (const member of open ? group.members : [shownMember(group)]) {
@@ -117,14 +123,15 @@ function drawGroups() {
       const shown = many && !open ? `<small>showing ${escapeText(member.title)}</small>` : "";
       const fold = many && (!open || first) ? `<button data-fold="${i}">${open ? `fold ${escapeText(group.title)}` : `unfold ${group.members.length}`}</button>` : "";
       html += `<div class="group" data-group="${i}"><div><b>${escapeText(title)}</b>${fold}${shown}<span class="time">${us ? time(us) : ""}</span></div>` +
-        `<div class="pair"><div>${picture(group.before, member.primitives, "primitive")}</div><div>${picture(group.after, member.kernels, "kernel")}</div></div></div>`;
+        `<div class="pair"><div class="before">${picture(group.before, member.primitives, "primitive")}</div><div class="after">${picture(group.after, member.kernels, "kernel")}</div></div></div>`;
     }
   });
   $("groups").innerHTML = html;
 }
 
-// What a search looks at, of a node with the words of its kernel.
-const words = (node) => [node.name, node.replaces ?? "", ...node.reads.flat(), ...node.results.map((result) => result[0]), node.limit ?? ""].join(" ").toLowerCase();
+// What a search looks at: a node's own words, the name of its kernel, and the weights that it reads, if through what dequantises them.
+const words = (node) => [node.name, node.replaces ?? "", ...node.reads.flat(), ...(node.weights ?? []), ...node.results.map((result) => result[0]),
+  node.limit ?? "", view.kernels[node.kernel]?.name ?? ""].join(" ").toLowerCase();
 
 function mark() {
   const needle = state.search.trim().toLowerCase();
@@ -156,11 +163,12 @@ function mark() {
   }
   for (const node of $("bar").children) node.classList.toggle("dim", Boolean(needle) && !view.kernels.some((k) => k.name === node.dataset.find && hit(k)));
   const found = needle ? [view.kernels.filter(hit).length, view.primitives.filter(hit).length] : null;
-  $("found").textContent = found ? `${found[0]} kernels, ${found[1]} primitives` : "";
+  $("found").textContent = found ? `${amount(found[0], "kernel")}, ${amount(found[1], "primitive")}` : "";
 }
 
 function kernelTable(kernel) {
-  return `<tr><th>estimated</th><td>${time(kernel.us)}, limited by ${kernel.limit || "nothing"}; ${bytes(kernel.bytes)}, ${kernel.operations} operations, ${kernel.launches} launches</td></tr>` +
+  return `<tr><th>estimated</th><td>${time(kernel.us)}, limited by ${kernel.limit || "nothing"}; ${bytes(kernel.bytes)}, ${amount(kernel.operations, "operation")}, ${amount(kernel.launches, "launch", "launches")}</td></tr>` +
+    (kernel.measured_us === null ? "" : `<tr><th>measured</th><td>${time(kernel.measured_us)}, ${(kernel.measured_us / kernel.us).toFixed(2)} times the estimate</td></tr>`) +
     (kernel.replaces ? `<tr><th>stands for</th><td>${escapeText(kernel.replaces)}</td></tr>` : "") +
     `<tr><th>yields</th><td>${kernel.results.map(struck).join(", ")}</td></tr>${typed(kernel.reads)}`;
 }
@@ -177,21 +185,31 @@ function drawDetail() {
   }
   const parts = kernel.primitives.map((p) => view.primitives[p]);
   const alone = total(parts, (p) => p.us), moved = total(parts, (p) => p.bytes);
-  const tensors = kernel.reads.map(([name]) => name).filter((name) => !name.startsWith("%"));
-  const star = (name) => name.replace(/^blk\.\d+\./, "");
-  const about = view.rejected.filter((r) => tensors.some((name) => r.at.endsWith(star(name))));
-  const steps = view.steps.map((step, i) => [step, i + 1]).filter(([step]) => step.primitives.some((p) => view.primitives[p].kernel === k));
+  const heading = (text) => `<h2 style="margin-top:10px">${text}</h2>`;
   $("detail").innerHTML = `<h2><i class="chip ${kernel.class}"></i>${escapeText(kernel.name)}</h2><table>${kernelTable(kernel)}</table>` +
-    (parts.length ? `<h2 style="margin-top:10px">before: ${parts.length} primitives, ${time(alone)}, ${bytes(moved)} moved</h2><table>` +
+    (parts.length ? heading(`before: ${amount(parts.length, "primitive")}, ${time(alone)}, ${bytes(moved)} moved`) + `<table>` +
       parts.map((p) => `<tr><td>${escapeText(p.name.split(" {")[0])}</td><td>${p.results.map(struck).join(", ")}</td><td class="n">${time(p.us)}</td></tr>`).join("") +
       `</table><p>after: 1 kernel, ${time(kernel.us)}, ${bytes(kernel.bytes)} moved</p>` : "") +
-    (steps.length ? `<h2 style="margin-top:10px">how it was made</h2><table>` + steps.map(([step, n]) =>
-      `<tr><td><button data-step="${n}">${n}</button></td><td>${escapeText(step.pass)} at ${escapeText(step.at)}</td><td class="n">${step.gain ? `${time(step.gain[0])} → ${time(step.gain[1])}` : ""}</td></tr>`).join("") + `</table>` : "") +
-    (about.length ? `<h2 style="margin-top:10px">what else was tried</h2>${rejectedTable(about)}` : "");
+    (kernel.steps.length ? heading("how it was made") + `<table>` + kernel.steps.map(madeBy).join("") + `</table>` : "") +
+    (kernel.rejected.length ? heading("what else was tried") + rejectedTable(kernel.rejected.map((i) => view.rejected[i])) : "");
+}
+
+// A rewrite, what came second to it and what would turn it over.
+function madeBy(n) {
+  const step = view.steps[n - 1];
+  let gain = "", second = "";
+  if (step.gain) {
+    const [unfused, fused, saved, launches] = step.gain;
+    gain = `${time(unfused)} → ${time(fused)}`;
+    second = `<br><small>runner-up: unfused, ${time(unfused)}, ${(unfused / fused).toFixed(1)} times as long, ${bytes(saved)} and ${amount(launches, "launch", "launches")} more</small>`;
+  }
+  return `<tr><td><button data-step="${n}">${n}</button></td><td>${escapeText(step.pass)} at ${escapeText(step.at)} <span class="n">${gain}</span>${second}` +
+    `<br><small>would turn over with: ${escapeText(view.turns[step.turn])}</small></td></tr>`;
 }
 
 const rejectedTable = (list) => `<table>` + list.map((r) =>
-  `<tr><th>${escapeText(r.pass)}</th><td>${escapeText(r.at)}${r.times > 1 ? ` <small>× ${r.times}</small>` : ""}<br><small>${escapeText(r.why)}</small></td></tr>`).join("") + `</table>`;
+  `<tr><th>${escapeText(r.pass)}</th><td>${escapeText(r.at)}${r.times > 1 ? ` <small>× ${r.times}</small>` : ""}<br><small>${escapeText(r.why)}</small>` +
+  `<br><small>would turn over with: ${escapeText(r.turns)}</small></td></tr>`).join("") + `</table>`;
 
 function drawCharts() {
   const dots = view.groups.flatMap((group) => group.members[0].kernels.map((k) => {
@@ -199,9 +217,11 @@ function drawCharts() {
     return { kernel: k, class: kernel.class, intensity: kernel.operations / kernel.bytes, rate: kernel.operations / (kernel.us * 1e-6),
       radius: 3 + 9 * Math.sqrt(us / view.after.us) };
   })).filter((dot) => dot.intensity > 0 && Number.isFinite(dot.rate));
-  $("roof").innerHTML = roofline(view, dots);
-  $("memory").innerHTML = memoryPlan(view);
-  $("rejections").textContent = `${total(view.rejected, (r) => r.times)} times`;
+  // In the middle of the panel's widths where there is no layout yet.
+  const width = Math.min(Math.max($("roof").clientWidth || 420, 300), 454);
+  $("roof").innerHTML = roofline(view, dots, width);
+  $("memory").innerHTML = memoryPlan(view, width);
+  $("rejections").textContent = times(total(view.rejected, (r) => r.times));
   $("rejected").innerHTML = rejectedTable(view.rejected);
 }
 
@@ -272,6 +292,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "Home") go({ step: 0 });
   else if (event.key === "End") go({ step: null });
 });
+addEventListener("resize", () => { drawn.view = null; draw(); });
 addEventListener("hashchange", () => { readAddress(); draw(); });
 readAddress();
 draw();
