@@ -4,18 +4,19 @@
 //! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention. A launch costs on the CPU what the
 //! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its kernels' own times, shared among
 //! its launches. Steps are timed with caches filled to what they are predicted for. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
-//! once: with which a step takes longer than without, by more than the noise, loses here.
+//! once: with which a step takes longer than without, by more than the noise, loses here. So is each shape that a GPU's matvecs may have of
+//! each format: the fastest that wins is the target's.
 
 use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
 use crate::compile::{self, CompileError, Options, Purpose};
 use crate::gguf::GgufFile;
-use crate::ir::{Graph, Kernel, Outcome, Report};
+use crate::ir::{DType, Graph, Kernel, Outcome, Report};
 use crate::lower::Config;
 use crate::model::{self, ModelError};
 use crate::passes::{NOT_FUSIONS, cost};
 use crate::runtime::{DeviceOptions, Stage};
-use crate::target::{Losing, Measured, MeasuredTime, Target, TargetKind};
-use std::collections::BTreeMap;
+use crate::target::{Losing, MatvecShape, Measured, MeasuredTime, Target, TargetKind};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,6 +57,7 @@ pub struct Tuning {
     pub target: Target,
     pub steps: Vec<TunedStep>,
     pub fusions: Vec<TunedFusion>,
+    pub shapes: Vec<TunedShape>,
 }
 
 /// A step, as predicted by the fitted target and as measured.
@@ -80,6 +82,19 @@ pub struct TunedFusion {
     pub with_us: f64,
     pub without_us: f64,
     pub loses: bool,
+}
+
+/// A GPU's matvecs over a format in another shape than the target has.
+#[derive(Clone, Debug)]
+pub struct TunedShape {
+    pub format: DType,
+    pub shape: MatvecShape,
+    /// Of a step of one token.
+    pub us: f64,
+    /// As the target had it.
+    pub before_us: f64,
+    /// Whether it is what the target has from now on.
+    pub taken: bool,
 }
 
 /// A step that is timed.
@@ -134,6 +149,13 @@ pub fn tune(
         true => without_each(&mut bench, file, path, &options, device, &steps, how)?,
         false => vec![],
     };
+    let shapes = match how.fusions && options.target.kind != TargetKind::Cpu {
+        true => other_shapes(&mut bench, file, path, &options, device, &steps[1], how)?,
+        false => vec![],
+    };
+    for tried in shapes.iter().filter(|tried| tried.taken) {
+        target.shapes.insert(tried.format, tried.shape);
+    }
     let losing = fusions.iter().filter(|f| f.loses).map(|f| Losing {
         pass: f.pass.clone(),
         step: f.graph.clone(),
@@ -158,7 +180,7 @@ pub fn tune(
         losing: losing.collect(),
     });
     target.validate().map_err(TuneError::Fit)?;
-    Ok(Tuning { target, steps: told, fusions })
+    Ok(Tuning { target, steps: told, fusions, shapes })
 }
 
 /// More than caches hold.
@@ -333,25 +355,83 @@ fn without_each(
         let without = Options { pipeline, ..options.clone() };
         let mut other = Bench::new(model::executor(file, path, &without, Purpose::Generate, device)?)?;
         for step in steps.iter().filter(|step| fired(&step.report, pass)) {
-            let (mut with, mut without) = (vec![], vec![]);
-            for _ in 0..5 {
-                with.push(step_us(bench.profile(&step.test, how.steps)?));
-                without.push(step_us(other.profile(&step.test, how.steps)?));
-            }
-            let (with_us, without_us) = (median(&mut with), median(&mut without));
-            // What else the machine does must not decide: the best turn with the pass is worse than the worst without.
-            let (best, worst) = (least(&with), without.iter().copied().fold(0.0, f64::max));
+            let turns = Turns::of(bench, &mut other, &step.test, how)?;
             found.push(TunedFusion {
                 pass: pass.into(),
                 graph: step.report.graph.clone(),
-                with_us,
-                without_us,
-                loses: worst < best * (1.0 - how.margin),
+                with_us: turns.us,
+                without_us: turns.other_us,
+                loses: turns.other_wins,
             });
         }
     }
     device.progress.tell(Stage::LeftOut, passes.len() as u64, passes.len() as u64);
     Ok(found)
+}
+
+/// The formats of a step's weights, each in the shapes that its matvecs do not have: the fastest that wins is taken.
+fn other_shapes(
+    bench: &mut Bench,
+    file: &Arc<GgufFile>,
+    path: Option<&Path>,
+    options: &Options,
+    device: &DeviceOptions,
+    step: &Step,
+    how: &TuneOptions,
+) -> Result<Vec<TunedShape>, TuneError> {
+    let g = &step.graph;
+    let matmuls = g.ids().into_iter().filter(|id| {
+        let matmul = [Kernel::DequantMatmul, Kernel::Merge, Kernel::MatmulSwiglu];
+        g.op(*id).kernel().is_some_and(|kernel| matmul.contains(&kernel))
+    });
+    let read = matmuls.flat_map(|id| g.operands(id).iter().map(|v| g.ty(*v).dtype).collect::<Vec<_>>());
+    let formats: BTreeSet<DType> =
+        read.filter(|dtype| DType::WEIGHTS.contains(dtype) && dtype.is_quantised()).collect();
+    let mut tried = vec![];
+    for format in formats {
+        let present = options.target.shape(format);
+        let first = tried.len();
+        for (rows, pairs) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let shape = MatvecShape { rows, pairs };
+            if shape == present {
+                continue;
+            }
+            let mut other = options.clone();
+            other.target.shapes.insert(format, shape);
+            let mut other = Bench::new(model::executor(file, path, &other, Purpose::Generate, device)?)?;
+            let turns = Turns::of(bench, &mut other, &step.test, how)?;
+            let (us, before_us) = (turns.other_us, turns.us);
+            tried.push(TunedShape { format, shape, us, before_us, taken: turns.other_wins });
+        }
+        let won = tried[first..].iter().filter(|tried| tried.taken).map(|tried| tried.us / tried.before_us);
+        let best = won.fold(f64::INFINITY, f64::min);
+        for tried in &mut tried[first..] {
+            tried.taken &= tried.us / tried.before_us <= best;
+        }
+    }
+    Ok(tried)
+}
+
+/// A step as two programs have it, timed in turns.
+struct Turns {
+    /// Medians.
+    us: f64,
+    other_us: f64,
+    /// Whether the other is faster in every turn, by the margin: what else the machine does must not decide.
+    other_wins: bool,
+}
+
+impl Turns {
+    fn of(bench: &mut Bench, other: &mut Bench, test: &Test, how: &TuneOptions) -> Result<Turns, TuneError> {
+        let (mut these, mut those) = (vec![], vec![]);
+        for _ in 0..5 {
+            these.push(step_us(bench.profile(test, how.steps)?));
+            those.push(step_us(other.profile(test, how.steps)?));
+        }
+        let (best, worst) = (least(&these), those.iter().copied().fold(0.0, f64::max));
+        let other_wins = worst < best * (1.0 - how.margin);
+        Ok(Turns { us: median(&mut these), other_us: median(&mut those), other_wins })
+    }
 }
 
 fn step_us(profile: Profile) -> f64 {

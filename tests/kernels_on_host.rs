@@ -19,7 +19,7 @@ use sinter::gguf::GgufFile;
 use sinter::ir::DType;
 use sinter::lower::Config;
 use sinter::runtime::DeviceError;
-use sinter::target::Target;
+use sinter::target::{MatvecShape, Target};
 use std::cell::RefCell;
 use std::io::Write;
 use std::process::Command;
@@ -164,6 +164,14 @@ fn cases_of(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape
         let file = Model::new(&one, uniform(*dtype)).file();
         cases.push(Case { few: true, ..case(format!("{dtype}, a few"), file.clone(), &options) });
         cases.push(Case { few: true, ..case(format!("{dtype} exact"), file, &options.clone().exact()) });
+    }
+    // In the shapes that matvecs do not have by default.
+    for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+        let MatvecShape { rows, pairs } = target.shape(dtype);
+        let mut options = options.clone();
+        options.target.shapes.insert(dtype, MatvecShape { rows: 3 - rows, pairs: 3 - pairs });
+        let file = Model::new(&one, uniform(dtype)).file();
+        cases.push(case(format!("{dtype} in another shape"), file, &options));
     }
     for shape in shapes {
         let shape = Shape { layers: 1, vocab: shape.vocab.min(128), ..*shape };

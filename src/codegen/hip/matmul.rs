@@ -39,6 +39,8 @@ impl Unit<'_> {
         let wave = self.target.wave;
         let groups =
             |part: &MatmulPart, threads: u32| u64::from(threads / lanes_of_row(m.k, part.format, wave));
+        let target = self.target;
+        let at_once = |format: DType| target.shape(format).rows;
         let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
         body += &format!("const auto x = {x};\n");
         let token_tiles = Extent { dim: tokens, per: most as u32 };
@@ -70,7 +72,8 @@ impl Unit<'_> {
                 if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
                     return Err(format!("{} rows are no whole blocks", gate.rows));
                 }
-                let at_once = pairs_at_once(gate.format, most);
+                let shape = self.target.shape(gate.format);
+                let at_once = if most == 1 { shape.pairs } else { shape.rows };
                 body += &format!(
                     "matvec_swiglu<{THREADS}, {at_once}, {most}>({}, {}, {}, {}, x, block_x(), {count}, {to});\n",
                     g?,
@@ -223,17 +226,6 @@ impl Unit<'_> {
             _ => Err(format!("a weight cannot be {format}")),
         }
     }
-}
-
-/// Rows that a group of lanes takes at once. Of formats whose chunks are of 64 columns two rows share what they meet: on an H200 that
-/// makes 2 to 4 TB/s of 1.7 to 2.6; of the others it is slower.
-fn at_once(format: DType) -> u64 {
-    if span(format) == 64 { 2 } else { 1 }
-}
-
-/// The same of a gate and an up. Of one token's two pairs of Q8_0, an H200 runs a whole 1B model 1.07 times as fast; of Q4_0's, 0.94.
-fn pairs_at_once(format: DType, tokens: u64) -> u64 {
-    if format == DType::Q8_0 && tokens == 1 { 2 } else { at_once(format) }
 }
 
 /// Columns of a chunk, as `kernels/quant.h` has them.

@@ -5,9 +5,11 @@
 
 use super::HipError;
 use libloading::Library;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Whose driver it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +54,8 @@ macro_rules! functions {
         $(#[$about])*
         pub struct $table {
             $(pub $field: Call<unsafe extern "C" fn($($arg),*) -> c_int>,)*
-            #[allow(dead_code, reason = "functions are there while it is loaded")]
-            library: Library,
+            #[allow(dead_code, reason = "only a driver has more functions than these")]
+            library: &'static Library,
             /// The name that it was loaded by.
             #[allow(dead_code, reason = "only a driver has more functions than these")]
             library_name: String,
@@ -71,7 +73,7 @@ macro_rules! functions {
                     };
                     // SAFETY: both libraries declare the function so.
                     let $field = unsafe {
-                        symbol::<unsafe extern "C" fn($($arg),*) -> c_int>(&library, &library_name, name)
+                        symbol::<unsafe extern "C" fn($($arg),*) -> c_int>(library, &library_name, name)
                     }?;
                 )*
                 Ok($table { $($field,)* library, library_name })
@@ -91,12 +93,25 @@ unsafe fn symbol<F: Copy>(library: &Library, of: &str, name: &'static str) -> Re
     Ok(Call { function, name })
 }
 
+/// A library by its name, loaded once and for good: AMD's driver holds an LLVM, which ends the process where it is loaded a second time
+/// after it was unloaded.
+fn load(name: &str) -> Result<&'static Library, libloading::Error> {
+    static LOADED: Mutex<BTreeMap<String, &'static Library>> = Mutex::new(BTreeMap::new());
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(library) = loaded.get(name) {
+        return Ok(library);
+    }
+    // SAFETY: a driver's library may be loaded at any time; its initialisers are the vendor's.
+    let library: &'static Library = Box::leak(Box::new(unsafe { Library::new(name) }?));
+    loaded.insert(name.into(), library);
+    Ok(library)
+}
+
 /// The first library of some names, and which it is.
-fn open(names: &[String]) -> Result<(Library, String), HipError> {
+fn open(names: &[String]) -> Result<(&'static Library, String), HipError> {
     let mut refused = None;
     for name in names {
-        // SAFETY: a driver's library may be loaded at any time; its initialisers are the vendor's.
-        match unsafe { Library::new(name) } {
+        match load(name) {
             Ok(library) => return Ok((library, name.clone())),
             Err(e) => refused = refused.or_else(|| why_refused(name, &e)),
         }
@@ -215,7 +230,7 @@ impl Api {
     /// # Errors
     /// If it lacks a function.
     pub fn own(&self, platform: Platform) -> Result<Own, HipError> {
-        let (library, of) = (&self.library, self.library_name.as_str());
+        let (library, of) = (self.library, self.library_name.as_str());
         // SAFETY: so hip_runtime_api.h and cuda.h declare them.
         unsafe {
             Ok(match platform {
