@@ -1,8 +1,5 @@
 //! What graphs and programs look like as pictures.
 
-#[path = "support/command.rs"]
-#[allow(dead_code)]
-mod command;
 mod support;
 
 use sinter::compile::{Options, Purpose};
@@ -17,8 +14,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::plan_of_description;
 use support::synthetic::{description, shape};
+use support::{command, plan_of_description};
 
 /// A model of this many layers' worth of description, as it is lowered and as it is fused.
 fn graphs(name: &str, target: &Target) -> [Graph; 2] {

@@ -56,8 +56,8 @@ function drawHeader() {
   $("views").innerHTML = page.views.map((v, i) =>
     `<button data-view="${i}" class="${i === state.view ? "on" : ""}">${escapeText(v.step)}${page.views.some((w) => w.target !== v.target) ? ` · ${escapeText(v.target)}` : ""}</button>`).join("");
   const [step, costs, rates] = view.about;
-  $("totals").textContent = `${view.target}, ${view.program}: ${step}`;
-  $("costs").innerHTML = `<b>${escapeText(costs)}</b>${rates ? ` <small>${escapeText(rates)}</small>` : ""}`;
+  $("totals").textContent = `${view.target}, ${view.program}: ${step}${rates ? `; ${rates}` : ""}`;
+  $("costs").textContent = costs;
   const sums = new Map();
   for (const kernel of view.kernels) {
     const sum = sums.get(kernel.name) ?? { name: kernel.name, class: kernel.class, us: 0, bytes: 0, launches: 0 };
