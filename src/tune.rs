@@ -2,8 +2,8 @@
 //!
 //! A step of a prompt and one of generation are timed launch by launch. Bandwidth is what memory gives (on the CPU) or the best
 //! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention. A launch costs on the CPU what the
-//! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its kernels' own times, shared among
-//! its launches. Steps are timed with caches filled to what they are predicted for. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
+//! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its bytes and operations, shared
+//! among its launches. Steps are timed with caches filled to what they are predicted for. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
 //! once: with which a step takes longer than without, by more than the noise, loses here. So is each shape that a GPU's matvecs may have of
 //! each format: the fastest that wins is the target's.
 
@@ -143,8 +143,8 @@ pub fn tune(
         }
     };
     let fitted = fitted(&options.target, bandwidth / 1e9, &steps);
-    let told = steps.iter().map(|step| told(step, &options.target, &fitted)).collect();
     let mut target = Target { efficiency: options.target.efficiency.clone(), ..fitted.clone() };
+    let told = steps.iter().map(|step| told(step, &options.target, &target)).collect();
     let fusions = match how.fusions {
         true => without_each(&mut bench, file, path, &options, device, &steps, how)?,
         false => vec![],
@@ -249,14 +249,6 @@ fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
         (seen_us, fitted.launch_us) = (*us, *us);
     }
     let own_us = |cost: &cost::Cost, us: f64| (us - cost.launches as f64 * seen_us).max(0.05 * us);
-    if target.kind != TargetKind::Cpu
-        && let Some((step, nodes)) = steps.iter().zip(&every).next_back()
-        && let Some(whole) = step.profile.step_ns
-    {
-        let own: f64 = nodes.iter().map(|(_, cost, us, _)| own_us(cost, *us)).sum();
-        let launches: u64 = nodes.iter().map(|(_, cost, ..)| cost.launches).sum();
-        fitted.launch_us = ((whole as f64 / 1e3 - own) / launches.max(1) as f64).clamp(0.0, seen_us);
-    }
     let rate = |integer: bool, kernels: &[Kernel]| {
         let of = every.first().into_iter().flatten().filter(|(kernel, _, _, i)| {
             *i == integer && kernel.is_some_and(|kernel| kernels.contains(&kernel))
@@ -271,6 +263,17 @@ fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
     }
     let float = rate(false, &MATMULS).or_else(|| rate(false, &[Kernel::Attention]));
     fitted.f32_gflops = float.unwrap_or(target.f32_gflops);
+
+    // A GPU's step is one graph: what it takes beyond its bytes and operations is shared among its launches.
+    if target.kind != TargetKind::Cpu
+        && let Some(step) = steps.last()
+        && let Some(whole) = step.profile.step_ns
+    {
+        let of_step = nodes(step, &fitted);
+        let work: f64 = of_step.iter().map(|(_, cost, ..)| cost.transfer_us.max(cost.arithmetic_us)).sum();
+        let launches: u64 = of_step.iter().map(|(_, cost, ..)| cost.launches).sum();
+        fitted.launch_us = ((whole as f64 / 1e3 - work) / launches.max(1) as f64).clamp(0.0, seen_us);
+    }
 
     // What is left is each kernel's own: the mean, of logarithms, over the steps, each of which counts by the share that the kernel has in it.
     let mut ratios: BTreeMap<Kernel, Vec<(f64, f64)>> = BTreeMap::new();

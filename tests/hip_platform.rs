@@ -332,6 +332,15 @@ fn a_context_is_released() {
     for device in ["hip", "hip:1"] {
         assert!(run(device).contains("kernels cannot be compiled here"), "{}", run(device));
     }
+    // A driver that is broken does not stand in the way of another's.
+    build(folder, "without_device_beside", "hip.cpp", &["-DhipSetDevice=hipSetDeviceOfLater"]);
+    let broken = lanes::text(&folder.join("without_device_beside"));
+    let lib = format!("{cuda}/lib:{broken}/lib");
+    let beside = [("ROCM_PATH", &*broken), ("LD_LIBRARY_PATH", &lib)];
+    let (listed, _) = both(&["devices"], &beside);
+    assert!(listed.contains("hip:0  ") && listed.contains("(sm_90, platform nvidia"), "{listed}");
+    let said = both(&["logits", &path, "--tokens", "1", "-o", "-", "--device", "hip:7"], &beside).1;
+    assert!(said.starts_with("error: there is no GPU 7: there is 1, counted from 0"), "{said}");
     let said = run("hip:2");
     assert!(said.starts_with("error: there is no GPU 2: there are 2, counted from 0"), "{said}");
 }

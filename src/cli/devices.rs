@@ -11,7 +11,7 @@ pub fn run() -> super::Outcome {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     writeln!(out, "cpu    {} ({threads} threads)", Features::detect().name())?;
     match gpus() {
-        Ok(gpus) => {
+        Ok((gpus, broken)) => {
             for gpu in gpus {
                 let memory = match gpu.memory() {
                     Ok((free, all)) => format!("{} of {} free", Size(free), Size(all)),
@@ -27,6 +27,9 @@ pub fn run() -> super::Outcome {
                     gpu.platform.name(),
                     gpu.driver_version(),
                 )?;
+            }
+            if let Some(e) = broken {
+                writeln!(out, "hip    no more: {e}")?;
             }
         }
         Err(e) => writeln!(out, "hip    none: {e}")?,

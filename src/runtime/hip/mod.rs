@@ -126,17 +126,17 @@ pub fn gpu(number: Option<usize>) -> Result<Gpu, HipError> {
     Ok(Gpu { platform: found.platform, ordinal, name: found.name, arch: found.arch, driver })
 }
 
-/// All GPUs that are here.
+/// All GPUs that are here, and what went wrong behind the last of them, if something did.
 ///
 /// # Errors
 /// Why there is none.
-pub fn gpus() -> Result<Vec<Gpu>, HipError> {
+pub fn gpus() -> Result<(Vec<Gpu>, Option<HipError>), HipError> {
     let mut all = vec![gpu(Some(0))?];
     loop {
         match gpu(Some(all.len())) {
             Ok(gpu) => all.push(gpu),
-            Err(HipError::NoDevice { .. }) => return Ok(all),
-            Err(e) => return Err(e),
+            Err(HipError::NoDevice { .. }) => return Ok((all, None)),
+            Err(e) => return Ok((all, Some(e))),
         }
     }
 }
@@ -179,10 +179,11 @@ fn find_nth(ordinal: usize) -> Result<Found, HipError> {
         };
         return Err(HipError::Library { why: errors.into_iter().map(why).collect::<Vec<_>>().join("; ") });
     }
-    // What goes wrong tells more than that there is nothing, and a driver without a GPU more than no driver.
+    // That there are other GPUs tells most, then what goes wrong, then a driver without a GPU.
     let weight = |e: &HipError| match e {
         HipError::Library { .. } => 0,
-        HipError::NoDevice { .. } => 1,
+        HipError::NoDevice { count: 0, .. } => 1,
+        HipError::NoDevice { .. } => 3,
         _ => 2,
     };
     Err(errors.into_iter().max_by_key(weight).unwrap_or(HipError::NoDevice { ordinal, count: before }))
