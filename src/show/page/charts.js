@@ -21,6 +21,7 @@ const times = (n) => (n === 1 ? "once" : n === 2 ? "twice" : `${n} times`);
 
 function time(us) {
   const size = Math.abs(us);
+  if (size > 0 && size < 0.1) return `${(1e3 * us).toFixed(0)} ns`;
   return size < 1e3 ? `${us.toFixed(1)} µs` : size < 1e6 ? `${(us / 1e3).toFixed(2)} ms` : `${(us / 1e6).toFixed(2)} s`;
 }
 

@@ -194,14 +194,17 @@ function drawDetail() {
     (kernel.rejected.length ? heading("what else was tried") + rejectedTable(kernel.rejected.map((i) => view.rejected[i])) : "");
 }
 
+// By how much one time is longer than another, of their ratio.
+const longer = (ratio) => (ratio < 2 ? `${(100 * (ratio - 1)).toFixed(1)} %` : `${ratio.toFixed(1)} times`);
+
 // A rewrite, what came second to it and what would turn it over.
 function madeBy(n) {
   const step = view.steps[n - 1];
   let gain = "", second = "";
   if (step.gain) {
     const [unfused, fused, saved, launches] = step.gain;
-    gain = `${time(unfused)} → ${time(fused)}`;
-    second = `<br><small>runner-up: unfused, ${time(unfused)}, ${(unfused / fused).toFixed(1)} times as long, ${bytes(saved)} and ${amount(launches, "launch", "launches")} more</small>`;
+    gain = `${time(fused)}, ${time(unfused - fused)} less`;
+    second = `<br><small>runner-up: unfused, ${time(unfused - fused)} longer (${longer(unfused / fused)}), ${bytes(saved)} and ${amount(launches, "launch", "launches")} more</small>`;
   }
   return `<tr><td><button data-step="${n}">${n}</button></td><td>${escapeText(step.pass)} at ${escapeText(step.at)} <span class="n">${gain}</span>${second}` +
     `<br><small>would turn over with: ${escapeText(view.turns[step.turn])}</small></td></tr>`;
