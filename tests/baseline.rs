@@ -193,6 +193,7 @@ fn tests_of_one_side_alone_are_said() {
 fn other_hardware_models_and_options_are_refused() {
     let baseline = Baseline::new();
     baseline.refused(&["models/rustdoc-13m-q8_0.gguf"], "it is of another model, \"llama 13M Q4_K\"");
+    baseline.refused(&["--deny", "merge@blk.0"], "with other options: --deny: then none, now merge@blk.0");
     baseline.refused(
         &["--exact"],
         "with other options: --exact: then false, now true; --kv: then f16,f16, now f32,f32",

@@ -71,6 +71,10 @@ fn settings(then: &Settings, now: &Settings) -> Vec<String> {
     let cache = |s: &Settings| format!("{},{}", s.type_k, s.type_v);
     let passes = |s: &Settings| s.passes.as_ref().map_or("all".to_string(), |list| list.join(","));
     let fuel = |s: &Settings| s.fuel.map_or("none".to_string(), |n| n.to_string());
+    let denied = |s: &Settings| match s.denied.is_empty() {
+        true => "none".to_string(),
+        false => s.denied.join(", "),
+    };
     [
         differs("target", &then.target, &now.target),
         differs("--exact", &then.exact, &now.exact),
@@ -79,6 +83,7 @@ fn settings(then: &Settings, now: &Settings) -> Vec<String> {
         differs("--no-fuse", &!then.fuse, &!now.fuse),
         differs("--passes", &passes(then), &passes(now)),
         differs("--fuel", &fuel(then), &fuel(now)),
+        differs("--deny", &denied(then), &denied(now)),
         differs("--no-graph", &!then.graph, &!now.graph),
         differs("--no-warmup", &!then.warm_up, &!now.warm_up),
     ]

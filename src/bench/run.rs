@@ -91,6 +91,9 @@ pub struct Settings {
     pub passes: Option<Vec<String>>,
     /// `--fuel`, if given.
     pub fuel: Option<u64>,
+    /// `--deny`, and what stands in the file of `--rules`.
+    #[serde(default)]
+    pub denied: Vec<String>,
     /// False where a GPU was given each launch by itself.
     pub graph: bool,
     /// Whether a first repetition was left out.

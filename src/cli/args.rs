@@ -8,6 +8,7 @@ use sinter::ir::{DType, KvTypes};
 use sinter::lower::{Config, Step};
 use sinter::model;
 use sinter::passes::{Pipeline, UserRule};
+use sinter::plan::LoadedPlan;
 use sinter::runtime::hip::{HipError, gpu};
 use sinter::runtime::{DeviceOptions, On};
 use sinter::target::{Target, TargetKind};
@@ -160,6 +161,26 @@ impl CompileArgs {
             (self.chunk != DEFAULT_CHUNK, "--chunk"),
         ];
         given.into_iter().find(|(given, flag)| *given && Some(*flag) != allowed).map(|(_, flag)| flag)
+    }
+
+    /// Of the plans in a file the one for --target, else the first. Other options by which models are compiled are refused.
+    pub fn plan_in(&self, path: &Path, greedy: bool) -> Result<LoadedPlan, Error> {
+        let name = path.display();
+        let flag = self.first_given_but(Some("--target"));
+        if let Some(flag) = flag.or(greedy.then_some("--greedy")) {
+            return Err(format!("{name} is compiled already: {flag} does not apply").into());
+        }
+        let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+        let plans = LoadedPlan::all_from_bytes(&bytes).map_err(|e| format!("{name}: {e}"))?;
+        let targets = plans.iter().map(|plan| plan.target.name.as_str()).collect::<Vec<_>>().join(", ");
+        let (several, wanted) = (plans.len() > 1, self.target.as_deref());
+        let mut plans = plans.into_iter();
+        let plan = plans.find(|plan| wanted.is_none_or(|target| plan.target.name == target));
+        let plan = plan.ok_or_else(|| format!("{name}: the plan is for {targets}"))?;
+        if several && wanted.is_none() {
+            super::say!("{name}: of the plans for {targets}, this is the one for {}", plan.target.name);
+        }
+        Ok(plan)
     }
 
     /// The options they stand for where a device is to run what is compiled: its own target, unless one is given.

@@ -4,14 +4,13 @@ mod all;
 mod page;
 
 use super::args::{CompileArgs, MODEL_OR_PLAN, ModelArgs, SEVERAL_TARGETS, StepName};
-use super::say;
 use clap::ValueEnum;
 use sinter::compile;
 use sinter::ir::Graph;
 use sinter::lower::{self, Config};
 use sinter::model;
 use sinter::passes::AfterPass;
-use sinter::plan::{LoadedPlan, Plan};
+use sinter::plan::Plan;
 use sinter::show::dot::dot;
 use sinter::show::{Diagram, svg};
 use std::io::Write;
@@ -167,20 +166,8 @@ fn of_plan(path: &Path, args: &Args) -> super::Outcome {
     if args.stage != Stage::Plan || args.format == Format::Html || args.all.is_some() {
         return Err(format!("{name} is a compiled plan, of which there is --stage plan alone").into());
     }
-    let flag = args.compile.first_given_but(Some("--target"));
-    if let Some(flag) = flag.or(args.greedy.then_some("--greedy")) {
-        return Err(format!("{name} is compiled already: {flag} does not apply").into());
-    }
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
-    let plans = LoadedPlan::all_from_bytes(&bytes).map_err(|e| format!("{name}: {e}"))?;
-    let targets = plans.iter().map(|plan| plan.target.name.as_str()).collect::<Vec<_>>().join(", ");
-    let wanted = args.compile.target.as_deref();
-    let plan = plans.iter().find(|plan| wanted.is_none_or(|target| plan.target.name == target));
-    let plan = plan.ok_or_else(|| format!("{name}: the plan is for {targets}"))?;
-    if plans.len() > 1 {
-        say!("{name}: of the plans for {targets}, this is the one for {}", plan.target.name);
-    }
-    std::io::stdout().lock().write_all(shown(plan, args)?.as_bytes())?;
+    let plan = args.compile.plan_in(path, args.greedy)?;
+    std::io::stdout().lock().write_all(shown(&plan, args)?.as_bytes())?;
     Ok(())
 }
 

@@ -31,6 +31,7 @@ pub fn run(speeds: [f64; 2]) -> Run {
             fuse: true,
             passes: None,
             fuel: None,
+            denied: vec![],
             graph: true,
             warm_up: true,
         },

@@ -162,6 +162,7 @@ impl Kept {
                 fuse: !args.compile.no_fuse,
                 passes: args.compile.passes.clone(),
                 fuel: args.compile.fuel,
+                denied: options.pipeline.denied.iter().map(ToString::to_string).collect(),
                 graph: !args.no_graph,
                 warm_up: !args.no_warmup,
             },

@@ -6,7 +6,7 @@ mod filter;
 mod table;
 
 use super::args::{CompileArgs, MODEL_OR_PLAN, ModelArgs, StepName};
-use super::{files, say};
+use super::files;
 use filter::Filter;
 use serde::{Deserialize, Serialize};
 use sinter::compile;
@@ -85,7 +85,7 @@ pub fn run(args: Args) -> super::Outcome {
     }
     let filter = Filter::new(args.pass.clone(), args.layer.clone(), args.reason.clone())?;
     let explanation = match args.model.path().filter(|path| is_plan(path)) {
-        Some(path) => Explanation::of_plan_file(path, &args)?,
+        Some(path) => Explanation::of_plan(&*args.compile.plan_in(path, args.greedy)?, &args)?,
         None => Explanation::of_model(&args.model, &args, args.compile.target.as_deref())?,
     };
     if let Some(path) = &args.remarks {
@@ -148,25 +148,6 @@ impl Explanation {
             steps: reports,
             described: Some(options.target),
         })
-    }
-
-    /// Of several plans in a file, the one for --target, else the first.
-    fn of_plan_file(path: &Path, args: &Args) -> Result<Explanation, Error> {
-        let name = path.display();
-        let flag = args.compile.first_given_but(Some("--target"));
-        if let Some(flag) = flag.or(args.greedy.then_some("--greedy")) {
-            return Err(format!("{name} is compiled already: {flag} does not apply").into());
-        }
-        let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
-        let plans = LoadedPlan::all_from_bytes(&bytes).map_err(|e| format!("{name}: {e}"))?;
-        let targets = plans.iter().map(|plan| plan.target.name.as_str()).collect::<Vec<_>>().join(", ");
-        let wanted = args.compile.target.as_deref();
-        let plan = plans.iter().find(|plan| wanted.is_none_or(|target| plan.target.name == target));
-        let plan = plan.ok_or_else(|| format!("{name}: the plan is for {targets}"))?;
-        if plans.len() > 1 && wanted.is_none() {
-            say!("{name}: of the plans for {targets}, this is the one for {}", plan.target.name);
-        }
-        Explanation::of_plan(plan, args)
     }
 
     fn of_plan(plan: &Plan, args: &Args) -> Result<Explanation, Error> {
