@@ -218,8 +218,12 @@ fn a_kernel_has_its_decisions_and_its_measured_time() {
         at: kernel.at.clone(),
         us: 3.0 * kernel.us,
     });
-    let measured =
-        Some(Measured { device: "some card".into(), times: times.collect(), ..Measured::default() });
+    let measured = Some(Measured {
+        device: "some card".into(),
+        context: 7,
+        times: times.collect(),
+        ..Measured::default()
+    });
     let target = Target { measured, ..plain.target.clone() };
     let lowered = lower::lower(&gguf, &config, &step).unwrap();
     let parts = Parts {
@@ -239,6 +243,9 @@ fn a_kernel_has_its_decisions_and_its_measured_time() {
         view.about
     );
     assert!(view.about[2].starts_with("rates were measured on some card"), "{:?}", view.about);
+    // What was timed at another depth says nothing of this one.
+    let deeper = View::new(&Parts { context: 8, ..parts }).unwrap();
+    assert!(deeper.kernels.iter().all(|kernel| kernel.measured_us.is_none()));
     let kernels: Vec<_> = view.kernels.iter().filter(|kernel| kernel.launches > 0).collect();
     assert_eq!(kernels.len(), report.kernels.len());
     let chains = chains(&report);

@@ -9,7 +9,7 @@ mod remarks;
 pub use diff::{Change, Difference, StepDifference, difference};
 pub use expect::{Expectation, Unmet};
 pub use flip::flip;
-pub use rates::rates;
+pub use rates::{rates, step};
 pub use remarks::remarks;
 
 use crate::ir::layers::{layer, rename, runs};

@@ -10,7 +10,6 @@ use std::collections::{BTreeSet, HashMap};
 /// The step, what it costs, and whose the rates are.
 pub(super) fn about(parts: &Parts, report: &Report) -> Vec<String> {
     let Parts { context, sequences, .. } = *parts;
-    let of = if sequences == 1 { "one sequence".into() } else { format!("each of {sequences} sequences") };
     let (lowered, before, after) = (&report.lowered, &report.before, &report.after);
     let mut costs = format!(
         "{} launches → {}, {} → {} moved, {} → {} estimated",
@@ -32,10 +31,7 @@ pub(super) fn about(parts: &Parts, report: &Report) -> Vec<String> {
         }
         _ => costs += &format!(" ({} are drawn)", before.count()),
     }
-    let step = format!(
-        "a step of T={} tokens, logits of R={}, caches filled to {context} positions of {of}",
-        report.bounds.t, report.bounds.r
-    );
+    let step = explain::step(report, context, sequences);
     [step, costs].into_iter().chain(explain::rates(parts.target)).collect()
 }
 
@@ -47,10 +43,8 @@ fn puts_in(outcome: &Outcome) -> bool {
     }
 }
 
-/// What was measured of the kernels of a step, by their numbers.
-pub(super) fn measured(report: &Report, target: &Target) -> HashMap<u64, f64> {
-    let times = target.measured.iter().flat_map(|measured| &measured.times);
-    let by_node: HashMap<&str, f64> =
-        times.filter(|time| time.step == report.graph).map(|time| (time.at.as_str(), time.us)).collect();
+/// What was measured of the kernels of a step at its depth, by their numbers.
+pub(super) fn measured(report: &Report, target: &Target, context: u64) -> HashMap<u64, f64> {
+    let by_node = target.measured.as_ref().map(|m| m.of_step(&report.graph, context)).unwrap_or_default();
     report.kernels.iter().filter_map(|k| Some((k.number, *by_node.get(k.at.as_str())?))).collect()
 }

@@ -157,7 +157,7 @@ impl View {
         let (groups, pictures) = groups(&before, &after, &kernel_of, &gone);
         let primitives = before.nodes.iter().map(|node| primitive(node, &before, &kernel_of, &gone));
         let tried = Tried::new(&report, parts.target);
-        let measured = measured(&report, parts.target);
+        let measured = measured(&report, parts.target, parts.context);
         let kernels = after.nodes.iter().map(|node| {
             let owned = node.id.map_or(&[][..], |id| watch.owned_by(id));
             let mut owned: Vec<usize> = owned.iter().filter_map(|id| primitive_at.get(id).copied()).collect();

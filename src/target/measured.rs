@@ -62,6 +62,12 @@ impl Measured {
         steps
     }
 
+    /// Microseconds of the kernels of a step, by their words; empty unless it was timed with its caches filled so far.
+    pub fn of_step(&self, step: &str, context: u64) -> BTreeMap<&str, f64> {
+        let same = |time: &&MeasuredTime| time.step == step && self.context == context;
+        self.times.iter().filter(same).map(|time| (time.at.as_str(), time.us)).collect()
+    }
+
     /// What was found of a pass in a step, or in the one of those timed that is nearest to it in size, if it loses there.
     pub fn losing(&self, pass: &str, step: &str) -> Option<&Losing> {
         let far = |other: &str| match (tokens(other), tokens(step)) {

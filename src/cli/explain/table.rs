@@ -4,9 +4,9 @@ use super::super::units;
 use super::filter::Filter;
 use sinter::explain::{Left, Row, left};
 use sinter::ir::{Micros, Origin, Outcome, Report};
-use sinter::target::{Measured, MeasuredTime, Target};
+use sinter::target::{Measured, Target};
 use sinter::tune::rank_correlation;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// One step: sums, a row for each kernel, then what is left.
 pub fn text(
@@ -19,13 +19,11 @@ pub fn text(
     let of_device = target.and_then(|target| target.measured.as_ref());
     let measured = of_device.and_then(|m| measured(report, m, context));
     let (lowered, after) = (&report.lowered, &report.after);
-    let of = if sequences == 1 { "one sequence".into() } else { format!("each of {sequences} sequences") };
     let mut text = format!(
-        "{}: a step of T={} tokens, logits of R={}, caches filled to {context} positions of {of}\n\
+        "{}: {}\n\
          {} launches -> {}, {} -> {} moved, {} -> {} estimated\n{}\n\n",
         report.graph,
-        report.bounds.t,
-        report.bounds.r,
+        sinter::explain::step(report, context, sequences),
         lowered.count(),
         after.count(),
         units::bytes(lowered.bytes as i64),
@@ -108,7 +106,7 @@ fn rules(report: &Report) -> String {
 
 /// What was measured of the kernels of a step.
 struct MeasuredStep<'a> {
-    by_node: HashMap<&'a str, f64>,
+    by_node: BTreeMap<&'a str, f64>,
     predicted: Vec<f64>,
     measured: Vec<f64>,
 }
@@ -128,9 +126,7 @@ fn elsewhere(measured: &Measured) -> String {
 
 /// None if nothing was measured of these kernels at such a depth.
 fn measured<'a>(report: &Report, measured: &'a Measured, context: u64) -> Option<MeasuredStep<'a>> {
-    let same = |time: &&MeasuredTime| time.step == report.graph && measured.context == context;
-    let of_step = measured.times.iter().filter(same);
-    let by_node: HashMap<&str, f64> = of_step.map(|time| (time.at.as_str(), time.us)).collect();
+    let by_node = measured.of_step(&report.graph, context);
     let both = report.kernels.iter().filter_map(|k| Some((k.us, *by_node.get(k.at.as_str())?)));
     let (predicted, measured): (Vec<f64>, Vec<f64>) = both.unzip();
     (!measured.is_empty()).then_some(MeasuredStep { by_node, predicted, measured })
