@@ -86,6 +86,9 @@ DEVICE void warp_barrier() {
 #endif
 }
 
+// Nothing loaded before is kept in registers for what comes after.
+DEVICE void forget_loads() { asm volatile("" ::: "memory"); }
+
 // The next kernel may be made ready from now on, though it has to wait for this one.
 DEVICE void let_next_start() {
 #if SINTER_NVIDIA && __CUDA_ARCH__ >= 900
@@ -220,7 +223,7 @@ DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); 
 #endif
 DEVICE float largest(float a, float b) { return a > b ? a : b; }
 DEVICE u32 larger(u32 a, u32 b) { return a > b ? a : b; }
-DEVICE int least(int a, int b) { return a < b ? a : b; }
+DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
 // Without its sign, which zero may have too.
 DEVICE float magnitude(float x) { return float_of(bits_of(x) & 0x7fffffff); }
 
@@ -284,6 +287,15 @@ typedef _Float16 Half16 __attribute__((ext_vector_type(16)));
 #endif
 
 #if SINTER_NVIDIA || defined(__GFX11__) || defined(__GFX12__) || defined(SINTER_MFMA)
+// Whether the left rows of a tile stay in registers beside its sums, or are loaded again; and of how many squares the right rows are there
+// at once.
+#if defined(__GFX11__) || defined(__GFX12__)
+constexpr bool LEFT_STAYS = false;
+#else
+constexpr bool LEFT_STAYS = true;
+#endif
+constexpr int SQUARES_AT_ONCE = 8;
+
 template <int K>
 struct Share {
 #if SINTER_NVIDIA
@@ -330,7 +342,9 @@ using Left = Share<K>;
 template <int K>
 using Right = Share<K>;
 #else
-// No matrix unit: a lane has whole rows.
+// No matrix unit: a lane has whole rows, which take four to eight times the registers.
+constexpr bool LEFT_STAYS = false;
+constexpr int SQUARES_AT_ONCE = 1;
 constexpr int LEFT_ROWS = WARP == 32 ? 2 : 1;
 template <int K>
 struct Left {
@@ -350,6 +364,22 @@ struct Right {
         }
     }
 };
+
+// `sum` plus the products of two halves.
+DEVICE float dot2(u32 a, u32 b, float sum) {
+#if defined(__gfx900__) && !SINTER_HOST
+    asm("v_mad_mix_f32 %0, %1, %2, %0 op_sel_hi:[1,1,0]\n\tv_mad_mix_f32 %0, %1, %2, %0 op_sel:[1,1,0] op_sel_hi:[1,1,0]"
+        : "+v"(sum)
+        : "v"(a), "v"(b));
+    return sum;
+#elif defined(__gfx900__) || defined(__gfx902__) || defined(__gfx904__) || defined(__gfx909__) || defined(__gfx90c__) || defined(__gfx1010__)
+    sum = fused(half_to_float((u16)a), half_to_float((u16)b), sum);
+    return fused(half_to_float((u16)(a >> 16)), half_to_float((u16)(b >> 16)), sum);
+#else
+    typedef _Float16 Half2 __attribute__((ext_vector_type(2)));
+    return __builtin_amdgcn_fdot2(__builtin_bit_cast(Half2, a), __builtin_bit_cast(Half2, b), sum, false);
+#endif
+}
 #endif
 
 // Neighbouring lanes that share left rows, how many left rows the sums of a lane are of, and which of those sum `i` is of.
@@ -456,12 +486,14 @@ DEVICE void multiply_halves(const Left<32>& a, const Right<32>& b, float (&sums)
     d = __builtin_amdgcn_mfma_f32_16x16x16f16(__builtin_bit_cast(Half4, a), __builtin_bit_cast(Half4, b), d, 0, 0, 0);
     for (int i = 0; i < SUMS; i++) sums[i] = d[i];
 #else
-    for (int i = 0; i < SUMS; i++) {
-        for (int k = 0; k < 8; k++) {
-            const u32 x = a.x[i / 4][k], y = b.x[i % 4][k];
-            sums[i] = fused(half_to_float((u16)x), half_to_float((u16)y), sums[i]);
-            sums[i] = fused(half_to_float((u16)(x >> 16)), half_to_float((u16)(y >> 16)), sums[i]);
-        }
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) sums[i] = dot2(a.x[i / 4][k], b.x[i % 4][k], sums[i]);
     }
+#if !SINTER_HOST
+    // Else compilers leave a sum for where it is known to be wanted, and until then keep all that it is made of.
+    for (int i = 0; i < SUMS; i++) asm volatile("" : "+v"(sums[i]));
+#endif
 #endif
 }

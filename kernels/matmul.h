@@ -161,39 +161,43 @@ struct TileSums {
 template <class F, int PARTS>
 DEVICE void multiply_tile(const Tile<F::RUN, PARTS>& tile, int tokens, TileSums<PARTS>& sums) {
     typedef Division<PARTS> S;
+    constexpr int AT = least(S::ACROSS, SQUARES_AT_ONCE);
 #pragma unroll
     for (int i = 0; i < S::EACH * Tile<F::RUN, PARTS>::RUNS; i++) {
         const int part = S::part() + i / Tile<F::RUN, PARTS>::RUNS, run = i % Tile<F::RUN, PARTS>::RUNS;
-        Right<F::RUN> w[S::ACROSS];
-        float scale[S::ACROSS][SUMS], min[S::ACROSS][SUMS];
 #pragma unroll
-        for (int a = 0; a < S::ACROSS; a++) {
-            const int row = part * S::ROWS + S::row() + 16 * a;
-            w[a].load(tile.w[row] + run * F::RUN, TILE_STRIDE);
+        for (int first = 0; first < S::ACROSS; first += AT) {
+            Right<F::RUN> w[AT];
+            float scale[AT][SUMS], min[AT][SUMS];
 #pragma unroll
-            for (int i = 0; i < SUMS; i++) {
-                scale[a][i] = tile.scale[run][row + right_row(i)];
-                if constexpr (F::MIN) min[a][i] = tile.min[run][row + right_row(i)];
-            }
-        }
-#pragma unroll
-        for (int d = 0; d < S::DOWN; d++) {
-            const int token = S::token() + 16 * d;
-            if (token >= tokens) continue;
-            Left<F::RUN> x;
-            x.load(tile.x[part][token] + run * F::RUN, TILE_STRIDE);
-            Pair pairs[SUMS];
-#pragma unroll
-            for (int i = 0; i < SUMS; i++) pairs[i] = tile.x_scale[part][run][token + left_row(i)];
-#pragma unroll
-            for (int a = 0; a < S::ACROSS; a++) {
-                float dots[SUMS];
-                multiply_rows<F::RUN>(x, w[a], dots);
+            for (int a = 0; a < AT; a++) {
+                const int row = part * S::ROWS + S::row() + 16 * (first + a);
+                w[a].load(tile.w[row] + run * F::RUN, TILE_STRIDE);
 #pragma unroll
                 for (int i = 0; i < SUMS; i++) {
-                    float& sum = sums.x[d][a][i];
-                    sum = fused(dots[i] * float_of(pairs[i].x[0]), scale[a][i], sum);
-                    if constexpr (F::MIN) sum = fused(-min[a][i], float_of(pairs[i].x[1]), sum);
+                    scale[a][i] = tile.scale[run][row + right_row(i)];
+                    if constexpr (F::MIN) min[a][i] = tile.min[run][row + right_row(i)];
+                }
+            }
+#pragma unroll
+            for (int d = 0; d < S::DOWN; d++) {
+                const int token = S::token() + 16 * d;
+                if (token >= tokens) continue;
+                Left<F::RUN> x;
+                x.load(tile.x[part][token] + run * F::RUN, TILE_STRIDE);
+                Pair pairs[SUMS];
+#pragma unroll
+                for (int i = 0; i < SUMS; i++) pairs[i] = tile.x_scale[part][run][token + left_row(i)];
+#pragma unroll
+                for (int a = 0; a < AT; a++) {
+                    float dots[SUMS];
+                    multiply_rows<F::RUN>(x, w[a], dots);
+#pragma unroll
+                    for (int i = 0; i < SUMS; i++) {
+                        float& sum = sums.x[d][first + a][i];
+                        sum = fused(dots[i] * float_of(pairs[i].x[0]), scale[a][i], sum);
+                        if constexpr (F::MIN) sum = fused(-min[a][i], float_of(pairs[i].x[1]), sum);
+                    }
                 }
             }
         }

@@ -68,6 +68,18 @@ struct Meets {
             }
         }
     }
+
+    // Those of `N` tokens, one after another. Tokens from `tokens` on repeat the first.
+    template <int R, int N>
+    static DEVICE void add_products_of(const typename F::Chunk (&w)[R], Quantised<TOKENS, K> x, int token, int tokens, int first, int part,
+                                       float (&sums)[N][R]) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            Meets meets;
+            meets.load(x, token + (token + n < tokens ? n : 0), first, part);
+            meets.template add_products<R>(w, sums[n]);
+        }
+    }
 };
 
 // The same of float activations, which are loaded as they are met.
@@ -95,6 +107,42 @@ struct MeetsFloats {
             for (int r = 0; r < R; r++) {
                 sums[r] = fused(w[r].scale[g], dots[r], sums[r]);
                 if constexpr (F::MIN) sums[r] = fused(-w[r].min[g], own, sums[r]);
+            }
+        }
+    }
+
+    // Of several tokens at once, column by column: a weight that is a number now takes four times the registers it took as a byte.
+    template <int R, int N>
+    static DEVICE void add_products_of(const typename F::Chunk (&w)[R], Floats<K> x, int token, int tokens, int first, int part,
+                                       float (&sums)[N][R]) {
+        // What rows that come later meet too would else be kept, of all tokens.
+        forget_loads();
+        const float* blocks[N];
+        for (int n = 0; n < N; n++) blocks[n] = x.base + (u64)(token + (token + n < tokens ? n : 0)) * K + first;
+#pragma unroll
+        for (int g = 0; g < F::GROUPS; g++) {
+            float dots[N][R] = {}, own[N] = {};
+#pragma unroll
+            for (int i = 0; i < F::RUN; i += 4) {
+                float weights[R][4];
+                for (int r = 0; r < R; r++) {
+                    for (int j = 0; j < 4; j++) weights[r][j] = (float)(i8)(w[r].q[(g * F::RUN + i) / 4] >> (8 * j));
+                }
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    const Words words = *(const Words*)(blocks[n] + F::column(part, g) + i);
+                    for (int j = 0; j < 4; j++) {
+                        const float value = float_of(words.x[j]);
+                        own[n] += value;
+                        for (int r = 0; r < R; r++) dots[n][r] = fused(weights[r][j], value, dots[n][r]);
+                    }
+                }
+            }
+            for (int n = 0; n < N; n++) {
+                for (int r = 0; r < R; r++) {
+                    sums[n][r] = fused(w[r].scale[g], dots[n][r], sums[n][r]);
+                    if constexpr (F::MIN) sums[n][r] = fused(-w[r].min[g], own[n], sums[n][r]);
+                }
             }
         }
     }
@@ -160,13 +208,10 @@ struct Matrix {
                     typename F::Chunk w[R];
 #pragma unroll
                     for (int r = 0; r < R; r++) w[r] = F::unpack(raw[a][r], part);
-#pragma unroll
-                    for (int n = 0; n < N; n++) {
-                        if (N > 1) {
-                            const int t = token + (token + n < tokens ? n : 0);
-                            meets[a].load(x, t, chunk / F::CHUNKS * F::BLOCK, part);
-                        }
-                        meets[a].template add_products<R>(w, sums[n]);
+                    if constexpr (N == 1) {
+                        meets[a].template add_products<R>(w, sums[0]);
+                    } else {
+                        MeetsOf<F, X>::Type::template add_products_of<R, N>(w, x, token, tokens, chunk / F::CHUNKS * F::BLOCK, part, sums);
                     }
                 }
             }

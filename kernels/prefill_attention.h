@@ -7,11 +7,13 @@
 
 constexpr int QUERIES = 64, PREFILL_THREADS = 128, SQUARES = QUERIES / 16 / (PREFILL_THREADS / WARP);
 
-// Shared memory: keys and values with their columns in rows, weights of both, and queries before, results after that.
+// Shared memory: keys and values with their columns in rows, and weights of both; results after that; and queries, before it where they
+// stay in registers.
 template <class S>
 struct AttentionTile {
     static_assert(S::D % 16 == 0 && S::D <= 128, "heads are whole squares, and fit");
-    static constexpr int KEYS = 64;
+    // As many as registers are there for.
+    static constexpr int KEYS = LEFT_STAYS || S::D <= 64 ? 64 : 32;
     // No two of eight neighbouring rows share a bank.
     static constexpr int WIDE = 2 * S::D + 16, NARROW = 2 * KEYS + 16;
     struct Inputs {
@@ -19,9 +21,11 @@ struct AttentionTile {
     };
     union {
         alignas(16) Inputs in;
-        alignas(16) u8 q[QUERIES][WIDE];
+        alignas(16) u8 before[LEFT_STAYS ? QUERIES : 1][WIDE];
         alignas(16) float out[QUERIES][S::D + 4];
     };
+    alignas(16) u8 beside[LEFT_STAYS ? 1 : QUERIES][WIDE];
+    DEVICE u8* query(int r) { return LEFT_STAYS ? before[r] : beside[r]; }
     // What each query sees.
     i32 begin[QUERIES], end[QUERIES], sequence[QUERIES];
     // Rows of the caches that the keys are in, of these and of the next; -1 where there are no more.
@@ -73,15 +77,17 @@ DEVICE void attend(AttentionTile<S>& tile, const float* q, const u16* k, const u
             const Words x = first <= r && r < last ? *(const Words*)(q + at) : Words{{0, 0, 0, 0}};
             u16 halves[4];
             for (int j = 0; j < 4; j++) halves[j] = float_to_half(float_of(x.x[j]) * scale);
-            *(Pair*)(tile.q[r] + 2 * column) = {{halves[0] | (u32)halves[1] << 16, halves[2] | (u32)halves[3] << 16}};
+            *(Pair*)(tile.query(r) + 2 * column) = {{halves[0] | (u32)halves[1] << 16, halves[2] | (u32)halves[3] << 16}};
         }
         barrier();
-        Left<32> queries[SQUARES][D / 16];
+        Left<32> queries[LEFT_STAYS ? SQUARES : 1][LEFT_STAYS ? D / 16 : 1];
         float most[SQUARES][LEFT_OF_LANE], sum[SQUARES][LEFT_OF_LANE], values[SQUARES][D / 16][SUMS];
         i32 seen_from[SQUARES][LEFT_OF_LANE], seen_to[SQUARES][LEFT_OF_LANE];
 #pragma unroll
         for (int s = 0; s < SQUARES; s++) {
-            for (int c = 0; c < D / 16; c++) queries[s][c].load(tile.q[16 * (square + s)] + 32 * c, Tile::WIDE);
+            if constexpr (LEFT_STAYS) {
+                for (int c = 0; c < D / 16; c++) queries[s][c].load(tile.query(16 * (square + s)) + 32 * c, Tile::WIDE);
+            }
 #pragma unroll
             for (int i = 0; i < SUMS; i++) {
                 const int r = 16 * (square + s) + left_row(i), l = left_of_sum(i);
@@ -124,11 +130,20 @@ DEVICE void attend(AttentionTile<S>& tile, const float* q, const u16* k, const u
 #pragma unroll
                 for (int n = 0; n < KEYS / 16; n++) {
                     for (int i = 0; i < SUMS; i++) scores[n][i] = 0;
+                }
 #pragma unroll
-                    for (int c = 0; c < D / 16; c++) {
+                for (int c = 0; c < D / 16; c++) {
+                    Left<32> left;
+                    if constexpr (LEFT_STAYS) {
+                        left = queries[s][c];
+                    } else {
+                        left.load(tile.query(16 * (square + s)) + 32 * c, Tile::WIDE);
+                    }
+#pragma unroll
+                    for (int n = 0; n < KEYS / 16; n++) {
                         Right<32> keys;
                         keys.load(tile.in.k[16 * n] + 32 * c, Tile::WIDE);
-                        multiply_halves(queries[s][c], keys, scores[n]);
+                        multiply_halves(left, keys, scores[n]);
                     }
                 }
                 for (int l = 0; l < LEFT_OF_LANE; l++) now[l] = most[s][l];

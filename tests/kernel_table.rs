@@ -53,41 +53,13 @@ struct Spills {
     why: &'static str,
 }
 
-const MAY_SPILL: [Spills; 6] = [
-    Spills {
-        archs: &["gfx906", "gfx1030", "gfx1100", "gfx1151", "gfx1201", "sm_90a"],
-        tokens: 2..=8,
-        labels: ["13m exact", ""],
-        most: 1100,
-        why: "--exact is for comparing; floats of several tokens do not fit registers",
-    },
-    Spills {
-        archs: &["gfx900"],
-        tokens: 2..=8,
-        labels: ["", ""],
-        most: 2600,
-        why: "it has no dot products of bytes, so activations are floats here too",
-    },
+const MAY_SPILL: [Spills; 2] = [
     Spills {
         archs: &["gfx906"],
         tokens: 8..=8,
         labels: ["8b", " matmul_swiglu("],
         most: 8,
         why: "one register of 257",
-    },
-    Spills {
-        archs: &["gfx900", "gfx906", "gfx1030", "gfx1100", "gfx1151", "gfx1201"],
-        tokens: 64..=512,
-        labels: ["", " attention("],
-        most: 2300,
-        why: "prompts: tiles of other shapes wait for somebody with a card",
-    },
-    Spills {
-        archs: &["gfx906", "gfx1030"],
-        tokens: 64..=512,
-        labels: ["", "q8_act"],
-        most: 360,
-        why: "prompts without a matrix unit: tiles of other shapes wait for somebody with a card",
     },
     Spills {
         archs: &["sm_90a"],

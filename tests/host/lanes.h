@@ -65,6 +65,12 @@ static inline int __builtin_amdgcn_sudot4(bool a_is_signed, int a, bool b_is_sig
     return lanes_dot4(a_is_signed, a, b_is_signed, b, sum);
 }
 
+// Two products of halves, and `sum`.
+typedef _Float16 LanesHalf2 __attribute__((ext_vector_type(2)));
+static inline float __builtin_amdgcn_fdot2(LanesHalf2 a, LanesHalf2 b, float sum, bool) {
+    return (float)a[0] * (float)b[0] + (float)a[1] * (float)b[1] + sum;
+}
+
 // V_PERM_B32: selectors 0 to 3 are bytes of `low`, 4 to 7 of `high`, 8 to 11 a sign of one of the four halves, 12 is zeros, others ones.
 static inline unsigned __builtin_amdgcn_perm(unsigned high, unsigned low, unsigned selectors) {
     const unsigned long long both = (unsigned long long)high << 32 | low;
