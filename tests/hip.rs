@@ -203,6 +203,38 @@ fn steps_of_all_sizes_at_all_depths_on_a_gpu() {
     });
 }
 
+/// Of each format: what a few tokens have, a tile, several and a part of one.
+#[test]
+fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let wide = Shape {
+        layers: 1,
+        width: 256,
+        ffn: 512,
+        heads: 4,
+        kv_heads: 1,
+        head_dim: 64,
+        rotated: 64,
+        vocab: 61,
+        ..shape("tiny-llama")
+    };
+    let options = Options::new(target);
+    let formats = DType::WEIGHTS.map(|dtype| (dtype, Model::new(&wide, uniform(dtype)).file()));
+    let all = |file: &Arc<GgufFile>, options: &Options| {
+        for (tokens, depth) in [(2, 511), (3, 40), (5, 1), (8, 100), (17, 33), (64, 0), (65, 7), (130, 511)] {
+            check_at(file, options, &device, tokens, depth);
+        }
+    };
+    let all = &all;
+    std::thread::scope(|scope| {
+        for (_, file) in &formats {
+            for options in [options.clone(), options.clone().exact()] {
+                scope.spawn(move || all(file, &options));
+            }
+        }
+    });
+}
+
 /// What takes the interpreter longer, of one model each.
 #[test]
 fn large_steps_on_a_gpu() {

@@ -464,6 +464,23 @@ fn a_driver_that_lacks_a_function_is_named() {
     );
 }
 
+/// That of ROCm 5 has an older structure of properties.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn an_older_driver_tells_its_architecture() {
+    let Some(folder) = stubs() else { return };
+    build(folder, "rocm5", "hip.cpp", &["-DhipGetDevicePropertiesR0600=hipGetDevicePropertiesOfLater"]);
+    build(folder, "rocm5", "hiprtc.cpp", &[]);
+    let rocm = folder.join("rocm5");
+    let variables = [("ROCM_PATH", rocm.to_str().unwrap()), ("SINTER_STUB_ARCH", "gfx90a")];
+    let ran = sinter(folder, &["devices"], &variables);
+    let said = text(&ran.output.stdout);
+    // Once in its name, which has another source.
+    let named = said.matches("gfx90a").count() > 1 && !said.contains("sramecc");
+    assert!(named, "{said}{}", text(&ran.output.stderr));
+    assert!(ran.calls("hipGetDeviceProperties") > 0);
+}
+
 /// Kernels are timed by events, and a graph beside them.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]

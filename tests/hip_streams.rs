@@ -55,6 +55,58 @@ fn on_streams(folder: &Path, streams: u32, fusions: &[&str]) -> (Vec<String>, BT
     (args.iter().chain(&more).chain(fusions).map(|arg| arg.to_string()).collect(), waits)
 }
 
+/// The inputs of a step of one token, at a position of the first page.
+fn step_at(position: i32) -> StepRows {
+    StepRows {
+        tokens: vec![position * 37 % 96],
+        positions: vec![position],
+        sequences: vec![0],
+        rows: vec![position],
+        tables: vec![0],
+        lengths: vec![position + 1],
+        wanted: vec![0],
+    }
+}
+
+/// As many steps as it is told, of which but the last is waited for.
+#[test]
+#[ignore = "run by another in a process that has the stubs"]
+fn some_steps() {
+    let Ok(path) = std::env::var("SINTER_TEST_MODEL") else { return };
+    let told = |name: &str| std::env::var(name).unwrap();
+    let file = Arc::new(sinter::model::open(Some(Path::new(&path))).unwrap());
+    let device = DeviceOptions { eager: told("SINTER_TEST_EAGER") == "yes", ..Default::default() };
+    let at = options_on_streams(1, &[]);
+    let mut executor = sinter::model::executor(&file, None, &at, Purpose::Score, &device).unwrap();
+    for position in 0..told("SINTER_TEST_STEPS").parse().unwrap() {
+        executor.forward(0, &step_at(position)).unwrap();
+    }
+    let mut logits = vec![];
+    executor.read_f32(0, 0..1, &mut logits).unwrap();
+    assert!(logits.iter().all(|x| x.is_finite()));
+}
+
+/// Giving a step to the GPU waits for nothing: more steps are not waited for more often.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn the_host_goes_on_while_a_step_runs() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let at = options_on_streams(1, &[]);
+    compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
+    for eager in ["yes", "no"] {
+        let waits = ["4", "12"].map(|steps| {
+            let variables =
+                [("SINTER_TEST_MODEL", &*path), ("SINTER_TEST_STEPS", steps), ("SINTER_TEST_EAGER", eager)];
+            let ran = in_a_process(folder, "some_steps", &variables);
+            let launched = ran.calls("kernels that ran");
+            assert!(launched > 4 * steps.parse::<i64>().unwrap(), "{launched} in {steps} steps");
+            ran.calls("hipStreamSynchronize") + ran.calls("hipEventSynchronize")
+        });
+        assert_eq!(waits[0], waits[1], "eager: {eager}");
+    }
+}
+
 /// Each step's work on every stream comes after all of the step before, though nobody waits between them.
 #[test]
 #[ignore = "run by another in a process that has the stubs"]
@@ -68,16 +120,7 @@ fn steps_that_nobody_waits_for() {
         let mut executor = sinter::model::executor(&file, None, &at, Purpose::Score, &device).unwrap();
         let mut logits = vec![];
         for position in 0..6 {
-            let step = StepRows {
-                tokens: vec![position * 37 % 96],
-                positions: vec![position],
-                sequences: vec![0],
-                rows: vec![position],
-                tables: vec![0],
-                lengths: vec![position + 1],
-                wanted: vec![0],
-            };
-            executor.forward(0, &step).unwrap();
+            executor.forward(0, &step_at(position)).unwrap();
             if waits || position == 5 {
                 executor.read_f32(0, 0..1, &mut logits).unwrap();
             }

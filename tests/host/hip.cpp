@@ -274,6 +274,26 @@ API hipGetDevicePropertiesR0600(char* properties, int) {
     snprintf(properties + PROPERTIES_ARCH, 256, "%s:sramecc+:xnack-", arch());
     return OK;
 }
+// As ROCm 4 and 5 had it.
+struct PropertiesR0000 {
+    char name[256];
+    size_t memory, shared_of_block;
+    int registers_of_block, warp, threads_of_block, threads[3], grid[3], clock, memory_clock, memory_bus;
+    size_t constants;
+    int major, minor, multiprocessors, l2, threads_of_multiprocessor, compute_mode, timer;
+    unsigned features;
+    int concurrent_kernels, domain, bus, device;
+    size_t shared_of_multiprocessor;
+    int is_multi_gpu_board, can_map, arch;
+    char arch_name[256];
+    int rest[100];
+};
+API hipGetDeviceProperties(PropertiesR0000* properties, int) {
+    CALL(INVALID_DEVICE);
+    memset(properties, 0, sizeof *properties);
+    snprintf(properties->arch_name, sizeof properties->arch_name, "%s:sramecc+:xnack-", arch());
+    return OK;
+}
 extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(int code) {
     switch (code) {
         case OK: return "hipSuccess";

@@ -190,7 +190,7 @@ functions! {
 pub enum Own {
     Amd {
         set_device: Call<unsafe extern "C" fn(c_int) -> c_int>,
-        properties: Call<unsafe extern "C" fn(*mut hip_sys::hipDeviceProp_tR0600, c_int) -> c_int>,
+        properties: GetProperties,
     },
     Nvidia {
         set_context: Call<unsafe extern "C" fn(Handle) -> c_int>,
@@ -200,6 +200,21 @@ pub enum Own {
         /// Launches a kernel that may be made ready before the one before it is done. Older drivers have none.
         launch_early: Option<Call<LaunchEx>>,
     },
+}
+
+/// What tells of a GPU of AMD's. Drivers from ROCm 6 on have both.
+pub enum GetProperties {
+    R0600(Call<unsafe extern "C" fn(*mut hip_sys::hipDeviceProp_tR0600, c_int) -> c_int>),
+    R0000(Call<unsafe extern "C" fn(*mut PropertiesR0000, c_int) -> c_int>),
+}
+
+/// `hipDeviceProp_t` of ROCm 4 and 5, of which one array is read.
+#[repr(C, align(8))]
+pub struct PropertiesR0000 {
+    before: [u8; 396],
+    pub arch_name: [c_char; 256],
+    /// More than there is.
+    after: [u8; 1396],
 }
 
 /// `CUlaunchConfig` of cuda.h.
@@ -236,7 +251,13 @@ impl Api {
             Ok(match platform {
                 Platform::Amd => Own::Amd {
                     set_device: symbol(library, of, "hipSetDevice")?,
-                    properties: symbol(library, of, "hipGetDevicePropertiesR0600")?,
+                    properties: match symbol(library, of, "hipGetDevicePropertiesR0600") {
+                        Ok(get) => GetProperties::R0600(get),
+                        Err(newer) => {
+                            let older = symbol(library, of, "hipGetDeviceProperties");
+                            GetProperties::R0000(older.map_err(|_| newer)?)
+                        }
+                    },
                 },
                 Platform::Nvidia => Own::Nvidia {
                     set_context: symbol(library, of, "cuCtxSetCurrent")?,

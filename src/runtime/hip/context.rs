@@ -1,7 +1,10 @@
 //! A GPU that is in use, and what lies on it. Everything gives back what it took when it goes, on whatever thread that is.
 
 use super::HipError;
-use super::api::{Address, Api, Call, Handle, LaunchAttribute, LaunchConfig, LaunchEx, Own, Platform};
+use super::api::{
+    Address, Api, Call, GetProperties, Handle, LaunchAttribute, LaunchConfig, LaunchEx, Own, Platform,
+    PropertiesR0000,
+};
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -102,14 +105,26 @@ impl Found {
                 }
                 Ok(format!("sm_{}{}", values[0], values[1]))
             }
-            Own::Amd { properties: get, .. } => {
-                // SAFETY: a structure of numbers and arrays of them, for which all zeros are values.
-                let mut properties: Box<hip_sys::hipDeviceProp_tR0600> =
-                    Box::new(unsafe { std::mem::zeroed() });
-                // SAFETY: the structure is the function's.
-                self.check(unsafe { (*get)(&mut *properties, self.device) }, get.name)?;
+            Own::Amd { properties, .. } => {
+                let name = match properties {
+                    GetProperties::R0600(get) => {
+                        // SAFETY: a structure of numbers and arrays of them, for which all zeros are values.
+                        let mut properties: Box<hip_sys::hipDeviceProp_tR0600> =
+                            Box::new(unsafe { std::mem::zeroed() });
+                        // SAFETY: the structure is the function's.
+                        self.check(unsafe { (*get)(&mut *properties, self.device) }, get.name)?;
+                        text(&properties.gcnArchName)
+                    }
+                    GetProperties::R0000(get) => {
+                        // SAFETY: as above.
+                        let mut properties: Box<PropertiesR0000> = Box::new(unsafe { std::mem::zeroed() });
+                        // SAFETY: the structure is the function's, which writes less than it has.
+                        self.check(unsafe { (*get)(&mut *properties, self.device) }, get.name)?;
+                        text(&properties.arch_name)
+                    }
+                };
                 // As gfx90a:sramecc+:xnack-.
-                Ok(text(&properties.gcnArchName).split(':').next().unwrap_or_default().to_string())
+                Ok(name.split(':').next().unwrap_or_default().to_string())
             }
         }
     }
