@@ -24,11 +24,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use synthetic::{Model, shape, uniform};
 
 /// Architectures, and how a load ends there that goes past the caches of a compute unit.
-const ARCHS: [(&str, &str); 5] = [
+const ARCHS: [(&str, &str); 8] = [
+    ("gfx900", " glc"),
+    ("gfx906", " glc"),
     ("gfx90a", " glc"),
     ("gfx942", " sc1"),
     ("gfx1030", " glc dlc"),
     ("gfx1100", " glc"),
+    ("gfx1151", " glc"),
     ("gfx1201", " scope:SCOPE_DEV"),
 ];
 
