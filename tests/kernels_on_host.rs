@@ -1,6 +1,10 @@
 //! The kernels of GPUs, compiled for the CPU under AddressSanitizer and UndefinedBehaviorSanitizer, against the interpreter: what they
 //! compute, and that they touch nothing but their arguments, read nothing that nobody wrote, and miss no barrier. Needs clang-19.
 
+#[path = "support/host_cases.rs"]
+mod host_cases;
+#[path = "support/kinds.rs"]
+mod kinds;
 #[allow(dead_code)]
 #[path = "support/lanes.rs"]
 mod lanes;
@@ -9,23 +13,18 @@ mod lanes;
 mod synthetic;
 
 use half::f16;
+use host_cases::Case;
 use lanes::{LaneDevice, Lanes};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sinter::check::{Caches, CheckError, Open, StepCheck, check_step_on};
+use sinter::check::{Caches, Open, check_step_on};
 use sinter::codegen::spec::HipCode;
-use sinter::compile::{Options, Purpose};
-use sinter::gguf::GgufFile;
-use sinter::ir::DType;
-use sinter::lower::Config;
-use sinter::runtime::DeviceError;
-use sinter::target::{MatvecShape, Target};
-use std::cell::RefCell;
+use sinter::target::Target;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
-use synthetic::{Model, Shape, TINY, q4_k_m, shape, uniform};
 
 /// Says something that is seen where tests that pass keep what they print to themselves.
 fn say(what: &str) {
@@ -63,54 +62,22 @@ fn lanes() -> Option<(Arc<Lanes>, Target)> {
     Some((Arc::new(Lanes::new(arch, seed.parse().unwrap())), Target::gpu(arch).unwrap()))
 }
 
-/// Rows and heads that are normed by several warps of 64.
-const WIDE: Shape = Shape {
-    name: "wide",
-    architecture: "qwen3",
-    layers: 1,
-    width: 768,
-    ffn: 256,
-    heads: 2,
-    kv_heads: 1,
-    head_dim: 256,
-    rotated: 256,
-    vocab: 96,
-    ..TINY[0]
-};
-
-/// A model, and how its kernels are made.
-struct Case {
-    name: String,
-    file: Arc<GgufFile>,
-    options: Options,
-    purpose: Purpose,
-    /// Tokens of the prompt.
-    prompt: usize,
-    /// Whether kernels of a few tokens run too.
-    few: bool,
-}
-
 /// Kernels against their bodies: those of a prompt, which is no whole number of tiles, of a few tokens and of a single one
 /// after it.
 fn check(lanes: &Arc<Lanes>, cases: &[Case]) {
     // All are compiled at once, before the first runs.
-    let codes = RefCell::new(vec![]);
-    let only_codes: Open<'_> = &|plan, _| {
-        codes.borrow_mut().extend(lanes::codes(plan).concat());
-        Err(DeviceError::Threads("nothing runs yet".into()))
-    };
     let start = Instant::now();
-    for case in cases {
-        for result in steps(only_codes, case) {
-            result.unwrap_err();
-        }
-    }
+    let codes: Vec<HipCode> = cases.iter().flat_map(Case::codes).collect();
     let collected = start.elapsed();
-    lanes.compile(&codes.take());
+    lanes.compile(&codes);
     let compiled = start.elapsed();
     for case in cases {
-        for result in steps(&|plan, model| LaneDevice::open(lanes, plan, &model), case) {
-            let step = result.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let (mut caches, mut cached) = (Caches::new(), 0);
+        for (step, tokens) in case.runs() {
+            let open: Open<'_> = &|plan, model| LaneDevice::open(lanes, plan, &model);
+            let step = check_step_on(open, &case.file, &case.options, &step, &tokens, cached, &mut caches);
+            let step = step.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            cached += tokens.len() as u64;
             for node in &step.nodes {
                 assert!(node.passes(), "{}: {} of {}: {}", case.name, node.kernel, node.at, node.error);
             }
@@ -123,95 +90,33 @@ fn check(lanes: &Arc<Lanes>, cases: &[Case]) {
     );
 }
 
-/// The steps of a case on a device.
-fn steps(open: Open<'_>, case: &Case) -> Vec<Result<StepCheck, CheckError>> {
-    let config = Config::from_gguf(case.file.gguf()).unwrap();
-    let vocab = case.file.gguf().tensor("token_embd.weight").unwrap().shape[0] as i32;
-    let tokens: Vec<i32> = (0..case.prompt as i32).map(|i| (i * 37 + 5) % vocab).collect();
-    let options = Options { context: Some(96), chunk: case.prompt as u64, ..case.options.clone() };
-    let steps = case.purpose.steps(&config, &options);
-    let five = steps.iter().find(|step| step.tokens >= 5).filter(|_| case.few);
-    let mut runs = vec![(&steps[steps.len() - 1], &tokens[..])];
-    runs.extend(five.map(|step| (step, &tokens[..5])));
-    runs.push((&steps[0], &tokens[..1]));
-    let (mut caches, mut cached) = (Caches::new(), 0);
-    let mut results = vec![];
-    for (step, tokens) in runs {
-        results.push(check_step_on(open, &case.file, &options, step, tokens, cached, &mut caches));
-        cached += tokens.len() as u64;
-    }
-    results
-}
-
-/// A layer of each format, and of some in float32 throughout; models of all families and of an odd shape; the best token; and
-/// operations that nothing fused.
-fn cases_of(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) -> Vec<Case> {
-    let one = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..shape("tiny-llama") };
-    let options = Options::new(target.clone());
-    let case = |name: String, file: Arc<GgufFile>, options: &Options| Case {
-        name,
-        file,
-        options: options.clone(),
-        purpose: Purpose::Score,
-        prompt: 13,
-        few: false,
-    };
-    let mut cases = vec![];
-    for dtype in formats.iter().filter(|dtype| !exact.contains(dtype)) {
-        cases.push(case(dtype.to_string(), Model::new(&one, uniform(*dtype)).file(), &options));
-    }
-    for dtype in exact {
-        let file = Model::new(&one, uniform(*dtype)).file();
-        cases.push(Case { few: true, ..case(format!("{dtype}, a few"), file.clone(), &options) });
-        cases.push(Case { few: true, ..case(format!("{dtype} exact"), file, &options.clone().exact()) });
-    }
-    // In the shapes that matvecs do not have by default.
-    for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
-        let MatvecShape { rows, pairs } = target.shape(dtype);
-        let mut options = options.clone();
-        options.target.shapes.insert(dtype, MatvecShape { rows: 3 - rows, pairs: 3 - pairs });
-        let file = Model::new(&one, uniform(dtype)).file();
-        cases.push(case(format!("{dtype} in another shape"), file, &options));
-    }
-    for shape in shapes {
-        let shape = Shape { layers: 1, vocab: shape.vocab.min(128), ..*shape };
-        let format = |name: &str| match shape.allows(DType::Q4_K) {
-            true => q4_k_m(name),
-            false => uniform(DType::Q8_0)(name),
-        };
-        let file = Model::new(&shape, format).file();
-        cases.push(Case { few: shape.name == "tiny-odd", ..case(shape.name.into(), file, &options) });
-    }
-    // Of so many logits that tiles are wide.
-    let many = Shape { vocab: 16_500, ..one };
-    cases.push(Case { prompt: 70, ..case("long".into(), Model::new(&many, q4_k_m).file(), &options) });
-    let file = Model::new(&one, q4_k_m).file();
-    let greedy = Options { greedy: true, ..options.clone() };
-    cases.push(Case { purpose: Purpose::Generate, ..case("greedy".into(), file.clone(), &greedy) });
-    let apart = ["-swiglu", "-add_rmsnorm", "-dequant_rmsnorm", "-merge", "-dequant_matmul"];
-    let pipeline = |options: &Options| options.pipeline.clone().select(&apart).unwrap();
-    for options in [options.clone(), options.clone().exact()] {
-        let options = Options { pipeline: pipeline(&options), ..options };
-        cases.push(case("unfused".into(), file.clone(), &options));
-    }
-    cases
-}
-
 #[test]
 #[ignore = "run by others in a process with sanitizers"]
 fn some() {
     let Some((lanes, target)) = lanes() else { return };
-    use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q6_K, Q8_0};
-    let cases = match target.wave {
-        32 => cases_of(&target, &DType::WEIGHTS, &[Q4_0, Q2_K, Q6_K], &TINY),
-        _ => cases_of(
-            &target,
-            &[Q4_0, Q4_K, Q8_0, F16],
-            &[Q3_K],
-            &[shape("tiny-odd"), shape("tiny-phi3"), WIDE],
-        ),
-    };
-    check(&lanes, &cases);
+    check(&lanes, &host_cases::some(&target));
+}
+
+/// What a model is compiled to and no case of those that run each time runs, by template, formats, layouts, activations, tokens and rows at once
+/// ([`kinds`]): for all architectures, each kind in waves of 32 or of 64.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
+fn every_kind_of_kernel_of_a_model_runs_on_the_host() {
+    let target = |arch: &str| Target::gpu(arch).unwrap();
+    let run: BTreeSet<String> = ["gfx1100", "gfx942"]
+        .into_iter()
+        .flat_map(|arch| host_cases::kinds_of_cases(&host_cases::some(&target(arch))))
+        .collect();
+    let mut models = BTreeMap::new();
+    for arch in ARCHS {
+        // Of all formats in both waves.
+        let kinds = host_cases::kinds_of_models(&target(arch), ["gfx1100", "gfx942"].contains(&arch));
+        kinds.into_iter().for_each(|(kind, place)| _ = models.entry(kind).or_insert(place));
+    }
+    assert!(models.len() > 500, "{} kinds", models.len());
+    models.retain(|kind, _| !run.contains(kind));
+    let missing: Vec<String> = models.iter().map(|(kind, place)| format!("{place}: {kind}")).collect();
+    assert!(missing.is_empty(), "{} kinds run nowhere here:\n{}", missing.len(), missing.join("\n"));
 }
 
 /// Each of two warps multiplies sixteen rows by sixteen others: of 16 bytes, of 32 and of 16 halves, which it adds to what is there; and
@@ -301,7 +206,7 @@ fn fragments() {
 #[ignore = "run by others in a process with sanitizers"]
 fn all() {
     let Some((lanes, target)) = lanes() else { return };
-    check(&lanes, &cases_of(&target, &DType::WEIGHTS, &DType::WEIGHTS, &[&TINY[..], &[WIDE]].concat()));
+    check(&lanes, &host_cases::all(&target));
 }
 
 #[test]

@@ -1,0 +1,272 @@
+//! The models whose kernels run on the host, and what programs of large ones are made of beside them.
+
+use super::kinds::kinds;
+use super::synthetic::{Model, Shape, TINY, q4_k_m, shape, uniform};
+use sinter::codegen::spec::{Code, HipCode, Program};
+use sinter::codegen::{self, Layouts};
+use sinter::compile::{Options, Purpose, compile, fuse};
+use sinter::gguf::{Gguf, GgufFile};
+use sinter::ir::{DType, KvTypes, verify};
+use sinter::lower::{Config, Step};
+use sinter::target::{MatvecShape, Target};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A model, and how its kernels are made.
+#[derive(Clone)]
+pub struct Case {
+    pub name: String,
+    pub file: Arc<GgufFile>,
+    pub options: Options,
+    /// What the prompt's program is for; those after it are for the best token if the options say so.
+    purpose: Purpose,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Tokens of the steps after it, each in the smallest program that holds them.
+    after: &'static [usize],
+}
+
+/// Each in a program of its own: of eight, four, two tokens and one, the first two not full.
+const FEW: &[usize] = &[5, 3, 2, 1];
+
+/// Types of caches that are not the default, nor that of `--exact`.
+const CACHES: [(DType, DType); 3] =
+    [(DType::F16, DType::F32), (DType::F32, DType::F16), (DType::F32, DType::F32)];
+
+impl Case {
+    fn new(name: impl Into<String>, file: Arc<GgufFile>, options: &Options) -> Case {
+        let options = options.clone();
+        Case { name: name.into(), file, options, purpose: Purpose::Score, prompt: 13, after: &[1] }
+    }
+
+    /// The steps that run one after another, each on these tokens.
+    pub fn runs(&self) -> Vec<(Step, Vec<i32>)> {
+        let config = Config::from_gguf(self.file.gguf()).unwrap();
+        let vocab = self.file.gguf().tensor("token_embd.weight").unwrap().shape[0] as i32;
+        let tokens = |count: usize| (0..count as i32).map(|i| (i * 37 + 5) % vocab).collect();
+        let steps = |purpose: Purpose| purpose.steps(&config, &self.options);
+        let prompt = *steps(self.purpose).last().unwrap();
+        let after = steps(if self.options.greedy { Purpose::Generate } else { self.purpose });
+        let fits = |count: usize| *after.iter().find(|step| step.tokens >= count as u64).unwrap();
+        let mut runs = vec![(prompt, tokens(self.prompt))];
+        runs.extend(self.after.iter().map(|&count| (fits(count), tokens(count))));
+        runs
+    }
+
+    /// The kernels that they launch.
+    pub fn codes(&self) -> Vec<HipCode> {
+        let code_of = |(step, _): &(Step, Vec<i32>)| {
+            let (graph, _) = fuse(self.file.gguf(), &self.options, step).unwrap();
+            let graph = verify(graph).unwrap();
+            let layouts = Layouts::choose([&graph], &self.options.target).unwrap();
+            codes(&codegen::generate(&graph, &self.options.target, &layouts).unwrap())
+        };
+        self.runs().iter().flat_map(code_of).collect()
+    }
+}
+
+/// The kernels that a program launches.
+fn codes(program: &Program) -> Vec<HipCode> {
+    let launches = program.kernels.iter().flat_map(|kernel| &kernel.launches);
+    let code = launches.map(|launch| match &launch.code {
+        Code::Hip(code) => code.clone(),
+        Code::Cpu(_) => panic!("a kernel of another device"),
+    });
+    code.collect()
+}
+
+/// Rows and heads that are normed by several warps of 64.
+const WIDE: Shape = Shape {
+    name: "wide",
+    architecture: "qwen3",
+    layers: 1,
+    width: 768,
+    ffn: 256,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 256,
+    rotated: 256,
+    vocab: 96,
+    ..TINY[0]
+};
+
+/// A layer that runs in no time.
+const ONE: Shape = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..TINY[0] };
+
+/// Those that run each time: in waves of 32 all formats and families, in waves of 64 all formats in float32 throughout.
+pub fn some(target: &Target) -> Vec<Case> {
+    use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q8_0};
+    match target.wave {
+        32 => [cases(target, &DType::WEIGHTS, &[Q2_K], &TINY), large(target, &DType::WEIGHTS)].concat(),
+        _ => {
+            let shapes = [shape("tiny-odd"), shape("tiny-phi3"), WIDE];
+            cases(target, &[Q4_0, Q4_K, Q8_0, F16, Q3_K], &DType::WEIGHTS, &shapes)
+        }
+    }
+}
+
+/// All that there are.
+pub fn all(target: &Target) -> Vec<Case> {
+    let formats = &DType::WEIGHTS;
+    [cases(target, formats, formats, &[&TINY[..], &[WIDE]].concat()), large(target, formats)].concat()
+}
+
+/// A layer of each format, and of some in float32 throughout; models of families and of an odd shape; and what options make.
+fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) -> Vec<Case> {
+    let options = Options { context: Some(96), chunk: 13, ..Options::new(target.clone()) };
+    let greedy = Options { greedy: true, ..options.clone() };
+    let file = Model::new(&ONE, q4_k_m).file();
+    let mut cases = vec![];
+    for dtype in formats {
+        cases.push(Case { after: FEW, ..Case::new(dtype.to_string(), of(*dtype), &greedy) });
+    }
+    for dtype in exact {
+        let case = Case::new(format!("{dtype} exact"), of(*dtype), &greedy.clone().exact());
+        cases.push(Case { after: FEW, ..case });
+    }
+    // In the shapes that matvecs do not have by default.
+    for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+        let MatvecShape { rows, pairs } = target.shape(dtype);
+        let mut options = options.clone();
+        options.target.shapes.insert(dtype, MatvecShape { rows: 3 - rows, pairs: 3 - pairs });
+        cases.push(Case::new(format!("{dtype} in another shape"), of(dtype), &options));
+    }
+    for shape in shapes {
+        let shape = Shape { layers: 1, vocab: shape.vocab.min(128), ..*shape };
+        let format = |name: &str| match shape.allows(DType::Q4_K) {
+            true => q4_k_m(name),
+            false => uniform(DType::Q8_0)(name),
+        };
+        let case = Case::new(shape.name, Model::new(&shape, format).file(), &options);
+        cases.push(Case { after: if shape.name == "tiny-odd" { FEW } else { &[1] }, ..case });
+    }
+    cases.push(Case { purpose: Purpose::Generate, ..Case::new("the best token", file.clone(), &greedy) });
+    let apart = ["-swiglu", "-add_rmsnorm", "-dequant_rmsnorm", "-merge", "-dequant_matmul"];
+    for options in [options.clone(), options.clone().exact()] {
+        let pipeline = options.pipeline.clone().select(&apart).unwrap();
+        cases.push(Case::new("in part fused", file.clone(), &Options { pipeline, ..options }));
+    }
+    for options in [greedy.clone(), greedy.exact()] {
+        cases.push(Case::new("unfused", file.clone(), &unfused(&options)));
+    }
+    for dtype in formats {
+        // Of a single token, as what it takes to dequantise is the same of many.
+        let options = Options { chunk: 1, ..unfused(&options) };
+        let case = Case::new(format!("{dtype} unfused"), of(*dtype), &options);
+        cases.push(Case { prompt: 1, after: &[], ..case });
+    }
+    cases
+}
+
+/// What only large models and long prompts have, and caches of other types.
+fn large(target: &Target, formats: &[DType]) -> Vec<Case> {
+    let options = Options { context: Some(96), ..Options::new(target.clone()) };
+    let mut cases = vec![];
+    // Tiles of programs of so many tokens are wide, however many run.
+    let many = Options { context: Some(4096), chunk: 4096, ..options.clone() };
+    for dtype in formats.iter().filter(|dtype| dtype.is_quantised()) {
+        let case = Case::new(format!("{dtype} in wide tiles"), of(*dtype), &many);
+        cases.push(Case { after: &[], ..case });
+    }
+    let file = Model::new(&ONE, q4_k_m).file();
+    cases.push(Case { prompt: 70, after: &[], ..Case::new("two tiles of tokens", file.clone(), &many) });
+    for (k, v) in CACHES {
+        let options = Options { kv: KvTypes { k, v }, ..options.clone() };
+        // Of activations in 8 bits, and of floats.
+        for (weights, file) in [("q4_k_m", &file), ("f16", &of(DType::F16))] {
+            let case = Case::new(format!("{weights} with caches of {k} and {v}"), file.clone(), &options);
+            cases.push(Case { after: FEW, ..case });
+        }
+    }
+    for options in [options.clone(), options.exact()] {
+        let options = Options { greedy: true, ..options };
+        // Rows of which each lane of a wave of 32 has several chunks, not all as many.
+        for (dtype, width) in [(DType::Q8_0, 2144), (DType::Q5_K, 4352)] {
+            let narrow = Shape { ffn: 32, heads: 1, kv_heads: 1, head_dim: 32, rotated: 32, ..ONE };
+            let file = Model::new(&Shape { width, vocab: 33, ..narrow }, |name| {
+                let is_short = ["attn_output", "ffn_down"].iter().any(|part| name.contains(part));
+                uniform(if is_short { DType::Q8_0 } else { dtype })(name)
+            });
+            let options = Options { chunk: 2, ..options.clone() };
+            let case = Case::new(format!("{dtype} in long rows"), file.file(), &options);
+            cases.push(Case { purpose: Purpose::Generate, prompt: 2, ..case });
+        }
+        // So many words that a block seeks the best of some more than once.
+        let file = Model::new(&Shape { vocab: 16_500, tied: true, ..ONE }, uniform(DType::Q8_0)).file();
+        let case = Case::new("many words", file, &Options { chunk: 1, ..options });
+        cases.push(Case { purpose: Purpose::Generate, prompt: 1, after: &[], ..case });
+    }
+    cases
+}
+
+/// A model of one layer in a format, with more heads of a group where its activations are floats.
+fn of(dtype: DType) -> Arc<GgufFile> {
+    let kv_heads = if dtype.is_quantised() { 2 } else { 1 };
+    Model::new(&Shape { kv_heads, ..ONE }, uniform(dtype)).file()
+}
+
+fn unfused(options: &Options) -> Options {
+    Options { pipeline: options.pipeline.clone().without_fusions(), ..options.clone() }
+}
+
+/// The kinds of code that these cases run.
+pub fn kinds_of_cases(cases: &[Case]) -> BTreeSet<String> {
+    let kinds_of = |case: &Case| {
+        let wave = case.options.target.wave.into();
+        case.codes().iter().flat_map(|code| kinds(code, wave)).collect::<Vec<_>>()
+    };
+    cases.iter().flat_map(kinds_of).collect()
+}
+
+/// The kinds of code that models are compiled to, each with where it was met first: of the default model and an 8B in Q4_K_M, and, where
+/// all `formats` are asked for, an 8B in each; fused or not, exact or not, to give logits or the best token, of one sequence or several, with
+/// caches of each type.
+pub fn kinds_of_models(target: &Target, formats: bool) -> BTreeMap<String, String> {
+    let model = |layers: u64, format: &dyn Fn(&str) -> DType| {
+        Model::new(&Shape { layers, ..shape("llama-3.1-8b") }, format).description()
+    };
+    let embedded = sinter::model::embedded().unwrap();
+    // Layers beyond these have the same kernels.
+    let mut models: Vec<(String, Gguf)> =
+        vec![("13m".into(), embedded.gguf().clone()), ("8b".into(), model(2, &q4_k_m))];
+    for dtype in DType::WEIGHTS.into_iter().filter(|_| formats) {
+        models.push((format!("8b {dtype}"), model(1, &uniform(dtype))));
+    }
+    let mut kinds_of_all = BTreeMap::new();
+    for (how, options, purpose) in ways(target) {
+        for (model, gguf) in &models {
+            for compiled in compile(gguf, &options, purpose).unwrap() {
+                for code in codes(&compiled.program) {
+                    let tokens = compiled.program.bounds.t;
+                    let place = || format!("{} of {model} t{tokens}, {how}, {}", code.entry, target.name);
+                    for kind in kinds(&code, target.wave.into()) {
+                        kinds_of_all.entry(kind).or_insert_with(place);
+                    }
+                }
+            }
+        }
+    }
+    kinds_of_all
+}
+
+/// How models are compiled.
+fn ways(target: &Target) -> Vec<(String, Options, Purpose)> {
+    let default = Options::new(target.clone());
+    let mut ways = vec![];
+    for (precision, options) in [("", default.clone()), (" exact", default.clone().exact())] {
+        for (fused, options) in [("fused", options.clone()), ("unfused", unfused(&options))] {
+            let mut add = |what: &str, options: Options, purpose: Purpose| {
+                ways.push((format!("{fused}{precision} {what}"), options, purpose));
+            };
+            add("to generate", options.clone(), Purpose::Generate);
+            add("to score", options.clone(), Purpose::Score);
+            add("for the best token", Options { greedy: true, ..options.clone() }, Purpose::Generate);
+            add("of four sequences", Options { sequences: 4, ..options }, Purpose::Bench);
+        }
+    }
+    for (k, v) in CACHES {
+        let options = Options { kv: KvTypes { k, v }, ..default.clone() };
+        ways.push((format!("with caches of {k} and {v}"), options, Purpose::Generate));
+    }
+    ways
+}
