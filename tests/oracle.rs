@@ -14,6 +14,7 @@ use sinter::runtime::DeviceOptions;
 use sinter::runtime::interp::Tensor;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use support::everywhere::cases;
 use support::*;
 
 /// What float32 arithmetic in another order may change.
@@ -82,7 +83,7 @@ fn another_epsilon_is_seen() {
 fn every_subset_of_the_fusions_computes_the_same() {
     everywhere(|| {
         let tokens = oracle().tokens;
-        for name in MODELS {
+        for name in MODELS.into_iter().take(cases(MODELS.len())) {
             let file = open(name);
             let fused = score(&file, &exact(), &tokens);
             let plain = score(&file, &unfused(exact()), &tokens);
