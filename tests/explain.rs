@@ -3,8 +3,8 @@
 mod support;
 
 use sinter::compile::{self, Options, Purpose};
-use sinter::explain::{Expectation, chains, difference, left, rows};
-use sinter::ir::{Origin, Outcome, Report, Why};
+use sinter::explain::{Expectation, chains, difference, flip, left, put_in, rows};
+use sinter::ir::{Decision, Gain, Micros, Origin, Outcome, Report, Why};
 use sinter::lower::Config;
 use sinter::passes::{Pipeline, UserRule, names};
 use sinter::target::Target;
@@ -99,6 +99,10 @@ fn rows_add_up() {
             assert!(close(sum(&|r| r.us), report.after.us), "{way}");
             let saved = report.before.us - report.after.us;
             assert!(close(sum(&|r| r.saved_us), saved), "{way}: {} of {saved}", sum(&|r| r.saved_us));
+            // What was put in is what is there more than was lowered.
+            let more = report.before.count() - report.lowered.count();
+            let said = put_in(&report).map_or(0, |said| said.split(' ').next().unwrap().parse().unwrap());
+            assert_eq!(said, more, "{way}");
             assert!(rows.windows(2).all(|pair| pair[0].us >= pair[1].us), "{way}");
         }
     }
@@ -283,6 +287,7 @@ fn expectations_fail_with_reasons() {
             "sample_head",
             "t1: sample_head did not happen\n  sample_head: dequant_matmul token_embd.weight not fused: the logits",
         ),
+        ("rope_attention", "attention blk.0.k not fused: the target lacks a kernel for it, as GPUs have"),
         ("merge@blk.9", "merge@blk.9 did not happen: no rule came near to it"),
         ("gated_scan@blk.0", "gated_scan@blk.0 did not happen"),
     ] {
@@ -328,6 +333,15 @@ fn differences_read_both_ways() {
     let line =
         "only A has matmul_swiglu of blk.2.ffn_gate.weight; the other: you said so: matmul_swiglu@blk.2";
     assert!(other.contains(line), "{other}");
+    // A fusion is the same whatever weight names its site, and a kernel whatever the layers are that it is folded with.
+    std::fs::write(json, stdout(&["explain", "--target", "test-cpu", "--deny", "merge", "--json"])).unwrap();
+    let other = stdout(&["explain", "--diff", plan, json]);
+    let only: BTreeSet<&str> = other.lines().filter(|line| line.starts_with("  only")).collect();
+    let denied =
+        |of: &str| format!("  only A has merge of blk.0-3.{of}.weight; the other: you said so: merge");
+    assert!(only.iter().copied().eq([&denied("attn_q"), &denied("ffn_gate")]), "{other}");
+    let merges: Vec<&str> = other.lines().filter(|line| line.contains("  merge  ")).collect();
+    assert!(!merges.is_empty() && merges.iter().all(|line| line.contains(" blk.0-3.attn_q.")), "{other}");
     std::fs::write(json, "{}").unwrap();
     fails(&["explain", "--diff", json, "gfx1100"], "is no plan, no target, and nothing that explain --json");
     fails(&["explain", "--diff", "gfx1", "gfx1100"], "there is no target \"gfx1\"");
@@ -349,23 +363,82 @@ fn a_plan_is_explained_as_its_model() {
 fn a_kernel_tells_its_story() {
     let text = stdout(&["explain", "--target", "test-cpu", "--kernel", "blk.2.ffn_gate"]);
     for part in [
-        "matmul_swiglu blk.0-2.ffn_gate.weight, ffn_up.weight",
+        "matmul_swiglu blk.0-3.ffn_gate.weight, ffn_up.weight",
         "= dequant %x1 : f32[1280,512]",
         "after: matmul_swiglu(q8_act[T,512], q4_k[1280,512], q4_k[1280,512])",
         "decisions of matmul_swiglu blk.2.ffn_gate.weight",
         "quantise_acts: matmul blk.2.ffn_gate.weight: matmul became quant_act, dequant, matmul",
         "merge: dequant_matmul blk.2.ffn_gate.weight -> merge replaces dequant_matmul, dequant_matmul",
         "runner-up: unfused",
-        "would turn over with: a kernel that takes",
+        "would turn over with: --deny merge; ",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    let named = stdout(&["explain", "--target", "test-cpu", "--kernel", "merge"]);
+    assert_eq!(named.matches("\nt1 #").count(), named.matches(": merge blk.").count(), "{named}");
+    assert!(named.contains(": merge blk."), "{named}");
     let one = stdout(&["explain", "--target", "test-cpu", "--kernel", "1"]);
     assert!(one.contains("\nt1 #1: "), "{one}");
     for wrong in ["0", "999", "blk.77"] {
         fails(&["explain", "--kernel", wrong], &format!("t1 has no kernel {wrong}: there are 1 to "));
+        fails(&["explain", "--kernel", wrong], "those of a name (add_rmsnorm, attention, ");
     }
     fails(&["explain", "--kernel", "a..b"], "after the @ stands");
+}
+
+/// What is said to turn a decision over does.
+#[test]
+fn a_launch_of_another_cost_turns_decisions_over() {
+    let made = |launch_us: f64| {
+        let mut options = on("test-wave32");
+        options.target.launch_us = launch_us;
+        let report = report("tiny-llama", &options);
+        let d = report.decisions.into_iter().find(|d| d.pass == "merge").unwrap();
+        (matches!(d.outcome, Outcome::Fired { .. }), flip(&d, &options.target), d)
+    };
+    let launch_us = on("test-wave32").target.launch_us;
+    let (fires, _, d) = made(launch_us);
+    assert!(fires, "{d}");
+    // As if the fused kernel's work took longer than that of its parts: it then pays by its launches alone.
+    let Outcome::Fired { kernel, replaced, gain } = d.outcome.clone() else { panic!("{d}") };
+    let saved = gain.launches_saved as f64;
+    let fused_us = gain.unfused_us - saved * (launch_us - 0.5);
+    let outcome = Outcome::Fired { kernel, replaced, gain: Gain { fused_us, ..gain } };
+    let by_launches = flip(&Decision { outcome, ..d }, &on("test-wave32").target);
+    let says = format!("--deny merge; a launch that takes less than 0.5 µs, not {}", Micros(launch_us));
+    assert_eq!(by_launches, says);
+    let free = made(0.0);
+    assert_eq!(
+        (free.0, free.1.as_str()),
+        (true, "--deny merge; no cost of a launch, as it saves time without")
+    );
+}
+
+/// Rows are told apart by what differs in the step alone, and each says of which layers it is.
+#[test]
+fn equal_kernels_are_one_row() {
+    let text = stdout(&["explain", "--step", "decode"]);
+    // Of one token the logits are wanted: what reads them does not differ from the other layers.
+    assert!(text.contains("matmul_swiglu    blk.0-3.ffn_gate.weight"), "{text}");
+    assert!(text.contains("blk.2-3.ffn_down.weight") && !text.contains(" blk.3.ffn_down.weight"), "{text}");
+    // Of many tokens few have their logits wanted, and the row says that it is of those.
+    let prefill = stdout(&["explain", "--step", "prefill"]);
+    let (_, last) = prefill.split_once(" blk.3.ffn_gate.weight, ffn_up.weight\n").unwrap();
+    assert!(last.lines().next().unwrap().ends_with("; R tokens"), "{prefill}");
+    // A norm has no add here, though its kernel is called so.
+    assert!(
+        text.contains("replaces rms_norm, quant_act") && text.contains("add_rmsnorm is the kernel of norms")
+    );
+    // Frequencies that all layers share do not tell of which layer a rotation is.
+    let mut options = on("test-cpu");
+    options.pipeline = options.pipeline.without_fusions();
+    let report = report("llama-3.2-1b", &options);
+    let ropes: Vec<_> = rows_of(&report, "rope");
+    assert_eq!(ropes, ["q", "k"].map(|of| format!("rope_freqs.weight, after blk.0-15.attn_{of}.weight")),);
+}
+
+fn rows_of(report: &Report, kernel: &str) -> Vec<String> {
+    rows(report).into_iter().filter(|row| row.kernel() == kernel).map(|row| row.of).collect()
 }
 
 #[test]

@@ -187,8 +187,12 @@ fn a_heading_says_what_explain_says() {
             );
             let (drawn_in, lowered) = (count_of(&view["before"]), count_of(&view["lowered"]));
             assert!(drawn_in > lowered);
-            let put_in = format!(" (and {} that quantise_acts put in, ", drawn_in - lowered);
-            assert!(costs.contains(&put_in), "{costs}");
+            let put_in = format!("and {} that quantise_acts put in: ", drawn_in - lowered);
+            let said = costs.split_once(" (").and_then(|(_, rest)| rest.split_once(", drawn as")).unwrap().0;
+            assert!(
+                said.starts_with(&put_in) && explained.contains(&format!(", {said};")),
+                "{said}\n{explained}"
+            );
             let said = explained.split("\n\n").next().unwrap().lines().nth(1);
             assert_eq!(
                 (rates.first().copied(), rates.len()),
@@ -425,7 +429,7 @@ fn a_browser_opens_folds_searches_steps_and_switches() {
         "limited by",
         "1 launch<",
         "runner-up: unfused, ",
-        "would turn over with: a kernel that takes ",
+        "would turn over with: --deny attention; ",
     ] {
         assert!(chosen.contains(words), "{words}");
     }

@@ -1,11 +1,11 @@
 //! What two compilations of a model have otherwise.
 
-use super::{Row, rows};
-use crate::ir::layers::{rename, runs};
+use super::names;
+use crate::ir::layers::{layer, rename, runs};
 use crate::ir::{Outcome, Report};
 use indexmap::IndexMap;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// The differences, step by step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,58 +49,107 @@ pub fn difference(a: &[Report], b: &[Report]) -> Difference {
 }
 
 fn of_step(a: &Report, b: &Report) -> StepDifference {
-    let mut kernels: IndexMap<(String, String), [(u64, f64); 2]> = IndexMap::new();
-    for (side, report) in [a, b].into_iter().enumerate() {
-        for row in rows(report) {
-            let entry = kernels.entry(key(&row)).or_default();
-            entry[side].0 += row.launches;
-            entry[side].1 += row.us;
-        }
-    }
-    let change = |((kernel, of), [a, b]): ((String, String), [(u64, f64); 2])| Change {
-        kernel,
-        of,
-        launches: [a.0, b.0],
-        us: [a.1, b.1],
-    };
-    let mut kernels: Vec<Change> = kernels.into_iter().map(change).collect();
-    kernels.retain(|k| {
-        k.launches[0] != k.launches[1] || (k.us[0] - k.us[1]).abs() > 1e-9 * k.us[0].max(k.us[1])
-    });
-    kernels.sort_by(|x, y| (y.us[0] - y.us[1]).abs().total_cmp(&(x.us[0] - x.us[1]).abs()));
     StepDifference {
         graph: a.graph.clone(),
         launches: [a.after.count(), b.after.count()],
         bytes: [a.after.bytes, b.after.bytes],
         us: [a.after.us, b.after.us],
-        kernels,
+        kernels: changes(a, b),
         decisions: [only_in(a, b, "A"), only_in(b, a, "B")].concat(),
     }
 }
 
-fn key(row: &Row) -> (String, String) {
-    (row.kernel().to_string(), row.of.clone())
+/// Kernels are compared one by one and then folded: which layers a row has differs with what is in the others.
+fn changes(a: &Report, b: &Report) -> Vec<Change> {
+    let mut kernels: IndexMap<(&str, String), [(u64, f64); 2]> = IndexMap::new();
+    for (side, report) in [a, b].into_iter().enumerate() {
+        for kernel in &report.kernels {
+            let entry = kernels.entry((&kernel.kernel, names(kernel))).or_default();
+            entry[side].0 += kernel.launches;
+            entry[side].1 += kernel.us;
+        }
+    }
+    kernels.retain(|_, [a, b]| a.0 != b.0 || (a.1 - b.1).abs() > 1e-9 * a.1.max(b.1));
+    // Of the same launches, those that are of the same layers but for their number.
+    let mut groups: IndexMap<(&str, String, [u64; 2]), (Vec<u64>, [(u64, f64); 2])> = IndexMap::new();
+    for ((kernel, of), sides) in kernels {
+        let key = (kernel, rename(&of, |_| "*".into()), sides.map(|side| side.0));
+        let (layers, sums) = groups.entry(key).or_default();
+        layers.extend(layer(&of));
+        for (sum, side) in sums.iter_mut().zip(sides) {
+            *sum = (sum.0 + side.0, sum.1 + side.1);
+        }
+    }
+    let change =
+        |((kernel, of, _), (layers, [a, b])): ((&str, String, _), (Vec<u64>, [(u64, f64); 2]))| Change {
+            kernel: kernel.into(),
+            of: of.replace("blk.*", &format!("blk.{}", runs(&layers))),
+            launches: [a.0, b.0],
+            us: [a.1, b.1],
+        };
+    let mut changes: Vec<Change> = groups.into_iter().map(change).collect();
+    changes.sort_by(|x, y| (y.us[0] - y.us[1]).abs().total_cmp(&(x.us[0] - x.us[1]).abs()));
+    changes
+}
+
+/// A fusion: its pass, its kernel, the weights that it is named by, and the nodes of the lowered graph that it is of.
+struct Made<'a> {
+    pass: &'a str,
+    kernel: &'static str,
+    at: &'a str,
+    of: BTreeSet<u64>,
+}
+
+/// What passes made, and what each decision is about: nodes of the lowered graph by number.
+fn traced(report: &Report) -> (Vec<Made<'_>>, Vec<BTreeSet<u64>>) {
+    let mut of_node: HashMap<u64, BTreeSet<u64>> = HashMap::new();
+    let (mut made, mut about) = (vec![], vec![]);
+    for d in &report.decisions {
+        let of: BTreeSet<u64> =
+            d.takes.iter().flat_map(|n| of_node.get(n).cloned().unwrap_or(BTreeSet::from([*n]))).collect();
+        match &d.outcome {
+            Outcome::Fired { kernel, .. } => {
+                of_node.extend(d.makes.iter().map(|n| (*n, of.clone())));
+                made.push(Made { pass: &d.pass, kernel: kernel.name(), at: place(&d.at), of: of.clone() });
+            }
+            // What was put in is of no node that was lowered.
+            Outcome::Rewritten { replaced, added } => {
+                let of = |op: &String| if replaced.contains(op) { of.clone() } else { BTreeSet::new() };
+                of_node.extend(d.makes.iter().zip(added).map(|(n, op)| (*n, of(op))));
+            }
+            Outcome::Rejected { .. } => {}
+        }
+        about.push(of);
+    }
+    (made, about)
 }
 
 /// The fusions that one made and the other did not, layers folded.
 fn only_in(made: &Report, not: &Report, name: &str) -> Vec<String> {
-    let fired = |report: &Report| -> BTreeSet<(String, &'static str, String)> {
-        let fired = report.decisions.iter().filter_map(|d| match &d.outcome {
-            Outcome::Fired { kernel, .. } => Some((d.pass.clone(), kernel.name(), place(&d.at))),
-            Outcome::Rewritten { .. } | Outcome::Rejected { .. } => None,
-        });
-        fired.collect()
+    // Numbers of nodes are those of one graph alone.
+    let same_graph = made.lowered.launches == not.lowered.launches;
+    let (fusions, _) = traced(made);
+    let (theirs, about) = traced(not);
+    let is_of = |of: &BTreeSet<u64>, at: &str, fusion: &Made| {
+        at == fusion.at || same_graph && !of.is_disjoint(&fusion.of)
     };
     let mut groups: IndexMap<(String, String, String), Vec<u64>> = IndexMap::new();
-    for (pass, kernel, at) in fired(made).difference(&fired(not)) {
-        let why = not.decisions.iter().find_map(|d| match &d.outcome {
-            Outcome::Rejected { why } if d.pass == *pass && place(&d.at) == *at => Some(why.to_string()),
+    for fusion in &fusions {
+        let same = |other: &&Made| (other.pass, other.kernel) == (fusion.pass, fusion.kernel);
+        if theirs.iter().filter(same).any(|other| is_of(&other.of, other.at, fusion)) {
+            continue;
+        }
+        let why = not.decisions.iter().zip(&about).find_map(|(d, of)| match &d.outcome {
+            Outcome::Rejected { why } if d.pass == fusion.pass && is_of(of, place(&d.at), fusion) => {
+                Some(why.to_string())
+            }
             _ => None,
         });
         let why = why.unwrap_or("no rule came near to it".into());
-        let key = (kernel.to_string(), rename(at, |_| "*".into()), rename(&why, |_| "*".into()));
+        let key =
+            (fusion.kernel.to_string(), rename(fusion.at, |_| "*".into()), rename(&why, |_| "*".into()));
         let layers = groups.entry(key).or_default();
-        rename(at, |layer| {
+        rename(fusion.at, |layer| {
             layers.push(layer);
             String::new()
         });
@@ -117,6 +166,6 @@ fn only_in(made: &Report, not: &Report, name: &str) -> Vec<String> {
 }
 
 /// Which weights a decision is about: what operation it was found by differs with the passes before.
-fn place(at: &str) -> String {
-    at.split_once(' ').map_or(at, |(_, name)| name).to_string()
+fn place(at: &str) -> &str {
+    at.split_once(' ').map_or(at, |(_, name)| name)
 }

@@ -6,7 +6,7 @@ use crate::target::Target;
 /// In words, what would turn a decision over.
 pub fn flip(decision: &Decision, target: &Target) -> String {
     match &decision.outcome {
-        Outcome::Fired { gain, .. } => of_fired(gain, target),
+        Outcome::Fired { gain, .. } => of_fired(&decision.pass, gain, target),
         Outcome::Rewritten { .. } if decision.pass == "quantise_acts" => {
             "--exact, or a target whose integer dot products are no faster than floats".into()
         }
@@ -15,22 +15,21 @@ pub fn flip(decision: &Decision, target: &Target) -> String {
     }
 }
 
-fn of_fired(gain: &Gain, target: &Target) -> String {
+/// What one can change: the cost of a launch below which it would not pay, if there is one, and a rule.
+fn of_fired(pass: &str, gain: &Gain, target: &Target) -> String {
     let Gain { fused_us, unfused_us, launches_saved, .. } = *gain;
-    let slower = format!(
-        "a kernel that takes {} more than its {}, as much as unfused",
-        Micros(unfused_us - fused_us),
-        Micros(fused_us)
-    );
+    let deny = format!("--deny {pass}");
     if launches_saved <= 0 {
-        return slower;
+        return format!("{deny}; no cost of a launch, as it takes as many");
     }
-    let launch_us = target.launch_us - (unfused_us - fused_us) / launches_saved as f64;
-    match launch_us > 0.0 {
+    // By how much longer the work alone takes when it is fused.
+    let longer_us = launches_saved as f64 * target.launch_us - (unfused_us - fused_us);
+    match longer_us > 0.0 {
         true => {
-            format!("{slower}; or launches of {} rather than {}", Micros(launch_us), Micros(target.launch_us))
+            let launch_us = Micros(longer_us / launches_saved as f64);
+            format!("{deny}; a launch that takes less than {launch_us}, not {}", Micros(target.launch_us))
         }
-        false => format!("{slower}; it would pay if launches were free"),
+        false => format!("{deny}; no cost of a launch, as it saves time without"),
     }
 }
 
@@ -46,7 +45,11 @@ fn of_rejected(why: &Why, target: &Target) -> String {
                 return faster;
             }
             let launch_us = target.launch_us + (fused_us - unfused_us) / *launches_saved as f64;
-            format!("{faster}; or launches of {} rather than {}", Micros(launch_us), Micros(target.launch_us))
+            format!(
+                "a launch that takes {} or more, not {}; {faster}",
+                Micros(launch_us),
+                Micros(target.launch_us)
+            )
         }
         Why::MultiUse { value } => format!("no other user of {value}"),
         Why::Dtype { dtype } => format!("a kernel that takes {dtype}"),

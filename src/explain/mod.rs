@@ -15,6 +15,7 @@ pub use remarks::remarks;
 use crate::ir::layers::{layer, rename, runs};
 use crate::ir::{Decision, FinalKernel, Limit, Origin, Outcome, Report, Why};
 use indexmap::IndexMap;
+use std::collections::BTreeSet;
 
 /// The launches of a graph that do the same, layers folded.
 #[derive(Clone, Debug)]
@@ -59,6 +60,13 @@ impl Row<'_> {
 }
 
 impl Row<'_> {
+    /// Whether it is of the tokens alone whose logits are wanted, where those are not all.
+    pub fn is_of_wanted(&self, report: &Report) -> bool {
+        let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
+        let of_wanted = |ty: &String| ty.contains("[R,") || ty.contains("[R]");
+        report.bounds.t != report.bounds.r && form.is_some_and(|form| form.operands.iter().any(of_wanted))
+    }
+
     /// In which formats its quantised weights and caches are.
     pub fn formats<'a>(&self, report: &'a Report) -> Vec<&'a str> {
         let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
@@ -74,14 +82,44 @@ impl Row<'_> {
 /// The kernels of a graph, equal ones of its layers in one row, what takes longest first.
 pub fn rows(report: &Report) -> Vec<Row<'_>> {
     let mut groups: IndexMap<(&str, Option<u32>, String, Limit), Vec<&FinalKernel>> = IndexMap::new();
+    let alike = alike(report);
     for kernel in &report.kernels {
         let anywhere = rename(&names(kernel), |_| "*".into());
-        groups.entry((&kernel.kernel, kernel.form, anywhere, kernel.limit)).or_default().push(kernel);
+        let form = kernel.form.map(|form| alike.get(form as usize).copied().unwrap_or(form));
+        groups.entry((&kernel.kernel, form, anywhere, kernel.limit)).or_default().push(kernel);
     }
     let saved = saved_us(report);
     let mut rows: Vec<Row> = groups.into_values().map(|kernels| row(kernels, &saved)).collect();
     rows.sort_by(|a, b| b.us.total_cmp(&a.us));
     rows
+}
+
+/// For each form the first that is the same in this step: where the logits of all its tokens are wanted, R is T.
+fn alike(report: &Report) -> Vec<u32> {
+    let mut known: IndexMap<String, u32> = IndexMap::new();
+    let one = |(i, form): (usize, &crate::ir::Form)| {
+        let mut key = form.operands.join(" ");
+        for primitive in &form.primitives {
+            key += &format!("\n{} {}", primitive.text, primitive.returned);
+        }
+        if report.bounds.t == report.bounds.r {
+            key = rows_as_tokens(&key);
+        }
+        *known.entry(key).or_insert(i as u32)
+    };
+    report.forms.iter().enumerate().map(one).collect()
+}
+
+/// Shapes with T for R.
+fn rows_as_tokens(text: &str) -> String {
+    let mut parts = text.split('[');
+    let mut same = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let (shape, rest) = part.split_once(']').map_or((part, ""), |(shape, rest)| (shape, rest));
+        let dims = shape.split(',').map(|dim| if dim == "R" { "T" } else { dim });
+        same += &format!("[{}]{rest}", dims.collect::<Vec<_>>().join(","));
+    }
+    same
 }
 
 fn row<'a>(kernels: Vec<&'a FinalKernel>, saved: &IndexMap<u64, f64>) -> Row<'a> {
@@ -129,7 +167,37 @@ fn names(kernel: &FinalKernel) -> String {
         Some(prefix) => &name[prefix.len()..],
         None => name,
     });
-    std::iter::once(first.as_str()).chain(rest).collect::<Vec<_>>().join(", ")
+    let mut text = std::iter::once(first.as_str()).chain(rest).collect::<Vec<_>>().join(", ");
+    // What all layers share, such as the frequencies of RoPE, does not tell of which it is.
+    if kernel.reads.iter().all(|name| layer(name).is_none())
+        && let Some((_, name)) = kernel.at.split_once(' ').filter(|(_, name)| layer(name).is_some())
+    {
+        text += &format!(", after {name}");
+    }
+    text
+}
+
+/// The launches that passes put in before any fusion, which the model was not lowered to: `34 that quantise_acts put in: 17 dequant and 17
+/// quant_act`. None where there are none.
+pub fn put_in(report: &Report) -> Option<String> {
+    let puts_in = |d: &&Decision| match &d.outcome {
+        Outcome::Rewritten { replaced, added } => added.iter().any(|op| !replaced.contains(op)),
+        Outcome::Fired { .. } | Outcome::Rejected { .. } => false,
+    };
+    let passes: BTreeSet<&str> = report.decisions.iter().filter(puts_in).map(|d| d.pass.as_str()).collect();
+    // Equal ones that several matmuls share are launched once.
+    let more = report.before.launches.iter().filter_map(|(op, n)| {
+        let more = n.checked_sub(report.lowered.launches.get(op).copied().unwrap_or(0))?;
+        (more > 0).then_some((op, more))
+    });
+    let more: Vec<_> = more.collect();
+    if passes.is_empty() || more.is_empty() {
+        return None;
+    }
+    let count: u64 = more.iter().map(|(_, n)| n).sum();
+    let passes = passes.into_iter().collect::<Vec<_>>().join(" and ");
+    let ops = more.iter().map(|(op, n)| format!("{n} {op}")).collect::<Vec<_>>().join(" and ");
+    Some(format!("{count} that {passes} put in: {ops}"))
 }
 
 /// Kernels that no fusion took, or took no further, equal ones of all layers, and all reasons that are known.

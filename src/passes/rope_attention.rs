@@ -21,9 +21,12 @@ pub const PASS: Pass = Pass {
 };
 
 fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
-    let of_gpu = cx.target.kind != TargetKind::Cpu;
-    if g.op(id).kernel() != Some(Kernel::Attention) || !of_gpu {
+    if g.op(id).kernel() != Some(Kernel::Attention) {
         return Err(Reject::NoMatch);
+    }
+    if cx.target.kind == TargetKind::Cpu {
+        let what = "a kernel for it, as GPUs have".into();
+        return Err(Reject::near(id, Why::TargetLacks { what }));
     }
     let operands = g.operands(id);
     let types: Vec<&TensorType> = operands.iter().map(|v| g.ty(*v)).collect();

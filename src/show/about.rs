@@ -2,10 +2,10 @@
 
 use super::view::Parts;
 use crate::explain;
-use crate::ir::{Micros, Outcome, Report};
+use crate::ir::{Micros, Report};
 use crate::runtime::Size;
 use crate::target::Target;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 /// The step, what it costs, and whose the rates are.
 pub(super) fn about(parts: &Parts, report: &Report) -> Vec<String> {
@@ -21,26 +21,14 @@ pub(super) fn about(parts: &Parts, report: &Report) -> Vec<String> {
         Micros(after.us)
     );
     // What is drawn is not always what was lowered.
-    let passes: BTreeSet<&str> =
-        report.decisions.iter().filter(|d| puts_in(&d.outcome)).map(|d| d.pass.as_str()).collect();
-    match before.count().checked_sub(lowered.count()) {
-        Some(0) => {}
-        Some(more) if !passes.is_empty() => {
-            let passes = passes.into_iter().collect::<Vec<_>>().join(" and ");
-            costs += &format!(" (and {more} that {passes} put in, which are drawn as primitives too)");
-        }
-        _ => costs += &format!(" ({} are drawn)", before.count()),
+    if before.count() != lowered.count() {
+        costs += &match explain::put_in(report) {
+            Some(put_in) => format!(" (and {put_in}, drawn as primitives too)"),
+            None => format!(" ({} are drawn)", before.count()),
+        };
     }
     let step = explain::step(report, context, sequences);
     [step, costs].into_iter().chain(explain::rates(parts.target)).collect()
-}
-
-/// Whether a pass put something in that was not there.
-fn puts_in(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Rewritten { replaced, added } => added.iter().any(|op| !replaced.contains(op)),
-        Outcome::Fired { .. } | Outcome::Rejected { .. } => false,
-    }
 }
 
 /// What was measured of the kernels of a step at its depth, by their numbers.

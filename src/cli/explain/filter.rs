@@ -67,24 +67,30 @@ impl Filter {
 /// Rows of the table with their numbers, and the place by which they were found, if by one.
 type Named<'a> = (Vec<(usize, Row<'a>)>, Option<Place>);
 
-/// The rows of the table that `wanted` names, with their numbers: the one of this number, or those that read weights or states of this
-/// name.
+/// The rows of the table that `wanted` names, with their numbers: the one of this number, those of this kernel or primitive, or those that
+/// read weights or states of this name.
 ///
 /// # Errors
 /// If there is none.
 pub fn named<'a>(report: &'a Report, wanted: &str) -> Result<Named<'a>, Error> {
     let all: Vec<(usize, Row)> = rows(report).into_iter().enumerate().collect();
+    let kernels: BTreeSet<&str> = all.iter().map(|(_, row)| row.kernel()).collect();
     let none = || {
         format!(
-            "{} has no kernel {wanted}: there are 1 to {}, and those that read a weight or state, such as {}",
+            "{} has no kernel {wanted}: there are 1 to {}, those of a name ({}), and those that read a weight or state, such as {}",
             report.graph,
             all.len(),
+            kernels.iter().copied().collect::<Vec<_>>().join(", "),
             all.iter().find_map(|(_, row)| row.kernels[0].reads.first()).map_or("blk.0", String::as_str)
         )
     };
     if let Ok(number) = wanted.parse::<usize>() {
         let found: Vec<_> = all.iter().filter(|(i, _)| i + 1 == number).cloned().collect();
         return if found.is_empty() { Err(none().into()) } else { Ok((found, None)) };
+    }
+    let found: Vec<_> = all.iter().filter(|(_, row)| row.kernel() == wanted).cloned().collect();
+    if !found.is_empty() {
+        return Ok((found, None));
     }
     // A weight may be named without its layer.
     for name in [wanted.to_string(), format!("blk.*.{wanted}")] {

@@ -35,8 +35,8 @@ pub struct Args {
     /// As `run --temp 0` compiles it: the best token instead of the logits.
     #[arg(long)]
     greedy: bool,
-    /// Why one kernel looks as it does, by its number in the table or by the weights it reads: 6, blk.2.ffn_down, ffn_down. Of decode,
-    /// unless --step says otherwise.
+    /// Why kernels look as they do, by number in the table, by kernel, or by the weights they read: 6, attention, blk.2.ffn_down, ffn_down.
+    /// Of decode, unless --step says otherwise.
     #[arg(long, value_name = "NUMBER|NAME")]
     kernel: Option<String>,
     /// Every decision on a line of its own, below the table.

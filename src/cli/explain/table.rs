@@ -2,8 +2,8 @@
 
 use super::super::units;
 use super::filter::Filter;
-use sinter::explain::{Left, Row, left};
-use sinter::ir::{Micros, Origin, Outcome, Report};
+use sinter::explain::{Left, Row, left, put_in};
+use sinter::ir::{Kernel, Micros, Origin, Report};
 use sinter::target::{Measured, Target};
 use sinter::tune::rank_correlation;
 use std::collections::BTreeMap;
@@ -67,7 +67,8 @@ pub fn text(
         if !replaces.is_empty() {
             let formats = row.formats(report).join(", ");
             let of = if formats.is_empty() { String::new() } else { format!("; of {formats}") };
-            text += &format!("       {:10} replaces {replaces}{of}\n", "");
+            let tokens = if row.is_of_wanted(report) { "; R tokens" } else { "" };
+            text += &format!("       {:10} replaces {replaces}{of}{tokens}\n", "");
         }
     }
     match (&measured, of_device) {
@@ -75,6 +76,7 @@ pub fn text(
         (None, Some(of_device)) => text += &elsewhere(of_device),
         (None, None) => {}
     }
+    text += norms(report);
     text += &rules(report);
     if !filter.is_empty() {
         return text;
@@ -88,6 +90,21 @@ pub fn text(
         text += &format!("\n  fused, and no further\n{}", lines(&no_further));
     }
     text
+}
+
+/// What a kernel's name would not say: that of norms has an add where no matmul took it.
+fn norms(report: &Report) -> &'static str {
+    let no_add = |form: u32| {
+        let form = report.forms.get(form as usize);
+        form.is_some_and(|form| form.primitives.iter().all(|primitive| primitive.op != "add"))
+    };
+    let norm = Kernel::AddRmsnorm.name();
+    match report.kernels.iter().any(|kernel| kernel.kernel == norm && kernel.form.is_some_and(no_add)) {
+        true => {
+            "\n  add_rmsnorm is the kernel of norms; where it replaces no add, there is none beside it, or a matmul has it\n"
+        }
+        false => "",
+    }
 }
 
 /// What the rules of the user did here.
@@ -153,20 +170,14 @@ impl MeasuredStep<'_> {
 
 /// What the launches came from: what was lowered, what passes put in, what is left of both.
 fn origins(report: &Report) -> String {
-    let mut put_in: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
-    for d in &report.decisions {
-        if let Outcome::Rewritten { replaced, added } = &d.outcome {
-            for op in added.iter().filter(|op| !replaced.contains(op)) {
-                *put_in.entry(&d.pass).or_default().entry(op).or_default() += 1;
-            }
-        }
-    }
-    let of_pass = |(pass, ops): (&&str, &BTreeMap<&str, u64>)| {
-        let ops = ops.iter().map(|(op, n)| format!("{n} {op}")).collect::<Vec<_>>().join(" and ");
-        format!("{pass} put in {ops}")
-    };
-    let mut parts = vec![format!("lowered: {} launches", report.lowered.count())];
-    parts.extend(put_in.iter().map(of_pass));
+    let lowered = report.lowered.count();
+    let mut parts = vec![match put_in(report) {
+        Some(put_in) => format!(
+            "lowered: {lowered} launches, and {put_in}; all unfused {}, from which what is saved counts",
+            Micros(report.before.us)
+        ),
+        None => format!("lowered: {lowered} launches"),
+    }];
     let launches = |of: &dyn Fn(&Origin) -> bool| -> u64 {
         report.kernels.iter().filter(|k| of(&k.origin)).map(|k| k.launches).sum()
     };
