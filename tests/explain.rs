@@ -259,7 +259,7 @@ fn rules_come_from_flags_and_files() {
         ("deny\n", "rules:1: a rule is: deny RULE[@NODE], not \"deny\""),
         ("deny merge\nallow merge\n", "rules:2: a rule is"),
         ("\n\ndeny fusion", "rules:3: there is no rule \"fusion\""),
-        ("deny merge@", "rules:1: \"\": after the @"),
+        ("deny merge@", "rules:1: \"\" is no name of a weight"),
     ] {
         std::fs::write(&file, text).unwrap();
         fails(&[&explain[..], &["--rules", path]].concat(), says);
@@ -342,6 +342,15 @@ fn differences_read_both_ways() {
     assert!(only.iter().copied().eq([&denied("attn_q"), &denied("ffn_gate")]), "{other}");
     let merges: Vec<&str> = other.lines().filter(|line| line.contains("  merge  ")).collect();
     assert!(!merges.is_empty() && merges.iter().all(|line| line.contains(" blk.0-3.attn_q.")), "{other}");
+    // Options for compiling are for what is compiled, and steps are those of what was saved, too.
+    let diff = ["explain", "--diff", plan, json];
+    fails(&[&diff[..], &["--deny", "merge"]].concat(), "are compiled already: --deny does not apply");
+    let steps = |more: &[&str]| stdout(&[&diff[..], more].concat()).matches(" launches in A").count();
+    assert_eq!((steps(&[]), steps(&["--step", "decode"]), steps(&["--step", "prefill"])), (2, 1, 1));
+    fails(&[&diff[..], &["--step", "score"]].concat(), "b.json has no score step: it has t512, t1");
+    let model = dir.path().join("model");
+    std::fs::write(&model, b"GGUF\xff\xfe").unwrap();
+    fails(&["explain", "--diff", model.to_str().unwrap(), "cpu"], "is a model: --diff takes targets, plans");
     std::fs::write(json, "{}").unwrap();
     fails(&["explain", "--diff", json, "gfx1100"], "is no plan, no target, and nothing that explain --json");
     fails(&["explain", "--diff", "gfx1", "gfx1100"], "there is no target \"gfx1\"");
@@ -383,7 +392,8 @@ fn a_kernel_tells_its_story() {
         fails(&["explain", "--kernel", wrong], &format!("t1 has no kernel {wrong}: there are 1 to "));
         fails(&["explain", "--kernel", wrong], "those of a name (add_rmsnorm, attention, ");
     }
-    fails(&["explain", "--kernel", "a..b"], "after the @ stands");
+    fails(&["explain", "--kernel", "a..b"], "\"a..b\" is no name of a weight or state");
+    fails(&["explain", "--layer", ""], "\"\" is no name of a weight or state");
 }
 
 /// What is said to turn a decision over does.
@@ -475,6 +485,9 @@ fn remarks_are_those_of_llvm() {
     let flags = ["explain", "--target", "test-cpu", "--json", "--remarks", file.to_str().unwrap()];
     let json: serde_json::Value = serde_json::from_str(&stdout(&flags)).unwrap();
     let yaml = std::fs::read_to_string(&file).unwrap();
+    let alone = ["explain", "--target", "test-cpu", "--remarks", "-"];
+    assert_eq!(stdout(&alone), yaml);
+    fails(&[&alone[..], &["--json"]].concat(), "--remarks - and --json go to stdout, and only one can");
     let count = |of: &str| {
         let steps = json["steps"].as_array().unwrap().iter();
         let decisions = steps.flat_map(|step| step["decisions"].as_array().unwrap());

@@ -70,24 +70,22 @@ fn changes(a: &Report, b: &Report) -> Vec<Change> {
         }
     }
     kernels.retain(|_, [a, b]| a.0 != b.0 || (a.1 - b.1).abs() > 1e-9 * a.1.max(b.1));
-    // Of the same launches, those that are of the same layers but for their number.
-    let mut groups: IndexMap<(&str, String, [u64; 2]), (Vec<u64>, [(u64, f64); 2])> = IndexMap::new();
-    for ((kernel, of), sides) in kernels {
-        let key = (kernel, rename(&of, |_| "*".into()), sides.map(|side| side.0));
-        let (layers, sums) = groups.entry(key).or_default();
+    // Those of layers are one, where both have as many launches of each.
+    type Key<'a> = (&'a str, String, [u64; 2]);
+    let mut groups: IndexMap<Key<'_>, (Vec<u64>, Change)> = IndexMap::new();
+    for ((kernel, of), [a, b]) in kernels {
+        let key: Key<'_> = (kernel, rename(&of, |_| "*".into()), [a.0, b.0]);
+        let new = || Change { kernel: kernel.into(), of: of.clone(), launches: [0; 2], us: [0.0; 2] };
+        let (layers, change) = groups.entry(key).or_insert_with(|| (vec![], new()));
         layers.extend(layer(&of));
-        for (sum, side) in sums.iter_mut().zip(sides) {
-            *sum = (sum.0 + side.0, sum.1 + side.1);
+        for (side, (launches, us)) in [a, b].into_iter().enumerate() {
+            change.launches[side] += launches;
+            change.us[side] += us;
         }
     }
-    let change =
-        |((kernel, of, _), (layers, [a, b])): ((&str, String, _), (Vec<u64>, [(u64, f64); 2]))| Change {
-            kernel: kernel.into(),
-            of: of.replace("blk.*", &format!("blk.{}", runs(&layers))),
-            launches: [a.0, b.0],
-            us: [a.1, b.1],
-        };
-    let mut changes: Vec<Change> = groups.into_iter().map(change).collect();
+    let folded =
+        |(layers, change): (Vec<u64>, Change)| Change { of: rename(&change.of, |_| runs(&layers)), ..change };
+    let mut changes: Vec<Change> = groups.into_values().map(folded).collect();
     changes.sort_by(|x, y| (y.us[0] - y.us[1]).abs().total_cmp(&(x.us[0] - x.us[1]).abs()));
     changes
 }

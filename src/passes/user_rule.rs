@@ -28,7 +28,7 @@ pub enum UserRuleError {
     #[error("there is no operation or kernel {0:?}, to keep apart from another")]
     NoOp(String),
     #[error(
-        "{0:?}: after the @ stands a name of a weight or state, or the beginning of one, such as blk.7 or blk.*.ffn_down"
+        "{0:?} is no name of a weight or state (after the @ of a rule), nor the beginning of one, such as blk.7 or blk.*.ffn_down"
     )]
     NoPlace(String),
 }
@@ -193,8 +193,8 @@ mod tests {
             ("fuse", "there is no rule \"fuse\""),
             ("", "there is no rule"),
             ("cleanup", "there is no rule"),
-            ("merge@", "after the @"),
-            ("merge@blk..x", "after the @"),
+            ("merge@", "\"\" is no name of a weight"),
+            ("merge@blk..x", "\"blk..x\" is no name of a weight"),
             ("add+foo", "\"foo\""),
             ("+add", "\"\""),
         ] {

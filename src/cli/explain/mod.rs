@@ -7,6 +7,7 @@ mod table;
 
 use super::args::{CompileArgs, MODEL_OR_PLAN, ModelArgs, StepName};
 use super::files;
+use clap::ValueEnum;
 use filter::Filter;
 use serde::{Deserialize, Serialize};
 use sinter::compile;
@@ -57,7 +58,7 @@ pub struct Args {
     /// Compare two: targets by name, plans, or files that --json wrote (with another version, say).
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["all", "kernel", "pass", "layer", "reason", "expect", "remarks"])]
     diff: Option<Vec<String>>,
-    /// Write what was fused and what not as remarks in LLVM's YAML to this file.
+    /// Write what was fused and what not as remarks in LLVM's YAML to this file; - for stdout, where they stand alone.
     #[arg(long, value_name = "FILE")]
     remarks: Option<PathBuf>,
     /// As JSON (see docs/json.md).
@@ -79,7 +80,10 @@ pub struct Explanation {
 }
 
 pub fn run(args: Args) -> super::Outcome {
+    let remarks = args.remarks.as_deref().is_some_and(files::is_stdout);
+    files::one_on_stdout(&[("--remarks -", remarks), ("--json", args.json)])?;
     if let Some(two) = &args.diff {
+        refuse_options(&two[0], &two[1], &args)?;
         let [a, b] = [&two[0], &two[1]].map(|name| Explanation::named(name, &args));
         return diff::show(&a?, &b?, [&two[0], &two[1]], args.json);
     }
@@ -93,7 +97,9 @@ pub fn run(args: Args) -> super::Outcome {
         files::write_whole(path, |to| to.write_all(yaml.as_bytes()))?;
     }
     let mut out = std::io::stdout().lock();
-    if args.json {
+    if remarks {
+        // They stand there alone.
+    } else if args.json {
         serde_json::to_writer_pretty(&mut out, &explanation.clone().narrowed(&args, &filter)?)?;
         writeln!(out)?;
     } else {
@@ -101,6 +107,23 @@ pub fn run(args: Args) -> super::Outcome {
     }
     drop(out);
     expected(&explanation.steps, &args.expect)
+}
+
+/// Options by which models are compiled apply to neither of two that are compiled.
+fn refuse_options(a: &str, b: &str, args: &Args) -> super::Outcome {
+    let is_compiled = |name: &str| {
+        let path = Path::new(name);
+        let is_target =
+            || files::read_text(path).is_ok_and(|text| serde_json::from_str::<Target>(&text).is_ok());
+        path.is_file() && !is_target()
+    };
+    if is_compiled(a) && is_compiled(b) {
+        let flag = args.compile.first_given_but(Some("--target")).or(args.greedy.then_some("--greedy"));
+        if let Some(flag) = flag {
+            return Err(format!("{a} and {b} are compiled already: {flag} does not apply").into());
+        }
+    }
+    Ok(())
 }
 
 /// Fails unless each of the expectations is met by some step.
@@ -194,10 +217,18 @@ impl Explanation {
             };
         }
         if path.is_file() {
-            let text = files::read_text(path)?;
+            if files::is_model(path) {
+                return Err(format!(
+                    "{name} is a model: --diff takes targets, plans, and what explain --json wrote; the model stands before it (sinter explain \
+                     {name} --diff cpu sm_90)"
+                )
+                .into());
+            }
+            let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+            let text = String::from_utf8_lossy(&bytes);
             // A target may be a file too, and says so by its fields.
-            return match serde_json::from_str(&text) {
-                Ok(explanation) => Ok(explanation),
+            return match serde_json::from_str::<Explanation>(&text) {
+                Ok(explanation) => explanation.of_steps(name, &args.step),
                 Err(e) if serde_json::from_str::<Target>(&text).is_err() => Err(format!(
                     "{name} is no plan, no target, and nothing that explain --json of this version wrote: {e}"
                 )
@@ -206,6 +237,28 @@ impl Explanation {
             };
         }
         Explanation::of_model(&args.model, args, Some(name))
+    }
+
+    /// With these steps alone, if any are named, of what was saved.
+    fn of_steps(mut self, name: &str, wanted: &[StepName]) -> Result<Explanation, Error> {
+        let is = |step: StepName, report: &Report| {
+            let (t, r) = (report.bounds.t, report.bounds.r);
+            match step {
+                StepName::Decode => t == 1,
+                StepName::Prefill => t > 1 && r < t,
+                StepName::Score => t > 1 && r == t,
+            }
+        };
+        let are = self.steps.iter().map(|report| report.graph.as_str()).collect::<Vec<_>>().join(", ");
+        for &step in wanted {
+            if !self.steps.iter().any(|report| is(step, report)) {
+                let words = step.to_possible_value();
+                let words = words.as_ref().map_or("such", |words| words.get_name());
+                return Err(format!("{name} has no {words} step: it has {are}").into());
+            }
+        }
+        self.steps.retain(|report| wanted.is_empty() || wanted.iter().any(|step| is(*step, report)));
+        Ok(self)
     }
 
     /// With those kernels and decisions alone that are asked for.
