@@ -568,7 +568,7 @@ fn a_file_of_plans_for_several_targets() {
     assert!(explained.contains("rustdoc-13m on sm_90\n") && said.is_empty(), "{explained}{said}");
     fails(&["explain", &plan, "--no-fuse"], "is compiled already: --no-fuse does not apply");
     fails(&["check", &plan], "only run, profile, dump and explain take plans");
-    fails(&["dump", "--target", "gfx1100,gfx942"], "there is no target");
+    fails(&["dump", "--target", "gfx1100,gfx942"], "of several targets there is a page (--format html)");
 }
 
 #[test]

@@ -199,8 +199,62 @@ fn a_heading_says_what_explain_says() {
                 (said, usize::from(target != "sm_90")),
                 "{target}"
             );
-            assert!(about.iter().all(|line| drawn.contains(&format!(">{line}</text>"))), "{drawn}");
+            // In lines that end within the picture: 7.2 pixels a letter, and a margin.
+            let width: f64 = attribute(&drawn, " width=\"");
+            let texts = |class: &str| -> Vec<&str> {
+                let begin = format!("<text class=\"{class}\" x=\"28\"");
+                let of = drawn.split(begin.as_str()).skip(1);
+                of.map(|rest| rest.split_once('>').unwrap().1.split("</text>").next().unwrap()).collect()
+            };
+            let lines = texts("line");
+            assert_eq!(lines.join(" "), about.join(" "), "{drawn}");
+            assert!(
+                lines.iter().all(|line| 28.0 + 7.2 * line.chars().count() as f64 <= width - 14.0),
+                "{lines:?}"
+            );
+            // Above the graph, time by kernel and the memory of the plan.
+            let charts: Vec<&str> = drawn.split("<g class=\"chart\"").skip(1).collect();
+            assert_eq!(charts.len(), 2, "{drawn}");
+            let kernels = view["after"]["launches"].as_object().unwrap();
+            assert!(kernels.keys().all(|kernel| charts[0].contains(&format!(">{kernel} "))), "{}", charts[0]);
+            assert!(charts[1].contains("memory: arena "), "{}", charts[1]);
         }
+    }
+}
+
+/// The number in an attribute.
+fn attribute(svg: &str, of: &str) -> f64 {
+    svg.split_once(of).unwrap().1.split('"').next().unwrap().parse().unwrap()
+}
+
+/// Buffers lie in the plot, and calls on the lanes of their streams.
+#[test]
+fn the_picture_of_a_plan_has_its_memory_and_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("two.json");
+    let two = Target { streams: 2, name: "two-streams".into(), ..Target::test_cpu() };
+    std::fs::write(&file, serde_json::to_string(&two).unwrap()).unwrap();
+    let target = file.to_str().unwrap();
+    let plan = ["dump", "--stage", "plan", "--target", target];
+    let json: serde_json::Value =
+        serde_json::from_str(&command::stdout(&[&plan[..], &["--format", "json"]].concat())).unwrap();
+    let program = &json["programs"][0];
+    let drawn = command::stdout(&[&plan[..], &["--format", "svg"]].concat());
+    let chart = drawn.split("<g class=\"chart\"").nth(1).unwrap().split("</g>").next().unwrap();
+    let count = |what: &str| chart.matches(what).count();
+    assert_eq!(count("<rect class=\"call "), program["calls"].as_array().unwrap().len());
+    assert_eq!(count("<rect class=\"held "), program["buffers"].as_array().unwrap().len());
+    assert!(chart.contains(">stream 0<") && chart.contains(">stream 1<"), "{chart}");
+    let (width, calls) = (attribute(&drawn, " width=\""), program["calls"].as_array().unwrap().len());
+    assert!(chart.contains(&format!("; {calls} calls on 2 streams")), "{chart}");
+    for line in chart.split("<text class=\"line\"").skip(1) {
+        let text = line.split_once('>').unwrap().1.split("</text>").next().unwrap();
+        assert!(28.0 + 6.7 * text.chars().count() as f64 <= width - 14.0, "{text}");
+    }
+    for rect in chart.split("<rect class=\"held ").skip(1) {
+        let [x, y, wide, high] = [" x=\"", " y=\"", " width=\"", " height=\""].map(|of| attribute(rect, of));
+        assert!(x >= 71.9 && x + wide <= width - 56.0 && wide > 0.0, "{rect}");
+        assert!(y >= 23.0 && y + high <= 233.0 && high > 0.0, "{rect}");
     }
 }
 
@@ -372,7 +426,12 @@ fn a_browser_opens_folds_searches_steps_and_switches() {
         return;
     }
     // On two streams, so that there are lanes.
-    let two = Target { streams: 2, name: "two-streams".into(), ..Target::test_cpu() };
+    let two = Target {
+        streams: 2,
+        name: "two-streams".into(),
+        bandwidth_gbs: 62.36739090255697,
+        ..Target::test_cpu()
+    };
     let page = page("qwen2.5-0.5b", &[Target::test_cpu(), two]);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("page.html");
@@ -417,6 +476,7 @@ fn a_browser_opens_folds_searches_steps_and_switches() {
     assert!(prefill.contains("test-cpu, t512: a step of T=512 tokens"));
     let other = browse(&path, "view=2");
     assert!(other.contains("two-streams, t1: a step of T=1 tokens") && other.contains("on 2 streams"));
+    assert!(other.contains("roofs: 62.4 GB/s, "), "{other}");
 
     // And tells what a kernel is made of.
     let kernel = view.kernels.iter().position(|kernel| kernel.name == "attention").unwrap();
@@ -433,6 +493,16 @@ fn a_browser_opens_folds_searches_steps_and_switches() {
     ] {
         assert!(chosen.contains(words), "{words}");
     }
+    // What a click opens is not hidden by the words at the pointer.
+    let click = "<script>const at = document.querySelector('#groups [data-kernel]');\
+                 at.dispatchEvent(new MouseEvent('mousemove', { bubbles: true }));\
+                 document.body.dataset.before = $('tip').hidden;\
+                 at.dispatchEvent(new MouseEvent('click', { bubbles: true }));\
+                 document.body.dataset.after = $('tip').hidden;</script></body>";
+    let clicked = dir.path().join("clicked.html");
+    std::fs::write(&clicked, page.to_html().unwrap().replace("</body>", click)).unwrap();
+    let clicked = browse(&clicked, "");
+    assert!(clicked.contains("data-before=\"false\"") && clicked.contains("data-after=\"true\""));
     // What an address says that is not there is passed over.
     browse(&path, "view=99&step=-4&unfold=x,77&kernel=1e9&primitive=z");
 }

@@ -12,12 +12,12 @@ use sinter::model;
 use sinter::passes::AfterPass;
 use sinter::plan::Plan;
 use sinter::show::dot::dot;
-use sinter::show::{Diagram, svg};
+use sinter::show::{Diagram, svg, svg_of_plan};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
-#[command(mut_arg("target", |arg| arg.help(format!("{SEVERAL_TARGETS}; but for --format html, one"))))]
+#[command(mut_arg("target", |arg| arg.help(format!("{SEVERAL_TARGETS}; several for --format html alone"))))]
 #[command(mut_arg("model", |arg| arg.help(MODEL_OR_PLAN).value_name("MODEL|PLAN")))]
 pub struct Args {
     #[command(flatten)]
@@ -37,7 +37,8 @@ pub struct Args {
     #[arg(long)]
     greedy: bool,
     /// text: the IR, or a readable listing. dot: for Graphviz. json: see docs/json.md. svg: a picture; of the fused graph, the primitives
-    /// beside it. html: a page for a browser with everything in it, to stdout; --target may name several.
+    /// beside it, time by kernel and the plan's memory; of the plan, its memory and streams over its calls. html: a page for a browser with
+    /// everything in it, to stdout.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     /// In dot and svg, draw every layer, not those that do the same once.
@@ -85,6 +86,9 @@ pub fn run(args: Args) -> super::Outcome {
     if args.format == Format::Html && (args.stage != Stage::Fused || args.after.is_some()) {
         return Err("--format html shows all stages at once: it takes neither --stage nor --after".into());
     }
+    if args.format != Format::Html && args.compile.targets() > 1 {
+        return Err("of several targets there is a page (--format html); all else is of one".into());
+    }
     if let Some(path) = args.model.path().filter(|path| model::is_plan(path)) {
         return of_plan(path, &args);
     }
@@ -110,7 +114,8 @@ pub fn run(args: Args) -> super::Outcome {
                 && args.after.is_none()
                 && !args.unfold
             {
-                let view = page::view(&file, &config, &graph, step, &options, None)?;
+                let plan = page::plan(&file, &args, &options, step)?;
+                let view = page::view(&file, &config, &graph, step, &options, plan.as_ref())?;
                 std::io::stdout().lock().write_all(view.to_svg().as_bytes())?;
                 return Ok(());
             }
@@ -152,8 +157,10 @@ fn shown(plan: &Plan, args: &Args) -> Result<String, Box<dyn std::error::Error +
         Format::Text => plan.to_string(),
         Format::Dot | Format::Svg => {
             let program = plan.programs.get(args.step().index(plan.programs.len())).ok_or("no such step")?;
-            let diagram = Diagram::of_plan(plan, program, args.unfold);
-            if args.format == Format::Svg { svg(&diagram) } else { dot(&diagram) }
+            match args.format {
+                Format::Svg => svg_of_plan(plan, program, args.unfold),
+                _ => dot(&Diagram::of_plan(plan, program, args.unfold)),
+            }
         }
         Format::Html => return Err(NO_PAGE.into()),
         Format::Json => serde_json::to_string_pretty(plan)? + "\n",

@@ -5,6 +5,7 @@
 //! plan's memory; a [`Page`] is a file of views for a browser. Where things lie is decided here, so the page and the pictures look the same.
 
 mod about;
+mod chart;
 mod diagram;
 pub mod dot;
 mod layout;
@@ -21,5 +22,5 @@ pub use limit::Limit;
 pub use memory::{Held, Lane, Memory};
 pub use page::Page;
 pub use tried::Rejected;
-pub use view::{Drawn, KernelNode, Member, PageGroup, Parts, Primitive, Roof, View, svg};
+pub use view::{Drawn, KernelNode, Member, PageGroup, Parts, Primitive, Roof, View, svg, svg_of_plan};
 pub use watch::{Part, Step};

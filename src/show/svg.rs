@@ -1,5 +1,6 @@
 //! Pictures as SVG: pieces for the page, and a document that stands alone.
 
+use super::chart::Chart;
 use super::layout::{Line, Picture, Placed};
 use super::view::View;
 use std::fmt::Write;
@@ -76,18 +77,61 @@ pub(super) struct Frame<'a> {
     pub pictures: Vec<&'a Picture>,
 }
 
-/// A document that stands alone: groups of layers below each other, with a heading.
-pub(super) fn document(heading: &[String], columns: &[&str], frames: &[Frame]) -> String {
+/// The least that a picture with charts is wide, without its margins.
+const CHART_WIDTH: f64 = 640.0;
+/// Widths of a character: of a line and of the heading, as `picture.css` has them.
+const LINE_CHARACTER: f64 = 7.3;
+const HEADING_CHARACTER: f64 = 8.5;
+
+/// Lines of at most so many characters, broken between words, and within one that is longer.
+pub(super) fn broken(text: &str, most: usize) -> Vec<String> {
+    let (mut lines, mut line) = (vec![], String::new());
+    for word in text.split(' ') {
+        let mut word: Vec<char> = word.chars().collect();
+        let length = line.chars().count();
+        if length > 0 && length + 1 + word.len() > most {
+            lines.push(std::mem::take(&mut line));
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        while word.len() > most {
+            lines.push(word.drain(..most).collect());
+        }
+        line.extend(word);
+    }
+    lines.push(line);
+    lines
+}
+
+/// A document that stands alone: a heading, charts of a width, and groups of layers below each other.
+pub(super) fn document(
+    heading: &[String],
+    charts: &[&dyn Fn(f64) -> Chart],
+    columns: &[&str],
+    frames: &[Frame],
+) -> String {
     let widths: Vec<f64> = (0..columns.len().max(1))
         .map(|i| frames.iter().filter_map(|f| f.pictures.get(i)).fold(TITLE_WIDTH, |w, p| w.max(p.width)))
         .collect();
-    let width = widths.iter().sum::<f64>() + GAP * (widths.len() as f64 + 1.0);
+    let of_titles = frames.iter().map(|frame| frame.title.chars().count() as f64 * LINE_CHARACTER);
+    let inner = widths.iter().sum::<f64>() + GAP * (widths.len() as f64 - 1.0);
+    let inner = of_titles.fold(inner, f64::max).max(if charts.is_empty() { 0.0 } else { CHART_WIDTH });
+    let width = inner + 2.0 * GAP;
     let mut y = 20.0;
     let mut body = String::new();
     for (i, line) in heading.iter().enumerate() {
-        let class = if i == 0 { "heading" } else { "line" };
-        _ = writeln!(body, "<text class=\"{class}\" x=\"{GAP}\" y=\"{y}\">{}</text>", escaped(line));
-        y += 18.0;
+        let (class, character) =
+            if i == 0 { ("heading", HEADING_CHARACTER) } else { ("line", LINE_CHARACTER) };
+        for line in broken(line, (inner / character) as usize) {
+            _ = writeln!(body, "<text class=\"{class}\" x=\"{GAP}\" y=\"{y}\">{}</text>", escaped(&line));
+            y += 18.0;
+        }
+    }
+    for chart in charts {
+        let Chart { svg, height } = chart(inner);
+        _ = writeln!(body, "<g class=\"chart\" transform=\"translate({GAP} {y:.0})\">{svg}</g>");
+        y += height + 10.0;
     }
     y += 8.0;
     let mut x = GAP;
@@ -153,4 +197,16 @@ pub(super) fn escaped(text: &str) -> String {
         }
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_where_they_end() {
+        assert_eq!(broken("a step of T=1", 9), ["a step of", "T=1"]);
+        assert_eq!(broken("of abcdefghij k", 4), ["of", "abcd", "efgh", "ij k"]);
+        assert_eq!(broken("", 4), [""]);
+    }
 }

@@ -1,6 +1,7 @@
 //! One step on one target, before and after fusion: all that the page and the still picture show of it.
 
 use super::about::{about, measured};
+use super::chart::{Chart, Share, bar, memory_plan};
 use super::diagram::{Diagram, Node, class_of};
 use super::dot::counted;
 use super::layout::{Marks, Picture, picture};
@@ -195,19 +196,54 @@ impl View {
         })
     }
 
-    /// The same as a picture that stands still: each group before and after.
+    /// The same as a picture that stands still: time by kernel, the memory of the plan if there is one, and each group before and after.
     pub fn to_svg(&self) -> String {
         let frames: Vec<Frame> = self
             .pictures
             .iter()
             .map(|(title, before, after)| Frame { title: title.clone(), pictures: vec![before, after] })
             .collect();
-        document(&heading(self), &["before: primitives", "after: kernels"], &frames)
+        let time = |width: f64| bar(&self.shares(), width);
+        let class = |call: usize| {
+            let kernel = self.memory.as_ref().and_then(|memory| memory.calls.get(call)?.kernel);
+            kernel.map_or("plain".into(), |kernel| self.kernels[kernel].class.clone())
+        };
+        let memory = self.memory.as_ref().map(|memory| |width: f64| memory_plan(memory, &class, width));
+        let mut charts: Vec<&dyn Fn(f64) -> Chart> = vec![&time];
+        charts.extend(memory.as_ref().map(|chart| chart as &dyn Fn(f64) -> Chart));
+        document(&heading(self), &charts, &["before: primitives", "after: kernels"], &frames)
+    }
+
+    /// The time of each kernel by name, all its launches together.
+    fn shares(&self) -> Vec<Share> {
+        let mut shares: Vec<Share> = vec![];
+        for KernelNode { name, class, us, .. } in &self.kernels {
+            let name = name.split(" {").next().unwrap_or_default();
+            match shares.iter_mut().find(|share| share.name == name) {
+                Some(share) => share.us += us,
+                None => shares.push(Share { name: name.into(), class: class.clone(), us: *us }),
+            }
+        }
+        shares
     }
 }
 
 /// A diagram as a picture of its own.
 pub fn svg(diagram: &Diagram) -> String {
+    alone(diagram, &[])
+}
+
+/// A program of a plan: its memory over its calls, its streams, and the calls.
+pub fn svg_of_plan(plan: &Plan, program: &PlannedProgram, unfold: bool) -> String {
+    let diagram = Diagram::of_plan(plan, program, unfold);
+    // Of calls, not of the nodes of a graph.
+    let no_nodes = Diagram { nodes: vec![], groups: vec![], ..diagram.clone() };
+    let memory = memory(plan, program, &no_nodes);
+    let class = |call: usize| diagram.nodes.get(call).map_or("plain".into(), node_class);
+    alone(&diagram, &[&|width| memory_plan(&memory, &class, width)])
+}
+
+fn alone(diagram: &Diagram, charts: &[&dyn Fn(f64) -> Chart]) -> String {
     let class = |item: usize| node_class(&diagram.nodes[item]);
     let marks = Marks { class: &class, gone: &|_| None };
     let drawn: Vec<(String, Picture)> =
@@ -217,7 +253,7 @@ pub fn svg(diagram: &Diagram) -> String {
         .map(|(title, picture)| Frame { title: title.clone(), pictures: vec![picture] })
         .collect();
     let at = diagram.bounds;
-    document(&[format!("{}, T ≤ {}, R ≤ {}", diagram.name, at.t, at.r)], &[""], &frames)
+    document(&[format!("{}, T ≤ {}, R ≤ {}", diagram.name, at.t, at.r)], charts, &[""], &frames)
 }
 
 fn places(diagram: &Diagram) -> BTreeMap<NodeId, usize> {

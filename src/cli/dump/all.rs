@@ -10,7 +10,7 @@ use sinter::lower::{self, Config};
 use sinter::passes::AfterPass;
 use sinter::runtime::Size;
 use sinter::show::dot::dot;
-use sinter::show::{Diagram, Page, svg};
+use sinter::show::{Diagram, Page, svg, svg_of_plan};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -80,10 +80,13 @@ pub fn run(dir: &Path, args: &Args) -> super::super::Outcome {
                 });
             }
             if let Some(program) = plan.programs.get(index) {
-                let diagram = Diagram::of_plan(plan, program, args.unfold);
                 stages.push(Stage {
                     name: "plan".into(),
-                    files: vec![("txt", plan.to_string()), ("dot", dot(&diagram)), ("svg", svg(&diagram))],
+                    files: vec![
+                        ("txt", plan.to_string()),
+                        ("dot", dot(&Diagram::of_plan(plan, program, args.unfold))),
+                        ("svg", svg_of_plan(plan, program, args.unfold)),
+                    ],
                     about: format!("arena of {}", Size(program.arena_bytes)),
                 });
             }

@@ -59,7 +59,7 @@ function roofline(view, dots, width) {
     svg += `<circle class="dot ${dot.class}" data-kernel="${dot.kernel}" cx="${x(dot.intensity)}" cy="${y(dot.rate)}" r="${dot.radius.toFixed(1)}"/>`;
   }
   const roofs = peaks.map(([name, peak]) => `${name} ${rate(peak)}`).join(", ");
-  return `<p class="hint">roofs: ${roof.bandwidth_gbs} GB/s, ${roofs}</p><svg width="${width}" height="${height}">${svg}</svg>`;
+  return `<p class="hint">roofs: ${Number(roof.bandwidth_gbs.toPrecision(3))} GB/s, ${roofs}</p><svg width="${width}" height="${height}">${svg}</svg>`;
 }
 
 // Offsets up: in scale, but for stretches without which all else would be flat. Of those a fifth of the rest is drawn, with a mark.

@@ -271,6 +271,8 @@ document.addEventListener("mousemove", tip);
 document.addEventListener("click", (event) => {
   const d = event.target.closest?.("[data-view],[data-fold],[data-find],[data-step],[data-kernel],[data-primitive],[data-call]")?.dataset;
   if (!d) return;
+  // What the click opens may lie under it.
+  $("tip").hidden = true;
   if (d.view) view = page.views[d.view], go({ view: Number(d.view), step: null, unfold: new Set(), kernel: null, primitive: null });
   else if (d.fold) {
     const unfold = new Set(state.unfold), i = Number(d.fold);
