@@ -34,6 +34,23 @@ fn opt_bisects_with_a_command() {
         "README.md",
         &format!("$ sinter opt {small} --bisect \"! grep -q 'fused swiglu'\" 2>/dev/null\n{shown}"),
     );
+    // What the help and the document show, runs: each names a rewrite.
+    let help = stdout(&["opt", "--help"]);
+    let doc = std::fs::read_to_string(support::path("docs/writing-a-pass.md")).unwrap();
+    let command = |text: &str, line: &str| {
+        let line =
+            text.lines().find(|l| l.trim().starts_with(line)).unwrap_or_else(|| panic!("{line}: {text}"));
+        line.split_once("--bisect '").unwrap().1.trim_end().trim_end_matches('\'').to_string()
+    };
+    let layer = command(&help, "sinter opt layer.sir --bisect");
+    assert!(said(&run(&["opt", LAYER, "--bisect", &layer])).0.contains(" breaks it: "));
+    let whole = command(&doc, "sinter dump --stage lowered model.gguf | sinter opt - --target cpu --bisect");
+    let dir = tempfile::tempdir().unwrap();
+    let lowered = dir.path().join("lowered.sir");
+    std::fs::write(&lowered, stdout(&["dump", "--stage", "lowered"])).unwrap();
+    let lowered = lowered.to_str().unwrap();
+    let broken = said(&run(&["opt", lowered, "--target", "test-cpu", "--bisect", &whole])).0;
+    assert!(broken.contains(" breaks it: "), "{broken}");
     // From stdin, by file; what the command prints goes to stderr.
     let graph = std::fs::read(support::path(LAYER)).unwrap();
     let mut child = sinter()

@@ -46,7 +46,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   sinter dump --stage lowered | sinter opt - --print-after merge
-  sinter opt layer.sir --bisect '! grep -q \"fused swiglu\"'
+  sinter opt layer.sir --bisect '! grep -q \"fused matmul_swiglu\"'
   sinter dump --stage lowered --exact --target cpu | sinter opt - --target cpu --exact \\
     --bisect 'sinter check --exact --fuel $SINTER_FUEL'";
 
