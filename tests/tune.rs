@@ -56,6 +56,10 @@ fn what_is_measured_is_gone_by() {
     let named = said(&with(Path::new("off"), &["explain", "--target", file.to_str().unwrap()])).0;
     assert!(named.contains("rates were measured on "), "{named}");
 
+    // What was measured is not called assumed.
+    let profile = said(&with(&folder, &["profile", "--json", "-p", "0", "-r", "1"])).0;
+    assert!(profile.contains("measured by sinter tune") && !profile.contains("assumed"), "{profile}");
+
     // What makes no sense is said, and keeps nothing from running; named as a target it is an error.
     for (text, says) in [
         ("", "target file"),

@@ -6,7 +6,7 @@ use sinter::bench;
 use sinter::ir::Micros;
 use sinter::runtime::hip::gpu;
 use sinter::target::TargetKind;
-use sinter::tune::{TuneOptions, Tuning, cpu, path_of, tune};
+use sinter::tune::{TuneOptions, TunedStep, Tuning, cpu, path_of, tune};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,7 +68,32 @@ pub fn run(args: Args) -> super::Outcome {
         std::io::stdout().lock().write_all(text(&tuning, &name, how.margin).as_bytes())?;
         say!("{} has it", path.display());
     }
+    if let Some(warning) = far_off(&tuning.steps) {
+        say!("{warning}");
+    }
     Ok(())
+}
+
+/// By how much the fitted rates may miss what was measured, before that is warned of.
+const FAR: f64 = 0.3;
+
+/// Of steps that the rates do not explain: something is likely to have run meanwhile.
+fn far_off(steps: &[TunedStep]) -> Option<String> {
+    let off = |step: &TunedStep| step.predicted_us / step.measured_us - 1.0;
+    let far = steps.iter().filter(|step| off(step).abs() > FAR);
+    let far: Vec<String> = far
+        .map(|step| {
+            format!("{} by {:.1}%, ranks {:.2}", step.graph, 100.0 * off(step), step.rank_correlation)
+        })
+        .collect();
+    let most = 100.0 * FAR;
+    (!far.is_empty()).then(|| {
+        format!(
+            "predictions are off by more than {most:.0}% ({}), and all that is compiled here goes by them: was the machine busy? Run tune again \
+             when it is quiet",
+            far.join("; ")
+        )
+    })
 }
 
 fn text(tuning: &Tuning, name: &str, margin: f64) -> String {
@@ -136,4 +161,24 @@ fn text(tuning: &Tuning, name: &str, margin: f64) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictions_that_are_far_off_are_warned_of() {
+        let step = |graph: &str, predicted_us| TunedStep {
+            graph: graph.into(),
+            tokens: 1,
+            before_us: 1.0,
+            predicted_us,
+            measured_us: 100.0,
+            rank_correlation: 0.35,
+        };
+        assert_eq!(far_off(&[step("t1", 129.0), step("t256", 71.0)]), None);
+        let warning = far_off(&[step("t1", 100.0), step("t256", 33.3)]).unwrap();
+        assert!(warning.contains("more than 30% (t256 by -66.7%, ranks 0.35)"), "{warning}");
+    }
 }

@@ -196,9 +196,8 @@ fn draw_roofs(svg: &mut Svg, axes: &Axes, roofs: &Roofs, dots: &[Dot<'_>]) -> Ve
     for (what, rate) in flat {
         let gops = rate.per_second / 1e9;
         let (from, to) = (axes.at(gops / slope, gops), (axes.ends().0, axes.at(1.0, gops).1));
-        svg.line(if rate.reached_by.is_some() { "roof" } else { "assumed" }, from, to);
-        let known = if rate.reached_by.is_some() { "reached here" } else { "assumed" };
-        let words = format!("{what}: {gops:.0} Gop/s, {known}");
+        svg.line(if rate.known() == "assumed" { "assumed" } else { "roof" }, from, to);
+        let words = format!("{what}: {gops:.0} Gop/s, {}", rate.known());
         // Over the dots that lie there.
         let over = dots.iter().filter_map(|dot| {
             let ((x, y), r) = (axes.at(dot.at.0, dot.at.1), dot.radius());

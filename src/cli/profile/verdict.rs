@@ -2,6 +2,7 @@
 
 use sinter::bench::KernelTime;
 use sinter::ir::Micros;
+use sinter::target::Target;
 
 /// A kernel that reaches this share of the bandwidth is limited by it.
 const MEMORY: f64 = 0.5;
@@ -33,20 +34,36 @@ pub struct Roofs {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rate {
     pub per_second: f64,
-    /// The kernel that reached it, which is then all that is known; none if it is assumed.
+    /// Whether `sinter tune` measured it; else the target's description has it, by which it is assumed.
+    pub is_tuned: bool,
+    /// The kernel that reached more, which is then all that is known.
     pub reached_by: Option<String>,
 }
 
 impl Rate {
-    pub fn assumed(per_second: f64) -> Rate {
-        Rate { per_second, reached_by: None }
+    /// As a target has it.
+    pub fn of(target: &Target, gops: f64) -> Rate {
+        Rate { per_second: 1e9 * gops, is_tuned: target.measured.is_some(), reached_by: None }
     }
 
     /// How it is known, after the number.
     pub fn source(&self) -> String {
-        match &self.reached_by {
-            Some(kernel) => format!("reached here by {kernel}; more than the target's description has"),
-            None => "assumed, from the target's description".into(),
+        match (&self.reached_by, self.is_tuned) {
+            (Some(kernel), false) => {
+                format!("reached here by {kernel}; more than the target's description has")
+            }
+            (Some(kernel), true) => format!("reached here by {kernel}; more than sinter tune measured"),
+            (None, false) => "assumed, from the target's description".into(),
+            (None, true) => "measured by sinter tune".into(),
+        }
+    }
+
+    /// The same in a word or two.
+    pub fn known(&self) -> &'static str {
+        match (&self.reached_by, self.is_tuned) {
+            (Some(_), _) => "reached here",
+            (None, false) => "assumed",
+            (None, true) => "measured by sinter tune",
         }
     }
 }
@@ -57,8 +74,8 @@ impl Roofs {
         for k in kernels {
             let rate = if k.integer { &mut self.integer } else { &mut self.float };
             if k.arithmetic() > rate.per_second {
-                *rate =
-                    Rate { per_second: k.arithmetic(), reached_by: Some(format!("{} {}", k.kernel, k.node)) };
+                rate.per_second = k.arithmetic();
+                rate.reached_by = Some(format!("{} {}", k.kernel, k.node));
             }
         }
     }
@@ -113,6 +130,9 @@ impl Verdict {
                 let intensity = k.work.operations as f64 / k.work.bytes.max(1) as f64;
                 let share = match &rate.reached_by {
                     Some(_) => format!("{} of the most that a kernel reached here", percent(arithmetic)),
+                    None if rate.is_tuned => {
+                        format!("{} of the rate that sinter tune measured", percent(arithmetic))
+                    }
                     None => format!("{} of the rate assumed for this target", percent(arithmetic)),
                 };
                 format!("{intensity:.0} operations for each byte, so not memory; computes at {share}")
@@ -150,7 +170,8 @@ mod tests {
     use sinter::plan::CallWork;
 
     fn roofs() -> Roofs {
-        let (float, integer) = (Rate::assumed(1e12), Rate::assumed(4e12));
+        let target = Target::test_cpu();
+        let (float, integer) = (Rate::of(&target, 1e3), Rate::of(&target, 4e3));
         Roofs { bandwidth: 1e11, bandwidth_is: "measured", float, integer, launch_us: 2.0 }
     }
 
@@ -194,8 +215,25 @@ mod tests {
         float.integer = false;
         // 0.9e12 of floats is below; 5e12 of integers is not.
         roofs.raise(&[float.clone(), kernel(100, 1, 500_000_000)]);
-        assert_eq!(roofs.float, Rate::assumed(1e12));
+        assert_eq!(roofs.float, Rate::of(&Target::test_cpu(), 1e3));
         assert_eq!((roofs.integer.per_second, roofs.integer.reached_by.as_deref()), (5e12, Some("matmul w")));
         assert_eq!(Verdict::of(&float, &roofs).roofline_share, 0.9);
+    }
+
+    /// What was measured of a device is not called assumed.
+    #[test]
+    fn a_rate_that_was_measured_is_said_to_be() {
+        let target = Target { measured: Some(Default::default()), ..Target::test_cpu() };
+        let mut roofs = Roofs { integer: Rate::of(&target, 4e3), ..roofs() };
+        let said = (roofs.integer.source(), roofs.integer.known());
+        assert_eq!(said, ("measured by sinter tune".into(), "measured by sinter tune"));
+        let of = |roofs: &Roofs| Verdict::of(&kernel(100, 1_000_000, 300_000_000), roofs).words;
+        assert!(
+            of(&roofs).ends_with("; computes at 75 % of the rate that sinter tune measured"),
+            "{}",
+            of(&roofs)
+        );
+        roofs.raise(&[kernel(100, 1, 500_000_000)]);
+        assert!(roofs.integer.source().ends_with("; more than sinter tune measured"));
     }
 }
