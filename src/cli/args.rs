@@ -146,6 +146,11 @@ impl CompileArgs {
         self.target.as_deref().unwrap_or("cpu")
     }
 
+    /// How many targets are named.
+    pub fn targets(&self) -> usize {
+        self.target().split(',').count()
+    }
+
     /// The first of these options that was given a value other than its default; but for one of them.
     pub fn first_given_but(&self, allowed: Option<&str>) -> Option<&'static str> {
         let given = [
@@ -209,6 +214,14 @@ impl CompileArgs {
             }
         }
         Ok(options)
+    }
+
+    /// The same where the device is what is measured: no CPU stands in for a GPU that is not here.
+    pub fn options_measured_on(&self, device: &DeviceArgs) -> Result<Options, Error> {
+        if self.target() == "cpu" {
+            device.must_be_here()?;
+        }
+        self.options_on(device, false)
     }
 
     /// The options of what is to be measured on a device: by rates that nobody measured yet, whatever was kept of it.
@@ -400,6 +413,15 @@ impl DeviceArgs {
             Device::Cpu => On::Cpu,
             Device::Hip(_) => On::Gpu,
         })
+    }
+
+    /// # Errors
+    /// If it is a GPU that is not here.
+    pub fn must_be_here(&self) -> Result<(), Error> {
+        if let Some(device @ Device::Hip(number)) = self.device {
+            gpu(number).map_err(|e| format!("--device {device} is what is to be measured: {e}"))?;
+        }
+        Ok(())
     }
 
     /// What the device is told, and who is told by it: whoever looks at stderr.

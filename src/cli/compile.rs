@@ -45,7 +45,11 @@ pub fn run(args: Args) -> super::Outcome {
     let mut said = vec![];
     if args.source_only {
         let of_gpus = plans.iter().filter(|plan| plan.target.kind != TargetKind::Cpu);
-        said.extend(of_gpus.map(|p| format!("{}: {} kernels as source", p.target.name, p.sources().len())));
+        said.extend(
+            of_gpus.map(|p| {
+                format!("{}: {} kernels as source{}", p.target.name, p.sources().len(), of_kernels(p))
+            }),
+        );
     } else {
         // All compilers are found before the first works.
         let compilers = plans.iter().map(Compiler::for_plan).collect::<Result<Vec<_>, _>>()?;
@@ -80,14 +84,27 @@ pub fn run(args: Args) -> super::Outcome {
     Ok(())
 }
 
+/// Of how many kernels of the plan the sources are, where that is another number.
+fn of_kernels(plan: &Plan) -> String {
+    let (kernels, sources) = (plan.kernels.len(), plan.sources().len());
+    if kernels == sources {
+        return String::new();
+    }
+    format!(", one for each launch and equal ones once, of the {kernels} of the plan")
+}
+
 /// Compiles the kernels of a plan into it: in words, what was compiled.
 fn machine_code(plan: &mut Plan, compiler: &Compiler) -> Result<String, HipError> {
     let target = plan.target.name.clone();
     let objects = compile_ahead(plan, compiler, &progress::bars())?;
     let compiler = compiler.name();
     let bytes = objects.iter().map(|object| object.code.len() as u64).sum();
-    let said =
-        format!("{target}: {} kernels compiled, {} of code, by {compiler}", objects.len(), Size(bytes));
+    let said = format!(
+        "{target}: {} kernels compiled{}, {} of code, by {compiler}",
+        objects.len(),
+        of_kernels(plan),
+        Size(bytes)
+    );
     plan.objects = objects;
     Ok(said)
 }

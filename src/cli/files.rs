@@ -45,6 +45,42 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result
     written.map_err(|e| format!("cannot write {name}: {e}").into())
 }
 
+/// Whether a path stands for stdout.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// An error if more than one of these goes to stdout, each by the flag that sends it there.
+pub fn one_on_stdout(outputs: &[(&str, bool)]) -> Result<(), Error> {
+    let there: Vec<&str> = outputs.iter().filter(|(_, is)| *is).map(|(flag, _)| *flag).collect();
+    match there[..] {
+        [] | [_] => Ok(()),
+        _ => {
+            Err(format!("{} go to stdout, and only one can: name a file for the others", there.join(" and "))
+                .into())
+        }
+    }
+}
+
+/// An error if a file cannot be written there, before there is something to write. What is there stays; what is no file is not opened.
+pub fn check_writable(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return Err(format!("cannot write {}: it is a folder", path.display()).into());
+    }
+    if is_stdout(path) || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Ok(());
+    }
+    refuse_model(path)?;
+    let is_there = path.exists();
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    if !is_there {
+        // It is made anew.
+        _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
 /// An error if there is a model at `path`.
 pub fn refuse_model(path: &Path) -> Result<(), Error> {
     let name = path.display();
@@ -55,7 +91,7 @@ pub fn refuse_model(path: &Path) -> Result<(), Error> {
 }
 
 /// Whether the file at `path` begins as a GGUF file does.
-fn is_model(path: &Path) -> bool {
+pub fn is_model(path: &Path) -> bool {
     let mut start = [0; 4];
     File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && start == *b"GGUF"
 }

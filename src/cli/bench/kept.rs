@@ -83,8 +83,14 @@ impl Kept {
             Some(Err(RunError::Empty(_))) => vec![],
             Some(history) => history?,
         };
+        let on_stdout =
+            [("--save -", &args.save), ("--history -", &args.history), ("--trend -", &args.trend)];
+        if let Some((flag, _)) =
+            on_stdout.iter().find(|(_, path)| path.as_deref().is_some_and(files::is_stdout))
+        {
+            return Err(format!("{flag}: the results go to stdout, and only one can: name a file").into());
+        }
         for path in [&args.save, &args.history, &args.trend].into_iter().flatten() {
-            files::refuse_model(path)?;
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             if !folder.is_dir() {
                 return Err(format!(
@@ -94,6 +100,7 @@ impl Kept {
                 )
                 .into());
             }
+            files::check_writable(path)?;
         }
         Ok(Kept { args, baseline, history, run: None, judged: vec![] })
     }

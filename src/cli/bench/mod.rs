@@ -94,7 +94,7 @@ pub fn run(args: Args) -> super::Outcome {
     };
     let file = args.model.open()?;
     let device = |threads| DeviceArgs { device: Some(args.device), threads, no_graph: args.no_graph };
-    let options = args.compile.options_on(&device(None), false)?;
+    let options = args.compile.options_measured_on(&device(None))?;
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
     let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> super::Outcome {
             Purpose::Bench,
             &device(Some(threads)).options(),
         )?;
-        // The CPU stands in where there is no GPU.
+        // With a target of the CPU, that runs.
         let used = if options.target.kind == TargetKind::Cpu { Device::Cpu } else { args.device };
         kept.begin(&args, &file, &options, used, executor.isa())?;
         let bandwidth = match args.no_bandwidth || used != Device::Cpu {

@@ -73,6 +73,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> super::Outcome {
+    let [trace, roofline] =
+        [&args.trace, &args.roofline].map(|path| path.as_deref().is_some_and(files::is_stdout));
+    files::one_on_stdout(&[("--trace -", trace), ("--roofline -", roofline), ("--json", args.json)])?;
     let elsewhere = args.commands || args.import.is_some();
     let source = args.source.find(&args.compile, elsewhere.then_some("--target"))?;
     if let Some(path) = &args.import {
@@ -229,10 +232,7 @@ fn tell(
         files::write_whole(path, |out| out.write_all(svg.as_bytes()))?;
     }
     // What went to stdout stands there alone.
-    if [&args.trace, &args.roofline]
-        .iter()
-        .any(|path| path.as_ref().is_some_and(|path| path.as_os_str() == "-"))
-    {
+    if [&args.trace, &args.roofline].into_iter().flatten().any(|path| files::is_stdout(path)) {
         return Ok(());
     }
     let report = Report {
@@ -276,8 +276,8 @@ fn roofs(target: &Target, bandwidth: f64, bandwidth_is: &'static str) -> Roofs {
     Roofs {
         bandwidth,
         bandwidth_is,
-        float: Rate::assumed(1e9 * target.f32_gflops),
-        integer: Rate::assumed(1e9 * target.dot4_gops.unwrap_or(target.f32_gflops)),
+        float: Rate::of(target, target.f32_gflops),
+        integer: Rate::of(target, target.dot4_gops.unwrap_or(target.f32_gflops)),
         // On the CPU calls cost far less than a microsecond; on a GPU it is found among those that were timed.
         launch_us: 0.0,
     }

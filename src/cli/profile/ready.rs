@@ -103,6 +103,7 @@ type Parts = (Arc<GgufFile>, Option<Duration>, LoadedPlan, WorkToDo);
 
 /// The plan of a file that runs on the device.
 fn of_plan(args: &Args, path: &Path, model: Option<&Path>, load: &mut Load) -> Result<Parts, Error> {
+    args.device.must_be_here()?;
     let (plan, plan_ms) = timed(|| model::read_plan(path, args.device.on(), &args.device.options()));
     let plan = plan?;
     let (file, open_ms) = timed(|| model::open_weights(&plan, path, model));
@@ -130,7 +131,7 @@ fn of_model(args: &Args, source: &ModelArgs, load: &mut Load) -> Result<Parts, E
     load.open_ms = open_ms;
     load.identify_ms = timed(|| file.identity()).1;
     let (tokens, tokenise) = tokens(args, &file)?;
-    let options = args.compile.options_on(&args.device, false)?;
+    let options = args.compile.options_measured_on(&args.device)?;
     let (work, plan, compile_ms) = compiled(args, &file, source.path(), options, tokens)?;
     load.compile_ms = Some(compile_ms);
     let (plan, plan_ms) = timed(|| plan.to_bytes().and_then(|bytes| LoadedPlan::from_bytes(&bytes)));
