@@ -443,8 +443,12 @@ fn equal_kernels_are_one_row() {
     let mut options = on("test-cpu");
     options.pipeline = options.pipeline.without_fusions();
     let report = report("llama-3.2-1b", &options);
-    let ropes: Vec<_> = rows_of(&report, "rope");
-    assert_eq!(ropes, ["q", "k"].map(|of| format!("rope_freqs.weight, after blk.0-15.attn_{of}.weight")),);
+    let ropes = ["q", "k"].map(|of| format!("rope_freqs.weight, after blk.0-15.attn_{of}.weight"));
+    assert_eq!(rows_of(&report, "rope"), ropes);
+    // Nor does a merged matmul, of which each result is of its own weight.
+    let mut options = on("test-cpu");
+    options.pipeline.denied = vec!["rope_kv".parse().unwrap()];
+    assert_eq!(rows_of(&self::report("llama-3.2-1b", &options), "rope"), ropes);
 }
 
 fn rows_of(report: &Report, kernel: &str) -> Vec<String> {

@@ -284,9 +284,10 @@ impl Graph {
             Op::Weight { name, rows: None } | Op::State { name, .. } => Some(name.clone()),
             _ => None,
         };
-        let (mut level, mut shared) = (vec![id], None);
+        // Nodes, and which of their results are taken.
+        let (mut level, mut shared): (Vec<(NodeId, Option<u32>)>, _) = (vec![(id, None)], None);
         for _ in 0..8 {
-            let named = || level.iter().filter_map(|&n| Some((n, name(n)?)));
+            let named = || level.iter().filter_map(|&(n, _)| Some((n, name(n)?)));
             // An embedding that is the head too has two users.
             if let Some((_, name)) = named().find(|(n, _)| self.use_count(*n) <= 2) {
                 return format!("{op} {name}");
@@ -294,15 +295,23 @@ impl Graph {
             shared = shared.or(named().next().map(|(_, name)| name));
             // Each node once: a node may have many operands, and each of those again.
             let mut seen = HashSet::new();
-            let above = level.iter().flat_map(|&n| {
+            let above = level.iter().flat_map(|&(n, out)| {
                 let mut operands = self.operands(n);
+                if let (Op::Fused(fused), Some(out)) = (self.op(n), out) {
+                    let takes = fused.operands_of(out);
+                    operands =
+                        operands.into_iter().zip(takes).filter(|(_, takes)| *takes).map(|(v, _)| v).collect();
+                }
                 // A matmul is that of its weight; a block adds its output to the residual stream, which has the name of the one before.
                 if matches!(self.op(n), Op::Add | Op::MatMul) {
                     operands.reverse();
                 }
                 operands
             });
-            level = above.map(|v| v.node).filter(|n| seen.insert(*n)).collect();
+            // Of merged matmuls each result is of its own weight. Of many, none is looked at alone: a file may have any number.
+            let apart = |v: &Value| matches!(self.op(v.node), Op::Fused(f) if f.body.results().len() <= 8);
+            let above = above.map(|v| (v.node, apart(&v).then_some(v.out)));
+            level = above.filter(|v| seen.insert(*v)).collect();
         }
         shared.map_or(op.to_string(), |name| format!("{op} {name}"))
     }

@@ -1,8 +1,9 @@
 //! The kernels that fused nodes name, and what a fused node holds.
 
-use super::graph::{Graph, Value};
+use super::graph::{Graph, NodeId, Value};
 use super::types::{Dim, TensorType};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The fused kernels. Each is made by the pass in `src/passes/` that carries its name, but for
 /// [`Kernel::MatmulSwiglu`], which the `swiglu` pass makes where the cost model prefers it.
@@ -80,6 +81,19 @@ pub struct Fused {
 }
 
 impl Fused {
+    /// Of each operand, whether result `out` depends on it.
+    pub(super) fn operands_of(&self, out: u32) -> Vec<bool> {
+        let body = &self.body;
+        let mut seen = BTreeSet::new();
+        let mut stack: Vec<NodeId> = body.results().get(out as usize).map(|v| v.node).into_iter().collect();
+        while let Some(n) = stack.pop() {
+            if seen.insert(n) {
+                stack.extend(body.operands(n).iter().map(|v| v.node));
+            }
+        }
+        body.inputs().iter().map(|input| seen.contains(input)).collect()
+    }
+
     /// See [`Op::follows`]: what all uses in the body hold input `slot` to.
     pub(super) fn follows(&self, slot: u32) -> Option<(Dim, bool)> {
         let body = &self.body;
