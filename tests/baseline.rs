@@ -248,11 +248,15 @@ fn a_file_that_is_no_baseline_is_one_clear_error() {
     };
     fails(&["--compare", "src"], "cannot read src: Is a directory");
     fails(&["--save", "no/such/folder/base.json"], "there is no folder no/such/folder");
-    // Before anything is measured, and nothing is left of finding out.
-    let endless = ["-p", "0", "-n", "400", "-r", "1000000"];
-    fails(&[&["--history", "/proc/x"], &endless[..]].concat(), "cannot write /proc/x: ");
-    fails(&[&["--save", "src"], &endless[..]].concat(), "cannot write src: it is a folder");
-    fails(&[&["--save", "-"], &endless[..]].concat(), "--save -: the results go to stdout");
+    // Before anything is measured.
+    for (flag, path, with) in [
+        ("--history", "/proc/x", "cannot write /proc/x: "),
+        ("--save", "src", "cannot write src: it is a folder"),
+        ("--save", "-", "--save -: the results go to stdout"),
+    ] {
+        let output = bench(&[flag, path, "-p", "0", "-n", "1", "-r", "1"]);
+        assert!(output.stdout.is_empty() && command::report(&output).contains(with), "{output:?}");
+    }
     fails(&["--threshold", "5"], "--compare <BASELINE>");
     fails(&["--trend", "x.svg"], "--history <FILE>");
     for threshold in ["0", "100", "NaN", "-3", "ten"] {
