@@ -12,6 +12,7 @@ mod measurement;
 mod profile;
 pub mod recorded;
 pub mod run;
+mod timer;
 mod trend;
 
 pub use bandwidth::{BandwidthError, read_bandwidth};
@@ -19,6 +20,7 @@ pub use first_token::FirstToken;
 pub use machine::{cores, cpu_name};
 pub use measurement::Measurement;
 pub use profile::{KernelTime, LaunchTime, NodeTime, Profile, filled, step_of};
+pub use timer::{Scope, Timed, Timer};
 pub use trend::trend;
 
 use crate::ir::Syms;

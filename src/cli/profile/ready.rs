@@ -4,7 +4,7 @@ use super::report::Load;
 use super::{Args, DEFAULT_PROMPT, Error};
 use crate::cli::args::{ModelArgs, Source};
 use crate::cli::progress;
-use sinter::bench::{self, Test, Work};
+use sinter::bench::{self, Test, Timer, Work};
 use sinter::compile::{Options, Purpose};
 use sinter::generate::{EncodeOptions, Tokenizer};
 use sinter::gguf::GgufFile;
@@ -66,31 +66,39 @@ impl WorkToDo {
     }
 }
 
-/// The tokens of the prompt that was given, and how long it took to find them.
-fn tokens(args: &Args, file: &GgufFile) -> Result<(Option<Vec<u32>>, Option<Duration>), Error> {
-    let Some(text) = &args.prompt else { return Ok((None, None)) };
-    let start = Instant::now();
+/// The tokens of the prompt that was given.
+fn tokens(args: &Args, file: &GgufFile, timer: &Timer) -> Result<Option<Vec<u32>>, Error> {
+    let Some(text) = &args.prompt else { return Ok(None) };
+    let _tokenise = timer.scope("tokenise");
     let tokens = Tokenizer::from_gguf(file.gguf())?.encode(text, EncodeOptions::default());
     if tokens.is_empty() {
         return Err("the prompt has no tokens, and the model has no start token".into());
     }
-    Ok((Some(tokens), Some(start.elapsed())))
+    Ok(Some(tokens))
 }
 
 impl Ready {
     pub fn new(args: &Args, source: &Source) -> Result<Ready, Error> {
-        let start = Instant::now();
-        let mut load = Load::default();
-        let (file, tokenise, plan, work) = match source {
-            Source::Plan { path, model } => of_plan(args, path, model.as_deref(), &mut load)?,
-            Source::Model(source) => of_model(args, source, &mut load)?,
+        let (timer, start) = (Timer::default(), Instant::now());
+        let (file, plan, work) = match source {
+            Source::Plan { path, model } => of_plan(args, path, model.as_deref(), &timer)?,
+            Source::Model(source) => of_model(args, source, &timer)?,
         };
         let stages = Stages::default();
         let mut device = args.device.options();
         device.progress = stages.progress();
         let executor = Executor::new(plan, Arc::clone(&file), &device)?;
-        load.kernels_ms = ms(stages.time(Stage::Kernels));
-        load.weights_ms = ms(stages.time(Stage::Weights));
+        let part = |name| ms(timer.of(name));
+        let tokenise = args.prompt.as_ref().map(|_| timer.of("tokenise"));
+        let mut load = Load {
+            open_ms: part("open"),
+            identify_ms: part("identify"),
+            compile_ms: matches!(source, Source::Model(_)).then(|| part("compile")),
+            plan_ms: part("plan"),
+            kernels_ms: ms(stages.time(Stage::Kernels)),
+            weights_ms: ms(stages.time(Stage::Weights)),
+            ..Load::default()
+        };
         let sum = |load: &Load| load.parts().iter().map(|(_, ms, _)| ms).sum::<f64>();
         load.rest_ms = (ms(start.elapsed()) - tokenise.map_or(0.0, ms) - sum(&load)).max(0.0);
         load.all_ms = sum(&load);
@@ -99,20 +107,17 @@ impl Ready {
     }
 }
 
-type Parts = (Arc<GgufFile>, Option<Duration>, LoadedPlan, WorkToDo);
+type Parts = (Arc<GgufFile>, LoadedPlan, WorkToDo);
 
 /// The plan of a file that runs on the device.
-fn of_plan(args: &Args, path: &Path, model: Option<&Path>, load: &mut Load) -> Result<Parts, Error> {
+fn of_plan(args: &Args, path: &Path, model: Option<&Path>, timer: &Timer) -> Result<Parts, Error> {
     args.device.must_be_here()?;
-    let (plan, plan_ms) = timed(|| model::read_plan(path, args.device.on(), &args.device.options()));
-    let plan = plan?;
-    let (file, open_ms) = timed(|| model::open_weights(&plan, path, model));
-    let file = file?;
-    // Opening took samples of the file already.
-    (load.plan_ms, load.open_ms) = (plan_ms, open_ms);
-    let (tokens, tokenise) = tokens(args, &file)?;
+    let plan = timer.time("plan", || model::read_plan(path, args.device.on(), &args.device.options()))?;
+    // Opening takes samples of the file already.
+    let file = timer.time("open", || model::open_weights(&plan, path, model))?;
+    let tokens = tokens(args, &file, timer)?;
     let work = work_of_plan(args, &plan, tokens)?;
-    Ok((Arc::new(file), tokenise, plan, work))
+    Ok((Arc::new(file), plan, work))
 }
 
 /// What can be profiled of a plan: what it has programs, sequences and room for.
@@ -125,28 +130,25 @@ pub fn work_of_plan(args: &Args, plan: &Plan, tokens: Option<Vec<u32>>) -> Resul
 }
 
 /// A model that is compiled now.
-fn of_model(args: &Args, source: &ModelArgs, load: &mut Load) -> Result<Parts, Error> {
-    let (file, open_ms) = timed(|| source.open());
-    let file = file?;
-    load.open_ms = open_ms;
-    load.identify_ms = timed(|| file.identity()).1;
-    let (tokens, tokenise) = tokens(args, &file)?;
+fn of_model(args: &Args, source: &ModelArgs, timer: &Timer) -> Result<Parts, Error> {
+    let file = timer.time("open", || source.open())?;
+    timer.time("identify", || file.identity());
+    let tokens = tokens(args, &file, timer)?;
     let options = args.compile.options_measured_on(&args.device)?;
-    let (work, plan, compile_ms) = compiled(args, &file, source.path(), options, tokens)?;
-    load.compile_ms = Some(compile_ms);
-    let (plan, plan_ms) = timed(|| plan.to_bytes().and_then(|bytes| LoadedPlan::from_bytes(&bytes)));
-    load.plan_ms = plan_ms;
-    Ok((file, tokenise, plan?, work))
+    let (work, plan) = compiled(args, &file, source.path(), options, tokens, timer)?;
+    let plan = timer.time("plan", || plan.to_bytes().and_then(|bytes| LoadedPlan::from_bytes(&bytes)))?;
+    Ok((file, plan, work))
 }
 
-/// The plan of a model for what is to be profiled, and how long that took.
+/// The plan of a model for what is to be profiled.
 pub fn compiled(
     args: &Args,
     file: &GgufFile,
     path: Option<&Path>,
     options: Options,
     tokens: Option<Vec<u32>>,
-) -> Result<(WorkToDo, Plan, f64), Error> {
+    timer: &Timer,
+) -> Result<(WorkToDo, Plan), Error> {
     // A file without a model in it is told so before anything else.
     let trained = Config::from_gguf(file.gguf())?.trained_context;
     let work = WorkToDo::new(args, tokens, options.chunk, Some(options.context.unwrap_or(trained)));
@@ -160,8 +162,8 @@ pub fn compiled(
     let context = options.context.unwrap_or(needs);
     work.check(context)?;
     let options = Options { context: Some(context), sequences: args.n_sequences, ..options };
-    let (plan, compile_ms) = timed(|| model::plan(file, path, &options, Purpose::Bench));
-    Ok((work, plan?, compile_ms))
+    let plan = timer.time("compile", || model::plan(file, path, &options, Purpose::Bench))?;
+    Ok((work, plan))
 }
 
 /// The plans to which a profiler's records may belong, of a file of several the one for --target or all for GPUs: no device is asked, as
@@ -190,8 +192,9 @@ pub fn plans_elsewhere(args: &Args, source: &Source) -> Result<Vec<(Plan, WorkTo
                 Some(_) => args.compile.options_on(&args.device, false)?,
                 None => args.compile.options(false)?,
             };
-            let (tokens, _) = tokens(args, &file)?;
-            let (work, plan, _) = compiled(args, &file, source.path(), options, tokens)?;
+            let timer = Timer::default();
+            let tokens = tokens(args, &file, &timer)?;
+            let (work, plan) = compiled(args, &file, source.path(), options, tokens, &timer)?;
             Ok(vec![(plan, work)])
         }
     }
@@ -199,13 +202,6 @@ pub fn plans_elsewhere(args: &Args, source: &Source) -> Result<Vec<(Plan, WorkTo
 
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// What something yields, and its milliseconds.
-fn timed<T>(run: impl FnOnce() -> T) -> (T, f64) {
-    let start = Instant::now();
-    let done = run();
-    (done, ms(start.elapsed()))
 }
 
 /// When each stage of loading began, and when it was over.
