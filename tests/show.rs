@@ -193,6 +193,29 @@ fn a_heading_says_what_explain_says() {
                 said.starts_with(&put_in) && explained.contains(&format!(", {said};")),
                 "{said}\n{explained}"
             );
+            // Of the roofline, which has a dot for each kernel of a layer that computes, none of which is above the highest roof.
+            let kernels = view["groups"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .flat_map(|g| g["members"][0]["kernels"].as_array().unwrap());
+            let computes = |at: &&serde_json::Value| {
+                view["kernels"][at.as_u64().unwrap() as usize]["operations"].as_u64() > Some(0)
+            };
+            assert_eq!(
+                drawn.matches("<circle ").count(),
+                kernels.filter(computes).count(),
+                "{target} {step}"
+            );
+            // The last point of the highest roof is its height.
+            let ends = drawn.split("<path class=\"roof\" d=\"M").skip(1);
+            let heights = ends.map(|path| {
+                path.split('"').next().unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+            });
+            let ceiling = heights.fold(f64::INFINITY, f64::min);
+            for dot in drawn.split("<circle ").skip(1) {
+                assert!(attribute(dot, "cy=\"") >= ceiling, "{dot}");
+            }
             let said = explained.split("\n\n").next().unwrap().lines().nth(1);
             assert_eq!(
                 (rates.first().copied(), rates.len()),
@@ -212,12 +235,13 @@ fn a_heading_says_what_explain_says() {
                 lines.iter().all(|line| 28.0 + 7.2 * line.chars().count() as f64 <= width - 14.0),
                 "{lines:?}"
             );
-            // Above the graph, time by kernel and the memory of the plan.
+            // Above the graph, time by kernel, the roofline and the memory of the plan.
             let charts: Vec<&str> = drawn.split("<g class=\"chart\"").skip(1).collect();
-            assert_eq!(charts.len(), 2, "{drawn}");
+            assert_eq!(charts.len(), 3, "{drawn}");
             let kernels = view["after"]["launches"].as_object().unwrap();
             assert!(kernels.keys().all(|kernel| charts[0].contains(&format!(">{kernel} "))), "{}", charts[0]);
-            assert!(charts[1].contains("memory: arena "), "{}", charts[1]);
+            let heads = ["roofline: ", "memory: arena "];
+            assert!(charts[1..].iter().zip(heads).all(|(chart, head)| chart.contains(head)), "{charts:?}");
         }
     }
 }

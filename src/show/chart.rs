@@ -26,7 +26,7 @@ pub(super) struct Share {
     pub us: f64,
 }
 
-fn hue(class: &str) -> &str {
+pub(super) fn hue(class: &str) -> &str {
     class.trim_start_matches("fused ")
 }
 

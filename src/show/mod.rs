@@ -12,6 +12,7 @@ mod layout;
 mod limit;
 mod memory;
 mod page;
+mod roofline;
 mod svg;
 mod tried;
 mod view;

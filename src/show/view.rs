@@ -6,6 +6,7 @@ use super::diagram::{Diagram, Node, class_of};
 use super::dot::counted;
 use super::layout::{Marks, Picture, picture};
 use super::memory::{Memory, memory};
+use super::roofline::{Dot, roofline};
 use super::svg::{Frame, document, fragment, heading};
 use super::tried::{Rejected, Tried};
 use super::watch::{Step, Watch};
@@ -196,7 +197,8 @@ impl View {
         })
     }
 
-    /// The same as a picture that stands still: time by kernel, the memory of the plan if there is one, and each group before and after.
+    /// The same as a picture that stands still: time by kernel, the roofline, the memory of the plan if there is one, and each group before
+    /// and after.
     pub fn to_svg(&self) -> String {
         let frames: Vec<Frame> = self
             .pictures
@@ -209,9 +211,27 @@ impl View {
             kernel.map_or("plain".into(), |kernel| self.kernels[kernel].class.clone())
         };
         let memory = self.memory.as_ref().map(|memory| |width: f64| memory_plan(memory, &class, width));
-        let mut charts: Vec<&dyn Fn(f64) -> Chart> = vec![&time];
+        let roof = |width: f64| roofline(&self.roof, &self.dots(), width);
+        let mut charts: Vec<&dyn Fn(f64) -> Chart> = vec![&time, &roof];
         charts.extend(memory.as_ref().map(|chart| chart as &dyn Fn(f64) -> Chart));
         document(&heading(self), &charts, &["before: primitives", "after: kernels"], &frames)
+    }
+
+    /// A dot for each kernel of a layer that computes: all layers that do the same are one.
+    fn dots(&self) -> Vec<Dot> {
+        let of_group = |group: &PageGroup| {
+            let layers = group.members.len() as f64;
+            let kernels = group.members.first().map_or(&[][..], |member| &member.kernels);
+            kernels.iter().map(|at| (&self.kernels[*at], layers)).collect::<Vec<_>>()
+        };
+        let dot = |(kernel, layers): (&KernelNode, f64)| Dot {
+            class: kernel.class.clone(),
+            intensity: kernel.operations as f64 / kernel.bytes as f64,
+            rate: kernel.operations as f64 / (kernel.us * 1e-6),
+            share: kernel.us * layers / self.after.us,
+        };
+        let computes = |dot: &Dot| dot.intensity > 0.0 && dot.intensity.is_finite() && dot.rate.is_finite();
+        self.groups.iter().flat_map(of_group).map(dot).filter(computes).collect()
     }
 
     /// The time of each kernel by name, all its launches together.
