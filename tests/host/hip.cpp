@@ -12,6 +12,7 @@
 //                               that what misses an event, of any stream, comes too early for one of these
 //   SINTER_STUB_REPLAY=N        graphs replay without their launch N
 //   SINTER_STUB_REPLAY=stale    graphs replay on what the host wrote before it wrote last, for small copies
+//   SINTER_STUB_LATE_ARGUMENTS=1  graphs read the arguments of their launches at each replay, where those were at the capture
 #include "lanes.h"
 #include "stub.h"
 
@@ -514,8 +515,11 @@ API hipModuleLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsi
         if (function->kernel->is_address[i] && !(within(device_memory, value, 1) && is_here(value))) return INVALID_VALUE;
         values.push_back(value);
     }
+    // As some driver's graphs have done (hipfire 591).
+    const bool is_late = is("streams", stream) && ((Stream*)stream)->capture && told("SINTER_STUB_LATE_ARGUMENTS", nullptr);
     return put(stream, [=] {
         std::vector<uint64_t> own = values;
+        for (size_t i = 0; is_late && i < own.size(); i++) memcpy(&own[i], arguments[i], function->kernel->is_address[i] ? 8 : 4);
         std::vector<void*> pointers;
         for (size_t i = 0; i < own.size(); i++) {
             if (function->kernel->is_address[i] && !within(device_memory, own[i], 1)) return (int)LAUNCH_FAILURE;

@@ -415,12 +415,12 @@ impl Stream {
         args: &mut LaunchArgs,
     ) -> Result<()> {
         self.context.bind()?;
-        let mut pointers = args.pointers();
+        let pointers = args.pointers.as_mut_ptr();
         let [x, y, z] = grid;
         // A kernel that is made ready early waits for the launch before it. What the stream waits for besides is waited for before an
         // ordinary launch; those that follow it early come after that too, as none ends before the one that it waits for.
         let early = self.context.launch_early.filter(|_| !self.waits.take());
-        // SAFETY: the caller's; the driver copies the arguments.
+        // SAFETY: the caller's; the driver copies the arguments, but for a graph's, which that keeps.
         let code = unsafe {
             match early {
                 Some(launch) => {
@@ -435,7 +435,7 @@ impl Stream {
                         attributes: &mut attribute,
                         count: 1,
                     };
-                    launch(&config, function.handle, pointers.as_mut_ptr(), std::ptr::null_mut())
+                    launch(&config, function.handle, pointers, std::ptr::null_mut())
                 }
                 None => (*self.context.api.launch)(
                     function.handle,
@@ -447,7 +447,7 @@ impl Stream {
                     1,
                     0,
                     self.handle,
-                    pointers.as_mut_ptr(),
+                    pointers,
                     std::ptr::null_mut(),
                 ),
             }
@@ -466,11 +466,11 @@ impl Stream {
         self.context.check(code, self.context.api.capture_begin.name)
     }
 
-    /// What was captured, as a graph.
+    /// What was captured, as a graph, which keeps the arguments of its launches.
     ///
     /// # Errors
     /// If something was put on the stream that cannot be captured.
-    pub fn end_capture(&self) -> Result<Graph> {
+    pub fn end_capture(&self, args: Vec<LaunchArgs>) -> Result<Graph> {
         self.context.bind()?;
         let api = &self.context.api;
         let mut graph = std::ptr::null_mut();
@@ -482,7 +482,7 @@ impl Stream {
         // SAFETY: as above.
         self.context.give_back(&api.graph_destroy, |destroy| unsafe { destroy(graph) });
         self.context.check(made, api.graph_instantiate.name)?;
-        Ok(Graph { context: Arc::clone(&self.context), handle: exec })
+        Ok(Graph { context: Arc::clone(&self.context), handle: exec, _args: args })
     }
 
     /// Replays a graph.
@@ -554,6 +554,8 @@ impl Drop for Stream {
 pub struct Graph {
     context: Arc<Context>,
     handle: Handle,
+    /// Of its launches: a driver may read them at each replay.
+    _args: Vec<LaunchArgs>,
 }
 
 // SAFETY: as for `Context`.
@@ -686,15 +688,21 @@ impl Drop for Module {
     }
 }
 
-/// The arguments of a launch: addresses, then the sizes of the step.
+/// The arguments of a launch, addresses and then the sizes of the step, and where each lies: on the heap, so they stay there.
 pub struct LaunchArgs {
-    pub addresses: Vec<Address>,
-    pub sizes: [i32; 2],
+    _addresses: Box<[Address]>,
+    _sizes: Box<[i32; 2]>,
+    pointers: Box<[*mut c_void]>,
 }
 
+// SAFETY: the pointers are to what it owns.
+unsafe impl Send for LaunchArgs {}
+
 impl LaunchArgs {
-    fn pointers(&mut self) -> Vec<*mut c_void> {
-        let addresses = self.addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast());
-        addresses.chain(self.sizes.iter_mut().map(|s| std::ptr::from_mut(s).cast())).collect()
+    pub fn new(addresses: &[Address], sizes: [i32; 2]) -> LaunchArgs {
+        let (mut addresses, mut sizes): (Box<[Address]>, _) = (addresses.into(), Box::new(sizes));
+        let of_addresses = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast());
+        let pointers = of_addresses.chain(sizes.iter_mut().map(|s| std::ptr::from_mut(s).cast())).collect();
+        LaunchArgs { _addresses: addresses, _sizes: sizes, pointers }
     }
 }

@@ -184,13 +184,15 @@ impl HipDevice {
     ///
     /// A part of a program goes on the first in its order, as what its calls wait for need not be signalled within it; and so do launches
     /// that are timed, each of which is timed from the one before it. That order is one of those that the plan allows.
-    fn launch(&mut self, work: &Submission) -> Result<(), HipError> {
+    ///
+    /// `args` gets the arguments of the launches: those of a graph live as long as that.
+    fn launch(&mut self, work: &Submission, args: &mut Vec<LaunchArgs>) -> Result<(), HipError> {
         let planned = &self.plan.programs[work.program];
         let whole = work.calls.len() == planned.calls.len();
         let beside = if whole && !work.timed { streams_beside(planned) } else { 0 };
         let mut others = self.beside[..beside].iter();
         let forked = others.try_for_each(|other| other.stream.follow(&self.stream, &other.event));
-        let launched = forked.and_then(|()| self.launch_calls(work, beside > 0));
+        let launched = forked.and_then(|()| self.launch_calls(work, beside > 0, args));
         // They are joined whatever came of it, as what is next on the first stream comes after all that was begun.
         let others = self.beside[..beside].iter();
         let joined = others.map(|other| self.stream.follow(&other.stream, &other.event));
@@ -198,7 +200,12 @@ impl HipDevice {
     }
 
     /// Puts the launches of some calls on their streams, or all on the first.
-    fn launch_calls(&mut self, work: &Submission, spread: bool) -> Result<(), HipError> {
+    fn launch_calls(
+        &mut self,
+        work: &Submission,
+        spread: bool,
+        all: &mut Vec<LaunchArgs>,
+    ) -> Result<(), HipError> {
         let (timed, in_order) = (work.timed, Slot::default());
         if timed {
             self.timed.clear();
@@ -213,14 +220,13 @@ impl HipDevice {
                 n => &self.beside[n as usize - 1].stream,
             };
             slot.waits.iter().try_for_each(|event| stream.wait_for(&self.signals[event]))?;
-            let mut args =
-                LaunchArgs { addresses: call.addresses.clone(), sizes: [work.at.t as i32, work.at.r as i32] };
+            let args = all.push_mut(LaunchArgs::new(&call.addresses, [work.at.t as i32, work.at.r as i32]));
             for (i, launch) in self.kernels[call.kernel].iter().enumerate() {
                 let kernel = self.plan.kernels[call.kernel].spec.name();
                 let Some(grid) = blocks(&launch.grid, &work.at, kernel)? else { continue };
                 // SAFETY: the plan is validated: within its bounds every argument fits its buffer. What a kernel touches of those is
                 // held by tests of what codegen emits.
-                let launched = unsafe { stream.launch(&launch.function, grid, launch.threads, &mut args) };
+                let launched = unsafe { stream.launch(&launch.function, grid, launch.threads, args) };
                 launched.map_err(|e| HipError::Launch {
                     kernel,
                     node: planned.label.clone(),
@@ -636,12 +642,12 @@ impl HipDevice {
         self.idle = false;
         // Steps of more tokens come in too many sizes for a graph each, and take longer than launching does.
         if self.eager || !whole || work.timed || bounds.t > FEW_TOKENS {
-            self.launch(work)?;
+            self.launch(work, &mut vec![])?;
         } else {
             match self.graphs.remove(&key) {
                 // What is seen for the first time may be seen but once, and its modules may not be loaded yet.
                 None => {
-                    self.launch(work)?;
+                    self.launch(work, &mut vec![])?;
                     self.graphs.insert(key, Captured::Seen);
                 }
                 Some(Captured::Graph(graph)) => {
@@ -658,7 +664,7 @@ impl HipDevice {
                     ),
                     Err(e) => {
                         self.launch_from_here_on(work, &format!("could not be made ({e})"));
-                        self.launch(work)?;
+                        self.launch(work, &mut vec![])?;
                     }
                 },
             }
@@ -669,9 +675,10 @@ impl HipDevice {
     /// The launches of a step as a graph.
     fn capture(&mut self, work: &Submission) -> Result<Graph, HipError> {
         self.stream.begin_capture()?;
-        let launched = self.launch(work);
+        let mut args = vec![];
+        let launched = self.launch(work, &mut args);
         // A capture is ended whatever came of it.
-        let graph = self.stream.end_capture();
+        let graph = self.stream.end_capture(args);
         launched?;
         graph
     }
@@ -705,7 +712,7 @@ impl HipDevice {
         for (at, bytes) in &before {
             self.send(*at, bytes)?;
         }
-        self.launch(work)?;
+        self.launch(work, &mut vec![])?;
         self.idle = false;
         Ok(self.copies_of(&left)? == replayed)
     }
