@@ -221,6 +221,22 @@ fn kernels_compute_what_their_bodies_say_in_waves_of_64() {
     under_sanitizers("some", "gfx942", 2);
 }
 
+#[test]
+#[ignore = "run by others in a process with sanitizers"]
+fn otherwise() {
+    let Some((lanes, target)) = lanes() else { return };
+    check(&lanes, &host_cases::otherwise(&target));
+}
+
+/// On those that have no matrix unit, of both waves, and on one that has no dot product either.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
+fn kernels_compute_what_their_bodies_say_without_a_matrix_unit() {
+    for (seed, arch) in ["gfx1030", "gfx906", "gfx900"].iter().enumerate() {
+        under_sanitizers("otherwise", arch, 4 + seed as u64);
+    }
+}
+
 /// On each architecture: which lane has what of a square of 16 by 16, on its matrix unit or without one.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]

@@ -106,10 +106,31 @@ pub fn some(target: &Target) -> Vec<Case> {
     }
 }
 
+/// What device.h has another way for where there is no matrix unit, or no dot product: prompts, whose tiles are wide and narrow and whose
+/// heads are of 64 and of 128, and floats of a few tokens.
+pub fn otherwise(target: &Target) -> Vec<Case> {
+    let options = Options { context: Some(96), chunk: 70, ..Options::new(target.clone()) };
+    let wide = Options { context: Some(4096), chunk: 4096, ..options.clone() };
+    let long = Shape { heads: 2, kv_heads: 1, head_dim: 128, rotated: 128, ..ONE };
+    let mut cases = vec![];
+    for (name, shape) in [("heads of 64", ONE), ("heads of 128", long)] {
+        let file = Model::new(&shape, q4_k_m).file();
+        for (tiles, options) in [("narrow", &options), ("wide", &wide)] {
+            let case = Case::new(format!("{name}, {tiles} tiles"), file.clone(), options);
+            cases.push(Case { prompt: 70, after: FEW, ..case });
+        }
+    }
+    for dtype in [DType::Q8_0, DType::Q4_K] {
+        cases.push(Case { after: FEW, ..Case::new(dtype.to_string(), of(dtype), &options.clone().exact()) });
+    }
+    cases
+}
+
 /// All that there are.
 pub fn all(target: &Target) -> Vec<Case> {
     let formats = &DType::WEIGHTS;
-    [cases(target, formats, formats, &[&TINY[..], &[WIDE]].concat()), large(target)].concat()
+    let shapes = [&TINY[..], &[WIDE]].concat();
+    [cases(target, formats, formats, &shapes), large(target), otherwise(target)].concat()
 }
 
 /// A layer of each format, and of some in float32 throughout; models of families and of an odd shape; and what options make.

@@ -482,7 +482,14 @@ impl Stream {
         // SAFETY: as above.
         self.context.give_back(&api.graph_destroy, |destroy| unsafe { destroy(graph) });
         self.context.check(made, api.graph_instantiate.name)?;
-        Ok(Graph { context: Arc::clone(&self.context), handle: exec, _args: args })
+        Ok(Graph {
+            context: Arc::clone(&self.context),
+            handle: exec,
+            _args: {
+                drop(args);
+                vec![]
+            },
+        })
     }
 
     /// Replays a graph.
