@@ -288,7 +288,7 @@ fn expectations_fail_with_reasons() {
             "t1: sample_head did not happen\n  sample_head: dequant_matmul token_embd.weight not fused: the logits",
         ),
         ("rope_attention", "attention blk.0.k not fused: the target lacks a kernel for it, as GPUs have"),
-        ("merge@blk.9", "merge@blk.9 did not happen: no rule came near to it"),
+        ("merge@blk.9", "merge@blk.9 did not happen: no rule was tried there"),
         ("gated_scan@blk.0", "gated_scan@blk.0 did not happen"),
     ] {
         let output = expect(unmet);

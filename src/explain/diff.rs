@@ -1,6 +1,6 @@
 //! What two compilations of a model have otherwise.
 
-use super::names;
+use super::{NOT_TRIED, names, why_anywhere};
 use crate::ir::layers::{layer, rename, runs};
 use crate::ir::{Outcome, Report};
 use indexmap::IndexMap;
@@ -131,10 +131,15 @@ fn only_in(made: &Report, not: &Report, name: &str) -> Vec<String> {
     let is_of = |of: &BTreeSet<u64>, at: &str, fusion: &Made| {
         at == fusion.at || same_graph && !of.is_disjoint(&fusion.of)
     };
+    // One that takes in less is another.
+    let has = |other: &Made, fusion: &Made| match same_graph {
+        true => other.of.is_superset(&fusion.of),
+        false => other.at == fusion.at,
+    };
     let mut groups: IndexMap<(String, String, String), Vec<u64>> = IndexMap::new();
     for fusion in &fusions {
         let same = |other: &&Made| (other.pass, other.kernel) == (fusion.pass, fusion.kernel);
-        if theirs.iter().filter(same).any(|other| is_of(&other.of, other.at, fusion)) {
+        if theirs.iter().filter(same).any(|other| has(other, fusion)) {
             continue;
         }
         let why = not.decisions.iter().zip(&about).find_map(|(d, of)| match &d.outcome {
@@ -143,7 +148,7 @@ fn only_in(made: &Report, not: &Report, name: &str) -> Vec<String> {
             }
             _ => None,
         });
-        let why = why.unwrap_or("no rule came near to it".into());
+        let why = why.or_else(|| why_anywhere(not, fusion.pass)).unwrap_or(NOT_TRIED.into());
         let key =
             (fusion.kernel.to_string(), rename(fusion.at, |_| "*".into()), rename(&why, |_| "*".into()));
         let layers = groups.entry(key).or_default();

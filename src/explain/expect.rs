@@ -24,7 +24,7 @@ impl fmt::Display for Unmet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} did not happen", self.expectation)?;
         match &self.because[..] {
-            [] => write!(f, ": no rule came near to it"),
+            [] => write!(f, ": {}", super::NOT_TRIED),
             because => because.iter().try_for_each(|reason| write!(f, "\n  {reason}")),
         }
     }
@@ -67,6 +67,10 @@ impl Expectation {
                     _ => {}
                 }
             }
+        }
+        if because.is_empty() {
+            because
+                .extend(super::why_anywhere(report, &self.rule).map(|why| format!("{}: {why}", self.rule)));
         }
         Err(Unmet { expectation: self.to_string(), because })
     }

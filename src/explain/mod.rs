@@ -257,6 +257,20 @@ fn reasons<'a>(chains: &IndexMap<u64, Vec<&'a Decision>>, kernel: &FinalKernel) 
     reasons
 }
 
+/// Of a place that no decision is about.
+const NOT_TRIED: &str = "no rule was tried there";
+
+/// Why a pass made nothing of what it was not tried on, where it says so of anything else.
+fn why_anywhere(report: &Report, pass: &str) -> Option<String> {
+    let of_all = |d: &Decision| match &d.outcome {
+        Outcome::Rejected { why: why @ (Why::PassOff | Why::TargetLacks { .. } | Why::FuelExhausted) } => {
+            (d.pass == pass).then(|| why.to_string())
+        }
+        _ => None,
+    };
+    report.decisions.iter().find_map(of_all)
+}
+
 /// [`Report::chain`] of every final kernel, by its number.
 pub fn chains(report: &Report) -> IndexMap<u64, Vec<&Decision>> {
     // Which final kernel each node became, looking from the end.

@@ -117,13 +117,13 @@ impl Patch {
         Ok(ids)
     }
 
-    /// Rejects the fusion unless the cost model expects it to be at least as fast as what it replaces.
+    /// Rejects the fusion unless the cost model expects it to be at least as fast as what it replaces, but for what sums are rounded by.
     ///
     /// # Errors
     /// [`Why::CostLoses`] at `at`, with both times.
     pub fn if_it_pays(self, at: NodeId) -> Result<Patch, Reject> {
         match self.fused {
-            Some((_, gain)) if gain.fused_us > gain.unfused_us => {
+            Some((_, gain)) if gain.fused_us > gain.unfused_us * (1.0 + 1e-9) => {
                 let Gain { fused_us, unfused_us, launches_saved, .. } = gain;
                 Err(Reject::near(at, Why::CostLoses { fused_us, unfused_us, launches_saved }).of(&self.drop))
             }

@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["all", "kernel", "pass", "layer", "reason", "expect", "remarks"])]
     diff: Option<Vec<String>>,
     /// Write what was fused and what not as remarks in LLVM's YAML to this file; - for stdout, where they stand alone.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "pass", "layer", "reason"])]
     remarks: Option<PathBuf>,
     /// As JSON (see docs/json.md).
     #[arg(long)]
