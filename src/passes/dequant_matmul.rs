@@ -9,7 +9,7 @@
 //!
 //! The core and the bias are not gated by cost: the unfused form would hold a float copy of the weight.
 
-use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
+use super::rule::{Cx, Fusion, Patch, Reject, loses, sole_use};
 use super::{Pass, add_rmsnorm, cost};
 use crate::ir::fused::{Computation, MatmulSpec};
 use crate::ir::{DType, Graph, Kernel, NodeId, Op, TensorType, Value, Why};
@@ -100,7 +100,7 @@ fn epilogue(g: &Graph, add: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     // The two futures: (matmul + add), norm against matmul, (add + norm). What is told as gained is what the graph gains.
     let fused_us = gain.fused_us + add_rmsnorm::estimate(g, norm, false, cx)?.us;
     let unfused_us = cost::of_node(g, matmul, cx.target).us + add_rmsnorm::estimate(g, norm, true, cx)?.us;
-    if fused_us <= unfused_us {
+    if !loses(fused_us, unfused_us) {
         return Ok(patch);
     }
     let why = Why::CostLoses { fused_us, unfused_us, launches_saved: gain.launches_saved };

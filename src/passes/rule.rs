@@ -117,19 +117,24 @@ impl Patch {
         Ok(ids)
     }
 
-    /// Rejects the fusion unless the cost model expects it to be at least as fast as what it replaces, but for what sums are rounded by.
+    /// Rejects the fusion unless the cost model expects it to be at least as fast as what it replaces.
     ///
     /// # Errors
     /// [`Why::CostLoses`] at `at`, with both times.
     pub fn if_it_pays(self, at: NodeId) -> Result<Patch, Reject> {
         match self.fused {
-            Some((_, gain)) if gain.fused_us > gain.unfused_us * (1.0 + 1e-9) => {
+            Some((_, gain)) if loses(gain.fused_us, gain.unfused_us) => {
                 let Gain { fused_us, unfused_us, launches_saved, .. } = gain;
                 Err(Reject::near(at, Why::CostLoses { fused_us, unfused_us, launches_saved }).of(&self.drop))
             }
             _ => Ok(self),
         }
     }
+}
+
+/// Whether one time is longer than another by more than sums are rounded by.
+pub(super) fn loses(fused_us: f64, unfused_us: f64) -> bool {
+    fused_us > unfused_us * (1.0 + 1e-9)
 }
 
 /// A set of nodes about to become one fused node.
@@ -412,5 +417,17 @@ pub fn sole_use(g: &Graph, v: Value) -> Option<(NodeId, u32)> {
     match g.uses(v)[..] {
         [only] => Some(only),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::loses;
+
+    #[test]
+    fn sums_that_differ_by_their_rounding_alone_are_a_tie() {
+        let (fused_us, unfused_us) = (13.67512523364486, 13.675125233644858);
+        assert!(fused_us > unfused_us && !loses(fused_us, unfused_us) && !loses(unfused_us, fused_us));
+        assert!(loses(13.676, unfused_us));
     }
 }
