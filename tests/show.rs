@@ -157,6 +157,10 @@ fn a_view_accounts_for_every_primitive_and_rewrite() {
     assert!(memory.calls.iter().enumerate().all(|(at, call)| call.kernel == Some(at)));
     assert!(memory.buffers.iter().all(|held| held.offset + held.bytes <= memory.arena_bytes));
     assert!(view.steps.iter().filter(|step| step.gain.is_some()).count() > 20);
+    // Each is somewhere in the picture, also those before any fusion, but where what came of it is gone since.
+    let nowhere = |step: &&sinter::show::Step| step.primitives.is_empty() && step.pass != "cleanup";
+    assert_eq!(view.steps.iter().filter(nowhere).count(), 0);
+    assert!(view.steps.iter().any(|step| step.pass == "quantise_acts"));
 }
 
 /// The views of a page that the command wrote.

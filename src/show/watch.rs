@@ -24,6 +24,8 @@ pub(super) struct Seen {
     pub step: Step,
     /// The primitives of [`Watch::before`] that it is about.
     pub nodes: Vec<NodeId>,
+    /// Nodes that came, or that others gave way to.
+    left: Vec<NodeId>,
 }
 
 /// A rewrite, for the page.
@@ -118,6 +120,7 @@ impl Observer for Watch {
                 turn: 0,
             },
             nodes,
+            left: vec![],
         });
     }
 
@@ -125,6 +128,11 @@ impl Observer for Watch {
         let patch = rewrite.patch;
         if let Some(seen) = self.steps.last_mut() {
             seen.step.added = added.iter().map(|id| part(g, *id, &|_| false)).collect();
+            let kept = patch.redirect.iter().filter_map(|(_, new)| match new {
+                Ref::Old(v) => Some(v.node),
+                Ref::New { .. } => None,
+            });
+            seen.left = added.iter().copied().chain(kept).collect();
         }
         for (old, new) in &patch.redirect {
             let new = match *new {
@@ -154,9 +162,10 @@ impl Observer for Watch {
         if NOT_FUSIONS.contains(&pass) {
             self.start(g);
             self.gone.clear();
-            // What was rewritten before there are fusions is shown by its words alone.
+            // What was rewritten before there are fusions is where what it left is, as far as that is there yet.
+            let there: BTreeSet<NodeId> = g.ids().into_iter().collect();
             for seen in &mut self.steps {
-                seen.nodes.clear();
+                seen.nodes = seen.left.iter().copied().filter(|id| there.contains(id)).collect();
             }
         }
     }
