@@ -239,12 +239,12 @@ fn a_heading_says_what_explain_says() {
                 lines.iter().all(|line| 28.0 + 7.2 * line.chars().count() as f64 <= width - 14.0),
                 "{lines:?}"
             );
-            // Above the graph, time by kernel, the roofline and the memory of the plan.
+            // Above the graph, time by kernel, the roofline, the memory of the plan and what was not fused.
             let charts: Vec<&str> = drawn.split("<g class=\"chart\"").skip(1).collect();
-            assert_eq!(charts.len(), 3, "{drawn}");
+            assert_eq!(charts.len(), 4, "{drawn}");
             let kernels = view["after"]["launches"].as_object().unwrap();
             assert!(kernels.keys().all(|kernel| charts[0].contains(&format!(">{kernel} "))), "{}", charts[0]);
-            let heads = ["roofline: ", "memory: arena "];
+            let heads = ["roofline: ", "memory: arena ", "not fused: "];
             assert!(charts[1..].iter().zip(heads).all(|(chart, head)| chart.contains(head)), "{charts:?}");
         }
     }

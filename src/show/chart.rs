@@ -1,7 +1,9 @@
-//! The charts of the still pictures: a step's time by kernel, and the memory of a plan over its calls, with its streams as lanes.
+//! The charts of the still pictures: a step's time by kernel, what was not fused, and the memory of a plan over its calls, with its streams
+//! as lanes.
 
 use super::memory::Memory;
 use super::svg::{broken, escaped};
+use super::tried::Rejected;
 use crate::ir::Micros;
 use crate::runtime::Size;
 use std::collections::BTreeSet;
@@ -63,6 +65,24 @@ pub(super) fn bar(shares: &[Share], width: f64) -> Chart {
         x += wide;
     }
     Chart { svg, height: y + 8.0 }
+}
+
+/// What was not fused, and why: a line each, or as many as it needs.
+pub(super) fn not_fused(rejected: &[Rejected], width: f64) -> Chart {
+    let times: u64 = rejected.iter().map(|rejected| rejected.times).sum();
+    let mut lines = vec![format!("not fused: {times}")];
+    for Rejected { pass, at, why, times, .. } in rejected {
+        let many = if *times > 1 { format!(" × {times}") } else { String::new() };
+        let text = format!("{pass} at {at}{many}: {why}");
+        lines.extend(broken(&text, (width / CHARACTER) as usize - 2));
+    }
+    let mut svg = String::new();
+    for (i, line) in lines.iter().enumerate() {
+        let (class, x) = if i == 0 { ("line", 0.0) } else { ("", 2.0 * CHARACTER) };
+        let y = 12.0 + LINE * i as f64;
+        _ = write!(svg, "<text class=\"{class}\" x=\"{x:.0}\" y=\"{y:.0}\">{}</text>", escaped(line));
+    }
+    Chart { svg, height: LINE * lines.len() as f64 }
 }
 
 const PLOT: f64 = 190.0;

@@ -1,7 +1,7 @@
 //! One step on one target, before and after fusion: all that the page and the still picture show of it.
 
 use super::about::{about, measured};
-use super::chart::{Chart, Share, bar, memory_plan};
+use super::chart::{Chart, Share, bar, memory_plan, not_fused};
 use super::diagram::{Diagram, Node, class_of};
 use super::dot::counted;
 use super::layout::{Marks, Picture, picture};
@@ -197,8 +197,8 @@ impl View {
         })
     }
 
-    /// The same as a picture that stands still: time by kernel, the roofline, the memory of the plan if there is one, and each group before
-    /// and after.
+    /// The same as a picture that stands still: time by kernel, the roofline, the memory of the plan if there is one, what was not
+    /// fused, and each group before and after.
     pub fn to_svg(&self) -> String {
         let frames: Vec<Frame> = self
             .pictures
@@ -214,6 +214,8 @@ impl View {
         let roof = |width: f64| roofline(&self.roof, &self.dots(), width);
         let mut charts: Vec<&dyn Fn(f64) -> Chart> = vec![&time, &roof];
         charts.extend(memory.as_ref().map(|chart| chart as &dyn Fn(f64) -> Chart));
+        let rejected = |width: f64| not_fused(&self.rejected, width);
+        charts.push(&rejected);
         document(&heading(self), &charts, &["before: primitives", "after: kernels"], &frames)
     }
 

@@ -482,14 +482,7 @@ impl Stream {
         // SAFETY: as above.
         self.context.give_back(&api.graph_destroy, |destroy| unsafe { destroy(graph) });
         self.context.check(made, api.graph_instantiate.name)?;
-        Ok(Graph {
-            context: Arc::clone(&self.context),
-            handle: exec,
-            _args: {
-                drop(args);
-                vec![]
-            },
-        })
+        Ok(Graph { context: Arc::clone(&self.context), handle: exec, _args: args })
     }
 
     /// Replays a graph.
