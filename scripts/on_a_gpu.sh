@@ -29,13 +29,18 @@ pack() {
 rows=()
 row() { rows+=("$(printf '%-58s %-28s %5ss' "$1" "$2" "$3")"); }
 
-# Runs a command for a row; $2 finds what to say of its output.
+# Runs a command for a row; $2 finds what to say of its output. What fails, does not come to its end or finds no GPU is told at the end.
+bad=()
 timed() {
-  local name=$1 said=$2 log start=$SECONDS
+  local name=$1 said=$2 log words start=$SECONDS
   shift 2
   log=$folder/${name//[^a-z0-9_.-]/_}.log
-  "$@" >"$log" 2>&1 || true
-  row "$name" "$(sed -nE "$said" "$log" | tail -1 | cut -c1-28 | grep . || echo "see $(basename "$log")")" $((SECONDS - start))
+  "$@" >"$log" 2>&1 || bad+=("$name")
+  words=$(sed -nE "$said" "$log" | tail -1 | cut -c1-28 | grep . || echo 'see its log')
+  if grep -q '^skipped on GPUs' "$log"; then
+    bad+=("$name") words='ran on no GPU'
+  fi
+  row "$name" "$words" $((SECONDS - start))
 }
 
 run() {
@@ -69,6 +74,7 @@ run() {
     done
   done
   printf '%s\n' "${rows[@]}"
+  [[ ${#bad[@]} -eq 0 ]] || { printf 'not as it should be: %s\n' "${bad[@]}"; exit 1; }
 }
 
 case ${1:-} in
