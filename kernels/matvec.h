@@ -166,22 +166,22 @@ struct Matrix {
     static constexpr int HEIGHT = ROWS, LANES = lanes_of_row<K, F::SPAN>();
     const u8* base;
 
-    // Adds to `sums` the products of row `rows[r]` of each of `R` weights of this kind with `N` tokens, each lane its own columns. Tokens
-    // from `tokens` on repeat the first.
-    template <int R, int N, class X>
+    // Adds to `sums` the products of row `rows[r]` of each of `R` weights of this kind with `N` tokens, each lane of `W` warps its own
+    // columns. Tokens from `tokens` on repeat the first.
+    template <int W, int R, int N, class X>
     static DEVICE void multiply(const Matrix (&weights)[R], const int (&rows)[R], X x, int token, int tokens, float (&sums)[N][R]) {
-        constexpr int CHUNKS = K / F::SPAN;
+        constexpr int CHUNKS = K / F::SPAN, SHARING = LANES * W;
         constexpr u64 BLOCKS = (u64)ROWS * (K / F::BLOCK);
         // Chunks of a row that are loaded before the first is used: small ones of a lone row are too few bytes on their way.
-        constexpr int AHEAD = F::SPAN == 32 && R == 1 && N == 1 && CHUNKS >= 2 * LANES ? 2 : 1;
+        constexpr int AHEAD = F::SPAN == 32 && R == 1 && N == 1 && CHUNKS >= 2 * SHARING ? 2 : 1;
         bool is_first = true;
-        for (int c = lane() % LANES; c < CHUNKS; c += LANES * AHEAD) {
+        for (int c = thread() % SHARING; c < CHUNKS; c += SHARING * AHEAD) {
             typename F::Raw raw[AHEAD][R];
             typename MeetsOf<F, X>::Type meets[AHEAD];
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
-                const int chunk = c + a * LANES;
-                if (CHUNKS % (LANES * AHEAD) == 0 || chunk < CHUNKS) {
+                const int chunk = c + a * SHARING;
+                if (CHUNKS % (SHARING * AHEAD) == 0 || chunk < CHUNKS) {
 #pragma unroll
                     for (int r = 0; r < R; r++) {
                         const u64 block = (u64)rows[r] * (K / F::BLOCK) + chunk / F::CHUNKS;
@@ -195,16 +195,16 @@ struct Matrix {
             if constexpr (N == 1) {
 #pragma unroll
                 for (int a = 0; a < AHEAD; a++) {
-                    const int chunk = c + a * LANES;
-                    if (CHUNKS % (LANES * AHEAD) == 0 || chunk < CHUNKS) {
+                    const int chunk = c + a * SHARING;
+                    if (CHUNKS % (SHARING * AHEAD) == 0 || chunk < CHUNKS) {
                         meets[a].load(x, token, chunk / F::CHUNKS * F::BLOCK, chunk % F::CHUNKS);
                     }
                 }
             }
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
-                const int chunk = c + a * LANES, part = chunk % F::CHUNKS;
-                if (CHUNKS % (LANES * AHEAD) == 0 || chunk < CHUNKS) {
+                const int chunk = c + a * SHARING, part = chunk % F::CHUNKS;
+                if (CHUNKS % (SHARING * AHEAD) == 0 || chunk < CHUNKS) {
                     typename F::Chunk w[R];
 #pragma unroll
                     for (int r = 0; r < R; r++) w[r] = F::unpack(raw[a][r], part);
@@ -225,10 +225,10 @@ struct Numbers {
     static constexpr int HEIGHT = ROWS, LANES = lanes_of_row<K, 32>();
     const u8* base;
 
-    template <int R, int N, class X>
+    template <int W, int R, int N, class X>
     static DEVICE void multiply(const Numbers (&weights)[R], const int (&rows)[R], X x, int token, int tokens, float (&sums)[N][R]) {
         wait_for_previous();
-        for (int k = lane() % LANES; k < K; k += LANES) {
+        for (int k = thread() % (LANES * W); k < K; k += LANES * W) {
             float w[R];
             for (int r = 0; r < R; r++) w[r] = F::value(weights[r].base + ((u64)rows[r] * K + k) * F::BYTES);
 #pragma unroll
@@ -246,35 +246,54 @@ struct Numbers {
     }
 };
 
-// The sums of row `rows[r]` of `R` weights over the lanes that share it.
-template <int R, int N, class M, class X>
+// The sums of row `rows[r]` of `R` weights over the lanes of `W` warps that share it, each warp's own.
+template <int W, int R, int N, class M, class X>
 DEVICE void row_sums(const M (&weights)[R], const int (&rows)[R], X x, int token, int tokens, float (&sums)[N][R]) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
         for (int r = 0; r < R; r++) sums[n][r] = 0;
     }
-    M::template multiply<R, N>(weights, rows, x, token, tokens, sums);
+    M::template multiply<W, R, N>(weights, rows, x, token, tokens, sums);
 #pragma unroll
     for (int n = 0; n < N; n++) {
         for (int r = 0; r < R; r++) sums[n][r] = sum_of_lanes<M::LANES>(sums[n][r]);
     }
 }
 
-// Stores y = w x (+ bias) (+ residual) for the rows of block `block`, each group of lanes `R` of them, and the tokens from
-// `N * block_y()` on.
-template <int THREADS, int R, int N, class M, class X>
+// Stores y = w x (+ bias) (+ residual) for the rows of block `block`, each `W` warps (or group of lanes, if `W` is 1) `R` of them, and the
+// tokens from `N * block_y()` on.
+template <int THREADS, int W, int R, int N, class M, class X>
 DEVICE void matvec(M weight, X x, int block, int tokens, const float* bias, const float* residual, float* out) {
-    const int first = (block * (THREADS / M::LANES) + thread() / M::LANES) * R, token = block_y() * N;
+    constexpr int SHARING = M::LANES * W, GROUPS = THREADS / SHARING;
+    static_assert(W == 1 || M::LANES == WARP, "only whole warps share a row");
+    const int group = thread() / SHARING, first = (block * GROUPS + group) * R, token = block_y() * N;
     M weights[R];
     int rows[R];
     for (int r = 0; r < R; r++) {
         weights[r] = weight;
-        // Whole warps come here, so a row that is none repeats the last.
+        // Whole blocks come here, so a row that is none repeats the last.
         rows[r] = least(first + r, M::HEIGHT - 1);
     }
     float sums[N][R];
-    row_sums<R, N>(weights, rows, x, token, tokens, sums);
-    if (lane() % M::LANES != 0) return;
+    row_sums<W, R, N>(weights, rows, x, token, tokens, sums);
+    if constexpr (W > 1) {
+        __shared__ float others[GROUPS][W][N][R];
+        if (lane() == 0) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                for (int r = 0; r < R; r++) others[group][warp() % W][n][r] = sums[n][r];
+            }
+        }
+        barrier();
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            for (int r = 0; r < R; r++) {
+                sums[n][r] = 0;
+                for (int w = 0; w < W; w++) sums[n][r] += others[group][w][n][r];
+            }
+        }
+    }
+    if (thread() % SHARING != 0) return;
 #pragma unroll
     for (int n = 0; n < N; n++) {
         for (int r = 0; r < R; r++) {
@@ -296,7 +315,7 @@ DEVICE void gate_and_up(M gate, M up, const int (&rows)[P], X x, int token, int 
     M weights[2 * P];
     int all[2 * P];
     for (int p = 0; p < P; p++) weights[p] = gate, weights[P + p] = up, all[p] = all[P + p] = rows[p];
-    row_sums<2 * P, N>(weights, all, x, token, tokens, sums);
+    row_sums<1, 2 * P, N>(weights, all, x, token, tokens, sums);
 }
 template <int P, int N, class G, class U, class X>
 DEVICE void gate_and_up(G gate, U up, const int (&rows)[P], X x, int token, int tokens, float (&sums)[N][2 * P]) {
@@ -304,8 +323,8 @@ DEVICE void gate_and_up(G gate, U up, const int (&rows)[P], X x, int token, int 
     U ups[P];
     for (int p = 0; p < P; p++) gates[p] = gate, ups[p] = up;
     float a[N][P], b[N][P];
-    row_sums<P, N>(gates, rows, x, token, tokens, a);
-    row_sums<P, N>(ups, rows, x, token, tokens, b);
+    row_sums<1, P, N>(gates, rows, x, token, tokens, a);
+    row_sums<1, P, N>(ups, rows, x, token, tokens, b);
     for (int n = 0; n < N; n++) {
         for (int p = 0; p < P; p++) sums[n][p] = a[n][p], sums[n][P + p] = b[n][p];
     }
@@ -345,7 +364,7 @@ DEVICE void rows_of_32(M weight, X x, int block, int token, int tokens, float (&
         int rows[P];
         for (int p = 0; p < P; p++) rows[p] = least(block * 32 + first + p, M::HEIGHT - 1);
         float sums[N][P];
-        row_sums<P, N>(weights, rows, x, token, tokens, sums);
+        row_sums<1, P, N>(weights, rows, x, token, tokens, sums);
         if (first < 32 && lane() % M::LANES == 0) {
 #pragma unroll
             for (int n = 0; n < N; n++) {
@@ -400,7 +419,7 @@ DEVICE void matvec_best(M weight, X x, int block, int tokens, const float* bias,
         int rows[R];
         for (int r = 0; r < R; r++) rows[r] = least(first + r, M::HEIGHT - 1);
         float sums[N][R];
-        row_sums<R, N>(weights, rows, x, token, tokens, sums);
+        row_sums<1, R, N>(weights, rows, x, token, tokens, sums);
         for (int r = 0; r < R; r++) {
             if (first + r >= M::HEIGHT) break;
 #pragma unroll

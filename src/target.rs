@@ -99,13 +99,23 @@ pub struct MatvecShape {
     pub rows: u64,
     /// Pairs of a gate's and an up's rows that it takes at once of one token; of more tokens it is `rows`.
     pub pairs: u64,
+    /// Warps that share a row of one token: 1, 2 or 4, in launches of fewer than [`FEW_ROWS`], whose sums are stored.
+    #[serde(default = "two_warps")]
+    pub warps: u64,
 }
 
-/// On an H200 a step of one token of a 1B model in Q8_0 takes 634 to 711 µs with two rows and one pair at once, in contexts of 32 to 512 tokens
-/// that are empty, 643 to 759 with two pairs, and 681 to 717 with one row and two pairs, which after 3900 tokens takes 815 where the others
-/// take 743 and 730. With two pairs Q4_0 runs 0.94 times as fast as with one.
+/// Rows of a launch with which a GPU is busy though each has but one warp. (An H200, one token: with two warps a row launches of 2048 rows
+/// save 6 % of a step of a 1B model, those of 4096 cost 1 to 8 % of one of a 7B and an 8B.)
+pub const FEW_ROWS: u64 = 4096;
+
+fn two_warps() -> u64 {
+    2
+}
+
+/// On an H200 a step of one token of a 1B model in Q8_0 takes 603 µs so, and 630 after 480 tokens; with two rows and one pair at once 644 and
+/// 622, with two pairs 730 and 750. With two pairs Q4_0 runs 0.94 times as fast as with one.
 fn measured_shapes() -> BTreeMap<DType, MatvecShape> {
-    BTreeMap::from([(DType::Q8_0, MatvecShape { rows: 2, pairs: 1 })])
+    BTreeMap::from([(DType::Q8_0, MatvecShape { rows: 1, pairs: 2, warps: 2 })])
 }
 
 /// One token, and as many as a matvec takes without reading its weight again.
@@ -280,7 +290,7 @@ impl Target {
             DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 2,
             _ => 1,
         };
-        self.shapes.get(&format).copied().unwrap_or(MatvecShape { rows, pairs: rows })
+        self.shapes.get(&format).copied().unwrap_or(MatvecShape { rows, pairs: rows, warps: two_warps() })
     }
 
     /// Share of bandwidth and arithmetic that `kernel` reaches here.
@@ -312,10 +322,10 @@ impl Target {
         for (kernel, x) in &self.efficiency {
             positive(&format!("efficiency.{}", kernel.name()), *x)?;
         }
-        for (format, MatvecShape { rows, pairs }) in &self.shapes {
-            if ![rows, pairs].iter().all(|n| (1..=2).contains(*n)) {
+        for (format, MatvecShape { rows, pairs, warps }) in &self.shapes {
+            if ![rows, pairs].iter().all(|n| (1..=2).contains(*n)) || ![1, 2, 4].contains(warps) {
                 return Err(format!(
-                    "target {:?}: shapes.{format} must have 1 or 2 rows and pairs",
+                    "target {:?}: shapes.{format} must have 1 or 2 rows and pairs, and 1, 2 or 4 warps",
                     self.name
                 ));
             }

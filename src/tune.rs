@@ -390,26 +390,38 @@ fn other_shapes(
     let read = matmuls.flat_map(|id| g.operands(id).iter().map(|v| g.ty(*v).dtype).collect::<Vec<_>>());
     let formats: BTreeSet<DType> =
         read.filter(|dtype| DType::WEIGHTS.contains(dtype) && dtype.is_quantised()).collect();
-    let mut tried = vec![];
+    let mut tried: Vec<TunedShape> = vec![];
     for format in formats {
-        let present = options.target.shape(format);
         let first = tried.len();
-        for (rows, pairs) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
-            let shape = MatvecShape { rows, pairs };
-            if shape == present {
-                continue;
+        let mut best = options.target.shape(format);
+        // Rows and pairs, then the warps of the best of them.
+        for of_warps in [false, true] {
+            let MatvecShape { rows, pairs, warps } = best;
+            let others = match of_warps {
+                false => [(1, 1, warps), (1, 2, warps), (2, 1, warps), (2, 2, warps)].to_vec(),
+                true => vec![(rows, pairs, 1), (rows, pairs, 2), (rows, pairs, 4)],
+            };
+            for (rows, pairs, warps) in others {
+                let shape = MatvecShape { rows, pairs, warps };
+                let known = |shape: &MatvecShape| tried[first..].iter().any(|tried| tried.shape == *shape);
+                if shape == options.target.shape(format) || known(&shape) {
+                    continue;
+                }
+                let mut other = options.clone();
+                other.target.shapes.insert(format, shape);
+                let mut other = Bench::new(model::executor(file, path, &other, Purpose::Generate, device)?)?;
+                let turns = Turns::of(bench, &mut other, &step.test, how)?;
+                let (us, before_us) = (turns.other_us, turns.us);
+                tried.push(TunedShape { format, shape, us, before_us, taken: turns.other_wins });
             }
-            let mut other = options.clone();
-            other.target.shapes.insert(format, shape);
-            let mut other = Bench::new(model::executor(file, path, &other, Purpose::Generate, device)?)?;
-            let turns = Turns::of(bench, &mut other, &step.test, how)?;
-            let (us, before_us) = (turns.other_us, turns.us);
-            tried.push(TunedShape { format, shape, us, before_us, taken: turns.other_wins });
+            let gain = |tried: &TunedShape| tried.us / tried.before_us;
+            let won = tried[first..].iter().filter(|tried| tried.taken);
+            if let Some(won) = won.min_by(|a, b| gain(a).total_cmp(&gain(b))) {
+                best = won.shape;
+            }
         }
-        let won = tried[first..].iter().filter(|tried| tried.taken).map(|tried| tried.us / tried.before_us);
-        let best = won.fold(f64::INFINITY, f64::min);
         for tried in &mut tried[first..] {
-            tried.taken &= tried.us / tried.before_us <= best;
+            tried.taken &= tried.shape == best;
         }
     }
     Ok(tried)

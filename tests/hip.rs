@@ -17,7 +17,7 @@ use sinter::lower::Config;
 use sinter::plan::LoadedPlan;
 use sinter::runtime::interp::Tensor;
 use sinter::runtime::{DeviceOptions, StepRows};
-use sinter::target::Target;
+use sinter::target::{MatvecShape, Target};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -233,6 +233,23 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
             }
         }
     });
+}
+
+/// One token, whose rows are so long that warps share them: as many as there are by default, and as a target may have it.
+#[test]
+fn warps_that_share_rows_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let long = Shape { layers: 1, width: 256, ffn: 8448, vocab: 61, ..shape("tiny-llama") };
+    for dtype in DType::WEIGHTS {
+        let file = Model::new(&long, uniform(dtype)).file();
+        for warps in [1, 2, 4] {
+            let mut options = Options::new(target.clone());
+            let shape = MatvecShape { warps, ..target.shape(dtype) };
+            options.target.shapes.insert(dtype, shape);
+            check_at(&file, &options, &device, 1, 40);
+            check_at(&file, &options.exact(), &device, 1, 40);
+        }
+    }
 }
 
 /// What takes the interpreter longer, of one model each.

@@ -141,17 +141,20 @@ impl Calls<'_> {
         }
         for (slot, place) in self.kept(call) {
             let given = operands[slot].bytes();
-            let mut bytes = vec![0; given.len().min(BESIDE as usize)];
-            self.device.read(0, place, 0, &mut bytes)?;
-            if !given.starts_with(&bytes) {
-                return Err(strays());
+            let some = given.len().min(BESIDE as usize);
+            for first in [0, given.len() - some] {
+                let mut bytes = vec![0; some];
+                self.device.read(0, place, first as u64, &mut bytes)?;
+                if given[first..first + some] != bytes {
+                    return Err(strays());
+                }
             }
         }
         Ok(Some(Made { kernel: kernel.spec.name(), precision: kernel.precision, results }))
     }
 }
 
-/// Bytes behind a result that are looked at: whole blocks of whatever type lies there.
+/// Bytes before and behind a result that are looked at: whole blocks of whatever type lies there.
 const BESIDE: u64 = 128 * DType::Q8Act.block_bytes() as u64;
 
 impl Calls<'_> {
@@ -173,26 +176,34 @@ impl Calls<'_> {
         .collect()
     }
 
-    /// Where a call writes, and what follows it in the arena: buffers with the bytes of each that no kernel of this step may touch.
+    /// Where a call writes or works, and what lies on both sides of it in the arena: buffers with the bytes of each, from one to
+    /// another, that no kernel of this step may touch.
     fn beside(&self, call: &PlannedCall, syms: &Syms) -> Vec<(BufRef, u64, u64)> {
         let program = &self.plan.programs[0];
         let args = self.in_arena(call);
         let used: Vec<Range<u64>> = args.iter().map(|(.., b)| self.range(*b)).collect();
-        let (mut beside, mut ends) = (vec![], vec![]);
-        for (_, _, b) in args.iter().filter(|(access, ..)| *access == Access::Write) {
+        let (mut beside, mut written) = (vec![], vec![]);
+        for (_, _, b) in args.iter().filter(|(access, ..)| matches!(access, Access::Write | Access::Scratch))
+        {
             let whole = self.range(*b);
             let room = whole.end - whole.start;
             // Not where another argument lies, which is written after.
             let alone = used.iter().filter(|other| meet(&whole, other)).count() == 1;
             let first = if alone { program.buffers[*b as usize].ty.bytes(syms) } else { room };
-            ends.push(whole.end);
             beside.push((BufRef::Arena(*b), first, room));
+            written.push(whole);
         }
         for b in 0..program.buffers.len() as u32 {
             let whole = self.range(b);
-            let follows = ends.iter().any(|end| (*end..*end + ALIGN).contains(&whole.start));
-            if follows && !used.iter().any(|other| meet(&whole, other)) {
-                beside.push((BufRef::Arena(b), 0, BESIDE.min(whole.end - whole.start)));
+            if used.iter().any(|other| meet(&whole, other)) {
+                continue;
+            }
+            let room = whole.end - whole.start;
+            if written.iter().any(|it| (whole.end..whole.end + ALIGN).contains(&it.start)) {
+                beside.push((BufRef::Arena(b), room - room.min(BESIDE), room));
+            }
+            if written.iter().any(|it| (it.end..it.end + ALIGN).contains(&whole.start)) {
+                beside.push((BufRef::Arena(b), 0, room.min(BESIDE)));
             }
         }
         beside

@@ -144,16 +144,17 @@ fn text(tuning: &Tuning, name: &str, margin: f64) -> String {
     }
     if !tuning.shapes.is_empty() {
         text += &format!(
-            "\n  {:16} {:>6} {:>6} {:>12} {:>12} {:>8}\n",
-            "format", "rows", "pairs", "before", "takes", "gains"
+            "\n  {:16} {:>6} {:>6} {:>6} {:>12} {:>12} {:>8}\n",
+            "format", "rows", "pairs", "warps", "before", "takes", "gains"
         );
     }
     for s in &tuning.shapes {
         text += &format!(
-            "  {:16} {:>6} {:>6} {:>12} {:>12} {:>7.1}%{}\n",
+            "  {:16} {:>6} {:>6} {:>6} {:>12} {:>12} {:>7.1}%{}\n",
             s.format.to_string(),
             s.shape.rows,
             s.shape.pairs,
+            s.shape.warps,
             Micros(s.before_us),
             Micros(s.us),
             100.0 * (s.before_us / s.us - 1.0),

@@ -146,12 +146,18 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
         let case = Case::new(dtype.to_string(), of(*dtype), &greedy.clone().exact());
         cases.push(Case { after: FEW, ..case });
     }
-    // In the shapes that matvecs do not have by default.
+    // In the shapes that matvecs do not have by default, and in rows so long that warps share them.
     for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
-        let MatvecShape { rows, pairs } = target.shape(dtype);
+        let MatvecShape { rows, pairs, .. } = target.shape(dtype);
         let mut options = options.clone();
-        options.target.shapes.insert(dtype, MatvecShape { rows: 3 - rows, pairs: 3 - pairs });
+        options.target.shapes.insert(dtype, MatvecShape { rows: 3 - rows, pairs: 3 - pairs, warps: 4 });
         cases.push(Case::new(format!("{dtype} in another shape"), of(dtype), &options));
+        let long = Model::new(&Shape { ffn: 8448, vocab: 33, ..ONE }, uniform(dtype)).file();
+        let options = Options { chunk: 1, ..options };
+        for (how, options) in [("", &options), (", unfused", &unfused(&options))] {
+            let case = Case::new(format!("{dtype}, rows that warps share{how}"), long.clone(), options);
+            cases.push(Case { purpose: Purpose::Generate, prompt: 1, after: &[], ..case });
+        }
     }
     for shape in shapes {
         let shape = Shape { layers: 1, vocab: shape.vocab.min(128), ..*shape };

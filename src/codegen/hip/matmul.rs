@@ -4,7 +4,7 @@ use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
 use super::{THREADS, Unit, WAIT, floats, format_name, layout_name, size, symbol};
 use crate::ir::{DType, Dim, TensorType};
-use crate::target::FEW_TOKENS;
+use crate::target::{FEW_ROWS, FEW_TOKENS};
 
 /// Threads of a block that stores sums: small blocks, so that no multiprocessor waits for the last one long.
 const STORING: u32 = 128;
@@ -49,13 +49,14 @@ impl Unit<'_> {
                 let mut blocks = 0;
                 for (i, part) in m.parts.iter().enumerate() {
                     let weight = self.weight(part.weight, part.format, part.rows, m.k)?;
-                    let own = part.rows.div_ceil(groups(part, STORING) * at_once(part.format));
+                    let warps = self.warps_of_row(m, part.format, most);
+                    let own = part.rows.div_ceil(groups(part, STORING) / warps * at_once(part.format));
                     let out = part.out.ok_or("a part without a result")?;
                     if i + 1 < m.parts.len() {
                         body += &format!("if (block_x() < {}) ", blocks + own);
                     }
                     body += &format!(
-                        "return matvec<{STORING}, {}, {most}>({weight}, x, block_x() - {blocks}, {count}, {}, {}, (float*)a{out});\n",
+                        "return matvec<{STORING}, {warps}, {}, {most}>({weight}, x, block_x() - {blocks}, {count}, {}, {}, (float*)a{out});\n",
                         at_once(part.format),
                         floats(part.bias),
                         floats(part.residual),
@@ -104,6 +105,19 @@ impl Unit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Warps that share a row of a format whose sum is stored: as many as the target has it, if each lane of them has a chunk, of one token
+    /// and few rows.
+    fn warps_of_row(&self, m: &MatmulSpec, format: DType, tokens: u64) -> u64 {
+        let wave = u64::from(self.target.wave);
+        let mut warps = self.target.shape(format).warps.min(u64::from(STORING) / wave);
+        let rows: u64 = m.parts.iter().map(|part| part.rows).sum();
+        let alone = tokens > 1 || rows >= FEW_ROWS;
+        while warps > 1 && (alone || warps * wave > m.k / span(format)) {
+            warps /= 2;
+        }
+        warps
     }
 
     /// The matmul in tiles; false if there are none of its kind.
