@@ -295,6 +295,12 @@ constexpr bool LEFT_STAYS = false;
 constexpr bool LEFT_STAYS = true;
 #endif
 constexpr int SQUARES_AT_ONCE = 8;
+// Whether halves that are below 2^-14 count as nothing on the matrix unit.
+#if defined(SINTER_MFMA) && SINTER_MFMA == 16
+constexpr bool SMALL_HALVES_ARE_LOST = true;
+#else
+constexpr bool SMALL_HALVES_ARE_LOST = false;
+#endif
 
 template <int K>
 struct Share {
@@ -345,6 +351,7 @@ using Right = Share<K>;
 // No matrix unit: a lane has whole rows, which take four to eight times the registers.
 constexpr bool LEFT_STAYS = false;
 constexpr int SQUARES_AT_ONCE = 1;
+constexpr bool SMALL_HALVES_ARE_LOST = false;
 constexpr int LEFT_ROWS = WARP == 32 ? 2 : 1;
 template <int K>
 struct Left {

@@ -435,3 +435,195 @@ DEVICE void matmul_floats_swiglu(FloatTile& tile, const u8* gate, const u8* up, 
         out.store(token + t, first + r, value, token + t < tokens && first + r < rows);
     }
 }
+
+// Weights in 16 bits and activations in 32, on matrix units of halves: an activation is two halves, what one has of it and what that
+// leaves, so as good as a float. Both are scaled by a power of two for each row and 64 columns, as a half has but five bits of exponent.
+// A block takes 64 rows and 64 tokens; a thread loads half of a row of each.
+constexpr int HALF_STRIDE = 2 * TILE_COLUMNS + 16, HALF_COLUMNS = TILE_COLUMNS / 2;
+
+struct HalfTile {
+    alignas(16) u8 w[FLOAT_TILE][HALF_STRIDE];
+    alignas(16) u8 x[2][FLOAT_TILE][HALF_STRIDE];
+    float w_scale[FLOAT_TILE], x_scale[FLOAT_TILE];
+};
+
+// Sums of a warp: those of `DOWN` by `ACROSS` squares.
+struct HalfSums {
+    static constexpr int WARPS_OF_TOKENS = TILE_THREADS / WARP / 2, DOWN = FLOAT_TILE / 16 / WARPS_OF_TOKENS, ACROSS = 2;
+    static DEVICE int token() { return warp() / 2 * DOWN * 16; }
+    static DEVICE int row() { return warp() % 2 * ACROSS * 16; }
+    float x[DOWN][ACROSS][SUMS];
+    DEVICE void clear() {
+        for (int d = 0; d < DOWN; d++) {
+            for (int a = 0; a < ACROSS; a++) {
+                for (int i = 0; i < SUMS; i++) x[d][a][i] = 0;
+            }
+        }
+    }
+};
+
+// A power of two that brings the largest of two lanes' numbers to 2^14 or more, so that halves of all are as good as they can be, and
+// its inverse.
+struct PowerOfTwo {
+    float up, down;
+    DEVICE explicit PowerOfTwo(float most) {
+        most = largest(most, exchange(most, 1));
+        const int exponent = (int)(bits_of(most) >> 23), near = exponent < 15 ? 15 : exponent;
+        up = float_of((u32)(268 - near) << 23), down = float_of((u32)(near - 14) << 23);
+    }
+};
+
+// Those of two numbers each.
+DEVICE u32 halves_of(float a, float b) { return float_to_half(a) | (u32)float_to_half(b) << 16; }
+
+// Half a row of weights and of activations on their way.
+template <class F, int K>
+struct HalvesOnTheWay {
+    static constexpr int OF_WEIGHT = HALF_COLUMNS / 8, OF_X = HALF_COLUMNS / 4;
+    Words w[OF_WEIGHT], x[OF_X];
+
+    DEVICE void load_weight(const u8* weight, int row, int first) {
+#pragma unroll
+        for (int v = 0; v < OF_WEIGHT; v++) {
+            const int k = first + 8 * v;
+            w[v] = k < K ? *(const Words*)(weight + ((u64)row * K + k) * F::BYTES) : Words{{0, 0, 0, 0}};
+        }
+    }
+    DEVICE void load_x(Floats<K> from, int token, int tokens, int first) {
+#pragma unroll
+        for (int v = 0; v < OF_X; v++) {
+            const int k = first + 4 * v;
+            x[v] = token < tokens && k < K ? *(const Words*)(from.base + (u64)token * K + k) : Words{{0, 0, 0, 0}};
+        }
+    }
+    DEVICE void store(HalfTile& tile, int place, int column) const {
+        u8* to = tile.w[place] + 2 * column;
+        if constexpr (is_half((F*)0) && !SMALL_HALVES_ARE_LOST) {
+            for (int v = 0; v < OF_WEIGHT; v++) *(Words*)(to + 16 * v) = w[v];
+            if (column == 0) tile.w_scale[place] = 1;
+        } else {
+            float most = 0;
+            for (int i = 0; i < HALF_COLUMNS; i++) most = largest(most, magnitude(F::value(w[i / 8], i % 8)));
+            const PowerOfTwo scale(most);
+            for (int v = 0; v < OF_WEIGHT; v++) {
+                Words words;
+                for (int i = 0; i < 4; i++) {
+                    words.x[i] = halves_of(F::value(w[v], 2 * i) * scale.up, F::value(w[v], 2 * i + 1) * scale.up);
+                }
+                *(Words*)(to + 16 * v) = words;
+            }
+            if (column == 0) tile.w_scale[place] = scale.down;
+        }
+        float most = 0;
+        for (int i = 0; i < HALF_COLUMNS; i++) most = largest(most, magnitude(float_of(x[i / 4].x[i % 4])));
+        const PowerOfTwo scale(most);
+        for (int v = 0; v < OF_X / 2; v++) {
+            Words words[2];
+            for (int i = 0; i < 4; i++) {
+                const Words& from = x[2 * v + i / 2];
+                const float a = float_of(from.x[i % 2 * 2]) * scale.up, b = float_of(from.x[i % 2 * 2 + 1]) * scale.up;
+                const u32 both = halves_of(a, b);
+                words[0].x[i] = both;
+                words[1].x[i] = halves_of(a - half_to_float((u16)both), b - half_to_float((u16)(both >> 16)));
+            }
+            for (int part = 0; part < 2; part++) *(Words*)(tile.x[part][place] + 2 * column + 16 * v) = words[part];
+        }
+        if (column == 0) tile.x_scale[place] = scale.down;
+    }
+    static DEVICE constexpr bool is_half(F16*) { return true; }
+    static DEVICE constexpr bool is_half(BF16*) { return false; }
+};
+
+// Adds the products of 64 columns.
+DEVICE void multiply_halves(const HalfTile& tile, int tokens, HalfSums& sums) {
+    HalfSums dots;
+    dots.clear();
+#pragma unroll
+    for (int c = 0; c < TILE_COLUMNS / 16; c++) {
+        Right<32> w[HalfSums::ACROSS];
+        for (int a = 0; a < HalfSums::ACROSS; a++) w[a].load(tile.w[HalfSums::row() + 16 * a] + 32 * c, HALF_STRIDE);
+#pragma unroll
+        for (int d = 0; d < HalfSums::DOWN; d++) {
+            const int token = HalfSums::token() + 16 * d;
+            if (token >= tokens) continue;
+#pragma unroll
+            for (int part = 0; part < 2; part++) {
+                Left<32> x;
+                x.load(tile.x[part][token] + 32 * c, HALF_STRIDE);
+                for (int a = 0; a < HalfSums::ACROSS; a++) multiply_halves(x, w[a], dots.x[d][a]);
+            }
+        }
+    }
+#pragma unroll
+    for (int d = 0; d < HalfSums::DOWN; d++) {
+        for (int a = 0; a < HalfSums::ACROSS; a++) {
+            for (int i = 0; i < SUMS; i++) {
+                const float scale = tile.x_scale[HalfSums::token() + 16 * d + left_row(i)] * tile.w_scale[HalfSums::row() + 16 * a + right_row(i)];
+                sums.x[d][a][i] = fused(dots.x[d][a][i], scale, sums.x[d][a][i]);
+            }
+        }
+    }
+}
+
+// All products of a tile. Thread `i` loads half of row `row` of `weight`, which is at place `i / 2` of the tile.
+template <class F, int K>
+DEVICE void sum_half_tile(HalfTile& tile, const u8* weight, int row, Floats<K> x, int token, int tokens, HalfSums& sums) {
+    constexpr int STEPS = (K + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int place = thread() / 2, column = thread() % 2 * HALF_COLUMNS;
+    sums.clear();
+    HalvesOnTheWay<F, K> next;
+    next.load_weight(weight, row, column);
+    wait_for_previous();
+    next.load_x(x, token + place, tokens, column);
+    for (int step = 0; step < STEPS; step++) {
+        barrier();
+        next.store(tile, place, column);
+        barrier();
+        if (step + 1 < STEPS) {
+            next.load_weight(weight, row, (step + 1) * TILE_COLUMNS + column);
+            next.load_x(x, token + place, tokens, (step + 1) * TILE_COLUMNS + column);
+        }
+        multiply_halves(tile, tokens - token, sums);
+    }
+}
+
+// As `matmul`.
+template <class M, int K>
+DEVICE void matmul_halves(HalfTile& tile, Part part, Floats<K> x, int block, int tokens) {
+    const int token = block_x() * FLOAT_TILE, first = block * FLOAT_TILE;
+    HalfSums sums;
+    sum_half_tile<typename M::Format>(tile, part.weight, least(first + thread() / 2, part.rows - 1), x, token, tokens, sums);
+#pragma unroll
+    for (int d = 0; d < HalfSums::DOWN; d++) {
+        for (int a = 0; a < HalfSums::ACROSS; a++) {
+            for (int i = 0; i < SUMS; i++) {
+                const int t = token + HalfSums::token() + 16 * d + left_row(i), r = first + HalfSums::row() + 16 * a + right_row(i);
+                store_sum(part, t, r, tokens, sums.x[d][a][i]);
+            }
+        }
+    }
+}
+
+// As `matmul_swiglu`, for 32 rows: each warp has 16 of both weights.
+template <class M, int K, class Out>
+DEVICE void matmul_halves_swiglu(HalfTile& tile, const u8* gate, const u8* up, int rows, Floats<K> x, int block, int tokens, Out out) {
+    const int token = block_x() * FLOAT_TILE, first = block * 32, place = thread() / 2;
+    HalfSums sums;
+    sum_half_tile<typename M::Format>(tile, place / 16 % 2 == 0 ? gate : up, least(first + place / 32 * 16 + place % 16, rows - 1), x, token,
+                                      tokens, sums);
+    barrier();
+    float* y = (float*)&tile;
+#pragma unroll
+    for (int d = 0; d < HalfSums::DOWN; d++) {
+        for (int i = 0; i < SUMS; i++) {
+            const int t = HalfSums::token() + 16 * d + left_row(i), r = HalfSums::row() / 2 + right_row(i);
+            y[t * 33 + r] = silu(sums.x[d][0][i]) * sums.x[d][1][i];
+        }
+    }
+    barrier();
+    for (int i = thread(); i < FLOAT_TILE * 32; i += TILE_THREADS) {
+        const int t = i / 32, r = i % 32;
+        const float value[1] = {y[t * 33 + r]};
+        out.store(token + t, first + r, value, token + t < tokens && first + r < rows);
+    }
+}

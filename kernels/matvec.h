@@ -222,19 +222,52 @@ struct Matrix {
 // A weight `[ROWS, K]` of numbers, row after row.
 template <class F, int ROWS, int K>
 struct Numbers {
+    typedef F Format;
     static constexpr int HEIGHT = ROWS, LANES = lanes_of_row<K, 32>();
     const u8* base;
 
     template <int W, int R, int N, class X>
     static DEVICE void multiply(const Numbers (&weights)[R], const int (&rows)[R], X x, int token, int tokens, float (&sums)[N][R]) {
-        wait_for_previous();
-        for (int k = thread() % (LANES * W); k < K; k += LANES * W) {
-            float w[R];
-            for (int r = 0; r < R; r++) w[r] = F::value(weights[r].base + ((u64)rows[r] * K + k) * F::BYTES);
+        constexpr int VECTOR = 16 / F::BYTES, SHARING = LANES * W;
+        if constexpr (K % VECTOR == 0) {
+            // Vectors of sixteen bytes, some of them on their way at once, and before the activations are there.
+            constexpr int VECTORS = K / VECTOR, MOST = N * R == 1 ? 4 : 2, AHEAD = least(MOST, (VECTORS + SHARING - 1) / SHARING);
+            bool is_first = true;
+            for (int v = thread() % SHARING; v < VECTORS; v += SHARING * AHEAD) {
+                Words raw[AHEAD][R];
 #pragma unroll
-            for (int n = 0; n < N; n++) {
-                const float value = value_of(x, token + (token + n < tokens ? n : 0), k);
-                for (int r = 0; r < R; r++) sums[n][r] = fused(w[r], value, sums[n][r]);
+                for (int a = 0; a < AHEAD; a++) {
+                    // What is beyond the row is not used.
+                    const int near = least(v + a * SHARING, VECTORS - 1);
+                    for (int r = 0; r < R; r++) raw[a][r] = load_once(weights[r].base + ((u64)rows[r] * K + near * VECTOR) * F::BYTES);
+                }
+                if (is_first) wait_for_previous();
+                is_first = false;
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    const int first = (v + a * SHARING) * VECTOR;
+                    if (VECTORS % (SHARING * AHEAD) != 0 && first >= K) break;
+#pragma unroll
+                    for (int n = 0; n < N; n++) {
+                        const int t = token + (token + n < tokens ? n : 0);
+                        float values[VECTOR];
+                        values_of(x, t, first, values);
+                        for (int r = 0; r < R; r++) {
+                            for (int i = 0; i < VECTOR; i++) sums[n][r] = fused(F::value(raw[a][r], i), values[i], sums[n][r]);
+                        }
+                    }
+                }
+            }
+        } else {
+            wait_for_previous();
+            for (int k = thread() % SHARING; k < K; k += SHARING) {
+                float w[R];
+                for (int r = 0; r < R; r++) w[r] = F::value(weights[r].base + ((u64)rows[r] * K + k) * F::BYTES);
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    const float value = value_of(x, token + (token + n < tokens ? n : 0), k);
+                    for (int r = 0; r < R; r++) sums[n][r] = fused(w[r], value, sums[n][r]);
+                }
             }
         }
     }
@@ -243,6 +276,17 @@ struct Numbers {
     template <int TOKENS>
     static DEVICE float value_of(Quantised<TOKENS, K> x, int token, int k) {
         return x.scales(token)[k / 32 * 2] * (float)*(const i8*)(x.bytes(token) + k);
+    }
+    template <int N>
+    static DEVICE void values_of(Floats<K> x, int token, int first, float (&to)[N]) {
+        for (int i = 0; i < N; i += 4) {
+            const Words words = *(const Words*)(x.base + (u64)token * K + first + i);
+            for (int j = 0; j < 4; j++) to[i + j] = float_of(words.x[j]);
+        }
+    }
+    template <int N, int TOKENS>
+    static DEVICE void values_of(Quantised<TOKENS, K> x, int token, int first, float (&to)[N]) {
+        for (int i = 0; i < N; i++) to[i] = value_of(x, token, first + i);
     }
 };
 

@@ -293,6 +293,12 @@ impl Target {
         self.shapes.get(&format).copied().unwrap_or(MatvecShape { rows, pairs: rows, warps: two_warps() })
     }
 
+    /// Whether matrix units multiply halves, as `kernels/device.h` has it.
+    pub fn multiplies_halves(&self) -> bool {
+        let amd = ["gfx908", "gfx90a", "gfx94", "gfx950", "gfx11", "gfx12"];
+        self.kind == TargetKind::HipNvidia || amd.iter().any(|arch| self.arch.starts_with(arch))
+    }
+
     /// Share of bandwidth and arithmetic that `kernel` reaches here.
     pub fn efficiency_of(&self, kernel: Kernel) -> f64 {
         self.efficiency.get(&kernel).copied().unwrap_or(1.0)

@@ -138,7 +138,13 @@ impl Unit<'_> {
                 // The rows are those of each part.
                 let like = self.weight(part.weight, part.format, 1, m.k)?;
                 let like = like.split_once('{').map_or(like.as_str(), |(ty, _)| ty);
-                Ok(("floats".into(), format!("_floats<{like}>")))
+                // In whole vectors of 16 bytes.
+                let in_halves = matches!(part.format, DType::F16 | DType::BF16) && m.k.is_multiple_of(8);
+                let tile = match in_halves && self.target.multiplies_halves() {
+                    true => "halves",
+                    false => "floats",
+                };
+                Ok((tile.into(), format!("_{tile}<{like}>")))
             }
         };
         let kinds = m.parts.iter().map(kind).collect::<Result<Vec<_>, _>>()?;
@@ -147,6 +153,7 @@ impl Unit<'_> {
         tiles.dedup();
         let members = tiles.iter().map(|tile| match tile.strip_prefix('t') {
             Some(run) => format!("Tile<{run}, {}> {tile}; ", if narrow { "NARROW" } else { "WIDE" }),
+            None if *tile == "halves" => "HalfTile halves; ".into(),
             None => format!("FloatTile {tile}; "),
         });
         body +=
