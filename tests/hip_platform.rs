@@ -502,6 +502,43 @@ fn a_profile_is_of_the_gpus_kernels() {
     assert!(ran.calls("hipEventElapsedTime") as u64 >= 2 * launches && ran.calls("hipGraphLaunch") > 0);
 }
 
+/// The commands that measure: a prompt, tokens of one sequence and of two; and a text in windows, of which the CPU says nearly the same.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn bench_and_perplexity_run() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny_with_words(folder);
+    let at = |context, sequences| Options { context: Some(context), sequences, ..options("gfx1100") };
+    let mut all = codes(&file, &Options { chunk: 8, ..at(4, 2) }, Purpose::Bench);
+    all.extend(codes(&file, &Options { chunk: 8, ..at(6, 1) }, Purpose::Score));
+    compile_ahead(folder, "gfx1100", &all);
+    let bench =
+        ["bench", &path, "-p", "2", "-n", "2", "-b", "1,2", "-r", "1", "-o", "jsonl", "--no-bandwidth"];
+    let ran = sinter(folder, &[&bench[..], &["-c", "4", "--chunk", "8", "--device", "hip"]].concat(), &[]);
+    let (lines, _) = said(&ran.output);
+    assert_eq!(ran.leaks(), [""; 0]);
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let tests: Vec<&str> = lines.iter().map(|line| line["test"].as_str().unwrap()).collect();
+    for wanted in ["pp2", "tg2", "tg2 (no logits)", "tg2 b2"] {
+        assert!(tests.contains(&wanted), "{wanted} of {tests:?}");
+    }
+    for line in &lines {
+        assert!(line["median_ts"].as_f64().unwrap() > 0.0 && line["isa"] == "gfx1100", "{line}");
+    }
+    let text = folder.join("text");
+    std::fs::write(&text, "Twelve bytes, and some more of them.").unwrap();
+    let text = lanes::text(&text);
+    let perplexity = ["perplexity", &path, "-f", &text, "-c", "6", "--chunk", "8"];
+    let of = |said: &str| said.split("PPL = ").nth(1)?.split(' ').next()?.parse::<f64>().ok();
+    let on_cpu = of(&command::stdout(&perplexity)).unwrap();
+    let ran = sinter(folder, &[&perplexity[..], &["--device", "hip"]].concat(), &[]);
+    let found = of(&said(&ran.output).0).unwrap();
+    assert!((found / on_cpu - 1.0).abs() < 1e-2, "{found} of {on_cpu}");
+    assert!(ran.calls("hipModuleLaunchKernel") > 0, "kernels ran");
+    assert_eq!(ran.leaks(), [""; 0]);
+}
+
 /// Each position of a cache, from the first to the last, launch by launch and as one graph that is captured once.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
