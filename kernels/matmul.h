@@ -437,7 +437,7 @@ DEVICE void matmul_floats_swiglu(FloatTile& tile, const u8* gate, const u8* up, 
 }
 
 // Weights in 16 bits and activations in 32, on matrix units of halves: an activation is two halves, what one has of it and what that
-// leaves, so as good as a float. Both are scaled by a power of two for each row and 64 columns, as a half has but five bits of exponent.
+// leaves, so as good as a float, if it is finite (else it gives NaN). Both are scaled by a power of two for each row and 64 columns, as a half has but five bits of exponent.
 // A block takes 64 rows and 64 tokens; a thread loads half of a row of each.
 constexpr int HALF_STRIDE = 2 * TILE_COLUMNS + 16, HALF_COLUMNS = TILE_COLUMNS / 2;
 

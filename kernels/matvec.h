@@ -239,7 +239,7 @@ struct Numbers {
                 for (int a = 0; a < AHEAD; a++) {
                     // What is beyond the row is not used.
                     const int near = least(v + a * SHARING, VECTORS - 1);
-                    for (int r = 0; r < R; r++) raw[a][r] = load_once(weights[r].base + ((u64)rows[r] * K + near * VECTOR) * F::BYTES);
+                    for (int r = 0; r < R; r++) raw[a][r] = F::load(weights[r].base + ((u64)rows[r] * K + near * VECTOR) * F::BYTES);
                 }
                 if (is_first) wait_for_previous();
                 is_first = false;

@@ -441,17 +441,20 @@ struct Q3_K : Blocks<256, 110, 64, 4, false> {
 struct F32 {
     static constexpr int BYTES = 4;
     static DEVICE float value(const u8* at) { return *(const float*)at; }
-    // Of `i` below what sixteen bytes hold.
+    // Sixteen bytes, and of those number `i`. A weight of floats may be what a kernel before this one made.
+    static DEVICE Words load(const u8* at) { return *(const Words*)at; }
     static DEVICE float value(const Words& words, int i) { return float_of(words.x[i]); }
 };
 struct F16 {
     static constexpr int BYTES = 2;
     static DEVICE float value(const u8* at) { return half_to_float(*(const u16*)at); }
+    static DEVICE Words load(const u8* at) { return load_once(at); }
     static DEVICE float value(const Words& words, int i) { return half_to_float((u16)(words.x[i / 2] >> (i % 2 * 16))); }
 };
 struct BF16 {
     static constexpr int BYTES = 2;
     static DEVICE float value(const u8* at) { return float_of((u32) * (const u16*)at << 16); }
+    static DEVICE Words load(const u8* at) { return load_once(at); }
     static DEVICE float value(const Words& words, int i) { return float_of(words.x[i / 2] >> (i % 2 * 16) << 16); }
 };
 

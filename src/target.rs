@@ -104,9 +104,12 @@ pub struct MatvecShape {
     pub warps: u64,
 }
 
-/// Rows of a launch with which a GPU is busy though each has but one warp. (An H200, one token: with two warps a row launches of 2048 rows
-/// save 6 % of a step of a 1B model, those of 4096 cost 1 to 8 % of one of a 7B and an 8B.)
+/// Rows of a launch with which a GPU is busy though each has but one warp. (An H200, one token: two warps a row
+/// save 1 to 11 % of a step of a 1B model, whose launches are of 2048 rows, and cost 1 to 6 % of one of a 7B and an 8B, where they are of 4096.)
 pub const FEW_ROWS: u64 = 4096;
+
+/// Threads of a matvec's block that stores sums: small blocks, so that no multiprocessor waits for the last one long.
+pub const STORING: u32 = 128;
 
 fn two_warps() -> u64 {
     2
@@ -291,6 +294,11 @@ impl Target {
             _ => 1,
         };
         self.shapes.get(&format).copied().unwrap_or(MatvecShape { rows, pairs: rows, warps: two_warps() })
+    }
+
+    /// The most warps that may share a row: those of a block.
+    pub fn most_warps(&self) -> u64 {
+        u64::from(STORING / self.wave.max(1))
     }
 
     /// Whether matrix units multiply halves, as `kernels/device.h` has it.

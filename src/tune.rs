@@ -4,8 +4,8 @@
 //! that a kernel reached; the rates of arithmetic are those of the prompt's matmuls and attention. A launch costs on the CPU what the
 //! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its bytes and operations, shared
 //! among its launches. Steps are timed with caches filled to what they are predicted for. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
-//! once: with which a step takes longer than without, by more than the noise, loses here. So is each shape that a GPU's matvecs may have of
-//! each format: the fastest that wins is the target's.
+//! once: with which a step takes longer than without, by more than the noise, loses here. Shapes of a GPU's matvecs are tried
+//! format by format: other rows and pairs, then other warps with the best of those; the fastest that wins is the target's.
 
 use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
 use crate::compile::{self, CompileError, Options, Purpose};
@@ -372,7 +372,7 @@ fn without_each(
     Ok(found)
 }
 
-/// The formats of a step's weights, each in the shapes that its matvecs do not have: the fastest that wins is taken.
+/// The formats of a step's weights, each with other rows and pairs, and the best of those with other warps: the fastest that wins is taken.
 fn other_shapes(
     bench: &mut Bench,
     file: &Arc<GgufFile>,
@@ -399,12 +399,15 @@ fn other_shapes(
             let MatvecShape { rows, pairs, warps } = best;
             let others = match of_warps {
                 false => [(1, 1, warps), (1, 2, warps), (2, 1, warps), (2, 2, warps)].to_vec(),
-                true => vec![(rows, pairs, 1), (rows, pairs, 2), (rows, pairs, 4)],
+                true => [1, 2, 4].map(|warps| (rows, pairs, warps)).into(),
             };
             for (rows, pairs, warps) in others {
                 let shape = MatvecShape { rows, pairs, warps };
                 let known = |shape: &MatvecShape| tried[first..].iter().any(|tried| tried.shape == *shape);
-                if shape == options.target.shape(format) || known(&shape) {
+                // What the wave has no room for is the same kernel.
+                let is_other =
+                    shape != options.target.shape(format) && shape.warps <= options.target.most_warps();
+                if !is_other || known(&shape) {
                     continue;
                 }
                 let mut other = options.clone();

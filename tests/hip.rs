@@ -159,8 +159,9 @@ fn check_at(file: &Arc<GgufFile>, options: &Options, device: &DeviceOptions, tok
     }
 }
 
-/// Models whose sizes are no powers of two: heads of 40 and of 32 columns, and one with formats in blocks of 256.
-fn uneven_models() -> [Arc<GgufFile>; 3] {
+/// Models whose sizes are no powers of two: heads of 40 and of 32 columns, one with formats in blocks of 256, and one of halves in rows that
+/// are no whole vectors.
+fn uneven_models() -> [Arc<GgufFile>; 4] {
     let shape = Shape { layers: 1, width: 96, ffn: 160, vocab: 61, ..shape("tiny-llama") };
     let fives = Shape { heads: 4, kv_heads: 2, head_dim: 40, rotated: 40, ..shape };
     let threes = Shape { heads: 3, kv_heads: 1, head_dim: 32, rotated: 32, ..shape };
@@ -169,6 +170,7 @@ fn uneven_models() -> [Arc<GgufFile>; 3] {
         Model::new(&fives, uniform(DType::Q8_0)).file(),
         Model::new(&threes, uniform(DType::Q4_0)).file(),
         Model::new(&wide, q4_k_m).file(),
+        Model::new(&Shape { ffn: 164, ..fives }, uniform(DType::F16)).file(),
     ]
 }
 
@@ -257,7 +259,7 @@ fn warps_that_share_rows_on_a_gpu() {
 fn large_steps_on_a_gpu() {
     let Some((target, device)) = here() else { return };
     let options = Options::new(target);
-    let [fives, threes, _] = uneven_models();
+    let [fives, threes, ..] = uneven_models();
     for (tokens, depth) in [(128, 16000), (513, 4095), (4096, 0)] {
         assert!(!is_quick(tokens, depth));
         check_at(&threes, &options, &device, tokens, depth);

@@ -146,8 +146,14 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
         let case = Case::new(dtype.to_string(), of(*dtype), &greedy.clone().exact());
         cases.push(Case { after: FEW, ..case });
     }
+    // Rows of numbers that are no whole tiles, nor all of them whole vectors.
+    for dtype in [DType::F16, DType::BF16, DType::F32] {
+        let uneven = Shape { width: 96, ffn: 164, heads: 4, head_dim: 40, rotated: 40, ..ONE };
+        let file = Model::new(&uneven, uniform(dtype)).file();
+        cases.push(Case { after: FEW, ..Case::new(format!("{dtype} in uneven rows"), file, &greedy) });
+    }
     // In the shapes that matvecs do not have by default, and in rows so long that warps share them.
-    for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+    for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::F16] {
         let MatvecShape { rows, pairs, .. } = target.shape(dtype);
         let mut options = options.clone();
         options.target.shapes.insert(dtype, MatvecShape { rows: 3 - rows, pairs: 3 - pairs, warps: 4 });
@@ -215,7 +221,9 @@ fn large(target: &Target) -> Vec<Case> {
                 let is_short = ["attn_output", "ffn_down"].iter().any(|part| name.contains(part));
                 uniform(if is_short { DType::Q8_0 } else { dtype })(name)
             });
-            let options = Options { chunk: 2, ..options.clone() };
+            let mut options = Options { chunk: 2, ..options.clone() };
+            let alone = MatvecShape { warps: 1, ..target.shape(dtype) };
+            options.target.shapes.insert(dtype, alone);
             let case = Case::new(format!("{dtype} in long rows"), file.file(), &options);
             cases.push(Case { purpose: Purpose::Generate, prompt: 2, ..case });
         }

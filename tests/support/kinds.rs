@@ -11,7 +11,7 @@ pub fn kinds(code: &HipCode, wave: u64) -> BTreeSet<String> {
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut kinds = BTreeSet::new();
     for line in lines.map(str::trim) {
-        let mut text = Text { names: &names, wave, asides: BTreeSet::new(), long: BTreeSet::new() };
+        let mut text = Text { names: &names, wave, warps: 1, asides: BTreeSet::new(), long: BTreeSet::new() };
         let line = text.of(without_condition(line));
         let line = line.trim_start_matches("return ");
         let function = line.split(['<', '(', ' ']).next().unwrap();
@@ -19,7 +19,8 @@ pub fn kinds(code: &HipCode, wave: u64) -> BTreeSet<String> {
         if function.starts_with("matvec") {
             // A lone row of a single token loads a chunk of 32 columns before it needs it.
             let lone =
-                ["matvec<_, 1, 1>", "matvec_best<_, 1, 1,"].iter().any(|start| line.starts_with(start));
+                ["matvec<_, 1, 1, 1>", "matvec<_, 2, 1, 1>", "matvec<_, 4, 1, 1>", "matvec_best<_, 1, 1,"];
+            let lone = lone.iter().any(|start| line.starts_with(start));
             let asides = text.long.iter().map(|span| match span {
                 32 if lone => "chunks loaded ahead".to_string(),
                 span => format!("long rows, {span} columns at once"),
@@ -72,9 +73,11 @@ fn declarations(line: &str) -> Option<Vec<(String, String)>> {
 struct Text<'a> {
     names: &'a BTreeMap<String, String>,
     wave: u64,
+    /// How many share a row.
+    warps: u64,
     /// What code asks of the sizes, whatever else its arguments are.
     asides: BTreeSet<String>,
-    /// Columns at once of weights whose rows give each lane of a wave two chunks or more.
+    /// Columns at once of weights whose rows give each lane that shares them two chunks or more.
     long: BTreeSet<u64>,
 }
 
@@ -119,8 +122,13 @@ impl Text<'_> {
         let size = |i: usize| arguments[i].parse::<u64>().unwrap_or_else(|_| panic!("{name}<{arguments:?}>"));
         let is = |is: bool, what: &str| if is { what.into() } else { format!("no {what}") };
         let kept: Vec<(usize, String)> = match name {
+            // Warps of a row, rows at once, and tokens.
+            "matvec" => {
+                self.warps = size(1);
+                [1, 2, 3].map(|i| (i, arguments[i].into())).into()
+            }
             // Rows at once, and tokens.
-            "matvec" | "matvec_swiglu" | "matvec_best" => [1, 2].map(|i| (i, arguments[i].into())).into(),
+            "matvec_swiglu" | "matvec_best" => [1, 2].map(|i| (i, arguments[i].into())).into(),
             // Tokens, and heads of a group.
             "Turning" => [1, 2].map(|i| (i, arguments[i].into())).into(),
             "attend_part" => vec![(1, arguments[1].into())],
@@ -146,7 +154,7 @@ impl Text<'_> {
             "get_row" => aside(is(size(1).is_multiple_of(4), "fours")),
             "Matrix" => {
                 let span = if arguments[0].ends_with("_K") { 64 } else { 32 };
-                if size(3) >= 2 * self.wave * span {
+                if size(3) >= 2 * self.wave * self.warps * span {
                     self.long.insert(span);
                 }
             }

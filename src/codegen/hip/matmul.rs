@@ -4,10 +4,8 @@ use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
 use super::{THREADS, Unit, WAIT, floats, format_name, layout_name, size, symbol};
 use crate::ir::{DType, Dim, TensorType};
-use crate::target::{FEW_ROWS, FEW_TOKENS};
+use crate::target::{FEW_ROWS, FEW_TOKENS, STORING};
 
-/// Threads of a block that stores sums: small blocks, so that no multiprocessor waits for the last one long.
-const STORING: u32 = 128;
 /// The most blocks among which the best of all rows is sought.
 const BEST_OF: u64 = 1024;
 /// Tokens and threads of a tile, as `kernels/matmul.h` has them.
@@ -111,7 +109,7 @@ impl Unit<'_> {
     /// and few rows.
     fn warps_of_row(&self, m: &MatmulSpec, format: DType, tokens: u64) -> u64 {
         let wave = u64::from(self.target.wave);
-        let mut warps = self.target.shape(format).warps.min(u64::from(STORING) / wave);
+        let mut warps = self.target.shape(format).warps.min(self.target.most_warps());
         let rows: u64 = m.parts.iter().map(|part| part.rows).sum();
         let alone = tokens > 1 || rows >= FEW_ROWS;
         while warps > 1 && (alone || warps * wave > m.k / span(format)) {
