@@ -293,7 +293,9 @@ impl Target {
             DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 2,
             _ => 1,
         };
-        self.shapes.get(&format).copied().unwrap_or(MatvecShape { rows, pairs: rows, warps: two_warps() })
+        let portable = MatvecShape { rows, pairs: rows, warps: two_warps() };
+        let shape = self.shapes.get(&format).copied().unwrap_or(portable);
+        MatvecShape { warps: shape.warps.min(self.most_warps()), ..shape }
     }
 
     /// The most warps that may share a row: those of a block.

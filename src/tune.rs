@@ -399,15 +399,16 @@ fn other_shapes(
             let MatvecShape { rows, pairs, warps } = best;
             let others = match of_warps {
                 false => [(1, 1, warps), (1, 2, warps), (2, 1, warps), (2, 2, warps)].to_vec(),
-                true => [1, 2, 4].map(|warps| (rows, pairs, warps)).into(),
+                true => [1, 2, 4]
+                    .into_iter()
+                    .filter(|warps| *warps <= options.target.most_warps())
+                    .map(|warps| (rows, pairs, warps))
+                    .collect(),
             };
             for (rows, pairs, warps) in others {
                 let shape = MatvecShape { rows, pairs, warps };
                 let known = |shape: &MatvecShape| tried[first..].iter().any(|tried| tried.shape == *shape);
-                // What the wave has no room for is the same kernel.
-                let is_other =
-                    shape != options.target.shape(format) && shape.warps <= options.target.most_warps();
-                if !is_other || known(&shape) {
+                if shape == options.target.shape(format) || known(&shape) {
                     continue;
                 }
                 let mut other = options.clone();

@@ -70,7 +70,7 @@ const MAY_SPILL: [Spills; 4] = [
         labels: "8b exact",
         names: &["attention"],
         most: 8,
-        why: "two registers of 130, so that two blocks share a multiprocessor",
+        why: "8 bytes of stack, so that two blocks share a multiprocessor",
     },
     Spills {
         archs: &["gfx906"],

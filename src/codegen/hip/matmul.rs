@@ -109,7 +109,7 @@ impl Unit<'_> {
     /// and few rows.
     fn warps_of_row(&self, m: &MatmulSpec, format: DType, tokens: u64) -> u64 {
         let wave = u64::from(self.target.wave);
-        let mut warps = self.target.shape(format).warps.min(self.target.most_warps());
+        let mut warps = self.target.shape(format).warps;
         let rows: u64 = m.parts.iter().map(|part| part.rows).sum();
         let alone = tokens > 1 || rows >= FEW_ROWS;
         while warps > 1 && (alone || warps * wave > m.k / span(format)) {
