@@ -268,7 +268,8 @@ DEVICE i32 load_index(const i32* from, i32 below) {
 
 // The lanes of a warp multiply 16 rows by 16 others, of `K` bytes each, 16 or 32, or of 16 halves: on a matrix unit where there is one.
 // Each lane has a share of the left rows and of the right ones, of which it does not matter which columns it has, as both have the same,
-// and `SUMS` of the products.
+// and `SUMS` of the products. A share is loaded from shared memory, of rows a stride apart or whose vectors of 16 bytes lie at
+// `at(row, vector)`.
 constexpr int SUMS = 16 * 16 / WARP;
 #if SINTER_AMD
 typedef int Int2 __attribute__((ext_vector_type(2)));
@@ -279,6 +280,9 @@ typedef float Float8 __attribute__((ext_vector_type(8)));
 typedef _Float16 Half4 __attribute__((ext_vector_type(4)));
 typedef _Float16 Half8 __attribute__((ext_vector_type(8)));
 typedef _Float16 Half16 __attribute__((ext_vector_type(16)));
+typedef short Short4 __attribute__((ext_vector_type(4)));
+typedef short Short8 __attribute__((ext_vector_type(8)));
+typedef short Short16 __attribute__((ext_vector_type(16)));
 #endif
 #if SINTER_AMD && (defined(__gfx908__) || defined(__gfx90a__))
 #define SINTER_MFMA 16
@@ -295,21 +299,16 @@ constexpr bool LEFT_STAYS = false;
 constexpr bool LEFT_STAYS = true;
 #endif
 constexpr int SQUARES_AT_ONCE = 8;
-// Whether halves that are below 2^-14 count as nothing on the matrix unit.
-#if defined(SINTER_MFMA) && SINTER_MFMA == 16
-constexpr bool SMALL_HALVES_ARE_LOST = true;
-#else
-constexpr bool SMALL_HALVES_ARE_LOST = false;
-#endif
 
 template <int K>
 struct Share {
 #if SINTER_NVIDIA
     // Of eight rows each: 16 columns, 16 more, then those of the other rows.
     u32 x[K / 8];
-    DEVICE void load(const u8* rows, int stride) {
-        const int row = lane() % 8 + lane() / (K / 2) % 2 * 8, column = K == 32 ? lane() / 8 % 2 * 16 : 0;
-        const u32 at = (u32)__cvta_generic_to_shared(rows + row * stride + column);
+    template <class At>
+    DEVICE void load(const At& at_row) {
+        const int row = lane() % 8 + lane() / (K / 2) % 2 * 8, vector = K == 32 ? lane() / 8 % 2 : 0;
+        const u32 at = (u32)__cvta_generic_to_shared(at_row(row, vector));
         if constexpr (K == 32) {
             asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                          : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -322,26 +321,33 @@ struct Share {
 #elif defined(__GFX11__)
     // A whole row, which two lanes have.
     Int4 x[K / 16];
-    DEVICE void load(const u8* rows, int stride) {
-        for (int i = 0; i < K / 16; i++) x[i] = *(const Int4*)(rows + lane() % 16 * stride + 16 * i);
+    template <class At>
+    DEVICE void load(const At& at) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const Int4*)at(lane() % 16, i);
     }
 #elif defined(__GFX12__)
     Int2 x[K / 16];
-    DEVICE void load(const u8* rows, int stride) {
-        for (int i = 0; i < K / 16; i++) x[i] = *(const Int2*)(rows + lane() % 16 * stride + 16 * i + lane() / 16 * 8);
+    template <class At>
+    DEVICE void load(const At& at) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const Int2*)(at(lane() % 16, i) + lane() / 16 * 8);
     }
 #elif SINTER_MFMA == 16
     i32 x[K / 16];
-    DEVICE void load(const u8* rows, int stride) {
-        for (int i = 0; i < K / 16; i++) x[i] = *(const i32*)(rows + lane() % 16 * stride + 16 * i + lane() / 16 * 4);
+    template <class At>
+    DEVICE void load(const At& at) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const i32*)(at(lane() % 16, i) + lane() / 16 * 4);
     }
 #else
     // The unit takes 32 columns; half of the lanes have none of 16.
     u64 x;
-    DEVICE void load(const u8* rows, int stride) {
-        x = K == 32 || lane() < 32 ? *(const u64*)(rows + lane() % 16 * stride + lane() / 16 * 8) : 0;
+    template <class At>
+    DEVICE void load(const At& at) {
+        x = K == 32 || lane() < 32 ? *(const u64*)(at(lane() % 16, lane() / 32) + lane() / 16 % 2 * 8) : 0;
     }
 #endif
+    DEVICE void load(const u8* rows, int stride) {
+        load([&](int row, int vector) { return rows + row * stride + 16 * vector; });
+    }
 };
 template <int K>
 using Left = Share<K>;
@@ -351,24 +357,31 @@ using Right = Share<K>;
 // No matrix unit: a lane has whole rows, which take four to eight times the registers.
 constexpr bool LEFT_STAYS = false;
 constexpr int SQUARES_AT_ONCE = 1;
-constexpr bool SMALL_HALVES_ARE_LOST = false;
 constexpr int LEFT_ROWS = WARP == 32 ? 2 : 1;
 template <int K>
 struct Left {
     u32 x[LEFT_ROWS][K / 4];
-    DEVICE void load(const u8* rows, int stride) {
+    template <class At>
+    DEVICE void load(const At& at) {
         for (int r = 0; r < LEFT_ROWS; r++) {
-            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(rows + (lane() / 4 + 8 * r) * stride + 4 * i);
+            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(at(lane() / 4 + 8 * r, i / 4) + i % 4 * 4);
         }
+    }
+    DEVICE void load(const u8* rows, int stride) {
+        load([&](int row, int vector) { return rows + row * stride + 16 * vector; });
     }
 };
 template <int K>
 struct Right {
     u32 x[4][K / 4];
-    DEVICE void load(const u8* rows, int stride) {
+    template <class At>
+    DEVICE void load(const At& at) {
         for (int r = 0; r < 4; r++) {
-            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(rows + (lane() % 4 + 4 * r) * stride + 4 * i);
+            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(at(lane() % 4 + 4 * r, i / 4) + i % 4 * 4);
         }
+    }
+    DEVICE void load(const u8* rows, int stride) {
+        load([&](int row, int vector) { return rows + row * stride + 16 * vector; });
     }
 };
 
@@ -502,5 +515,87 @@ DEVICE void multiply_halves(const Left<32>& a, const Right<32>& b, float (&sums)
     // Else compilers leave a sum for where it is known to be wanted, and until then keep all that it is made of.
     for (int i = 0; i < SUMS; i++) asm volatile("" : "+v"(sums[i]));
 #endif
+#endif
+}
+
+// The same of numbers that have a float's exponent and seven bits after it.
+DEVICE void multiply_bfloats(const Left<32>& a, const Right<32>& b, float (&sums)[SUMS]) {
+#if SINTER_NVIDIA
+    for (int half = 0; half < 2; half++) {
+        float* d = sums + 4 * half;
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a.x[0]), "r"(a.x[2]), "r"(a.x[1]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]));
+    }
+#elif defined(__GFX11__) || defined(__GFX12__)
+    Float8 d;
+    for (int i = 0; i < SUMS; i++) d[i] = sums[i];
+#if defined(__GFX11__)
+    d = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(__builtin_bit_cast(Short16, a), __builtin_bit_cast(Short16, b), d);
+#else
+    d = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(__builtin_bit_cast(Short8, a), __builtin_bit_cast(Short8, b), d);
+#endif
+    for (int i = 0; i < SUMS; i++) sums[i] = d[i];
+#elif defined(SINTER_MFMA)
+    Float4 d;
+    for (int i = 0; i < SUMS; i++) d[i] = sums[i];
+    d = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(__builtin_bit_cast(Short4, a), __builtin_bit_cast(Short4, b), d, 0, 0, 0);
+    for (int i = 0; i < SUMS; i++) sums[i] = d[i];
+#else
+    for (int k = 0; k < 8; k++) {
+        for (int i = 0; i < SUMS; i++) {
+            const u32 left = a.x[i / 4][k], right = b.x[i % 4][k];
+            sums[i] = fused(float_of(left << 16), float_of(right << 16), sums[i]);
+            sums[i] = fused(float_of(left & 0xffff0000), float_of(right & 0xffff0000), sums[i]);
+        }
+    }
+#endif
+}
+
+// The same of left numbers that are the sums of two halves each. Nothing is lost of halves below 2^-14, which the matrix units of gfx908 and gfx90a
+// take for zeros: those multiply floats.
+DEVICE void multiply_pairs_of_halves(const Left<32>& a, const Left<32>& rest, const Right<32>& b, float (&sums)[SUMS]) {
+#if defined(SINTER_MFMA) && SINTER_MFMA == 16
+    const Half4 x = __builtin_bit_cast(Half4, a), y = __builtin_bit_cast(Half4, rest), w = __builtin_bit_cast(Half4, b);
+    Float4 d;
+    for (int i = 0; i < SUMS; i++) d[i] = sums[i];
+    for (int k = 0; k < 4; k++) d = __builtin_amdgcn_mfma_f32_16x16x4f32((float)x[k] + (float)y[k], (float)w[k], d, 0, 0, 0);
+    for (int i = 0; i < SUMS; i++) sums[i] = d[i];
+#else
+    multiply_halves(a, b, sums);
+    multiply_halves(rest, b, sums);
+#endif
+}
+
+// Sixteen bytes on their way to shared memory: there from `finish` and `wait_for_copies` on.
+struct Copy {
+#if SINTER_NVIDIA
+    // Whether it takes registers, so that one can be on its way at a time.
+    static constexpr bool IS_HELD = false;
+    DEVICE void begin(u8* to, const u8* from) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+    }
+    DEVICE void finish(u8*) {}
+#else
+    static constexpr bool IS_HELD = true;
+    // A vector: what is copied as a struct stays in memory.
+    Int4 held;
+    DEVICE void begin(u8*, const u8* from) { held = *(const Int4*)from; }
+    DEVICE void finish(u8* to) { *(Int4*)to = held; }
+#endif
+};
+
+// What was begun since the last call is a step's.
+DEVICE void end_step_of_copies() {
+#if SINTER_NVIDIA
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// The thread's copies of all steps are there, but for the last `LATER`.
+template <int LATER>
+DEVICE void wait_for_copies() {
+#if SINTER_NVIDIA
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 #endif
 }

@@ -273,20 +273,12 @@ struct Numbers {
     }
 
     static DEVICE float value_of(Floats<K> x, int token, int k) { return x.base[(u64)token * K + k]; }
-    template <int TOKENS>
-    static DEVICE float value_of(Quantised<TOKENS, K> x, int token, int k) {
-        return x.scales(token)[k / 32 * 2] * (float)*(const i8*)(x.bytes(token) + k);
-    }
     template <int N>
     static DEVICE void values_of(Floats<K> x, int token, int first, float (&to)[N]) {
         for (int i = 0; i < N; i += 4) {
             const Words words = *(const Words*)(x.base + (u64)token * K + first + i);
             for (int j = 0; j < 4; j++) to[i + j] = float_of(words.x[j]);
         }
-    }
-    template <int N, int TOKENS>
-    static DEVICE void values_of(Quantised<TOKENS, K> x, int token, int first, float (&to)[N]) {
-        for (int i = 0; i < N; i++) to[i] = value_of(x, token, first + i);
     }
 };
 

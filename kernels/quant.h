@@ -447,12 +447,22 @@ struct F32 {
 };
 struct F16 {
     static constexpr int BYTES = 2;
+    static constexpr bool IS_HALF = true;
+    static DEVICE u16 nearest(float x) { return float_to_half(x); }
+    static DEVICE float number(u16 bits) { return half_to_float(bits); }
     static DEVICE float value(const u8* at) { return half_to_float(*(const u16*)at); }
     static DEVICE Words load(const u8* at) { return load_once(at); }
     static DEVICE float value(const Words& words, int i) { return half_to_float((u16)(words.x[i / 2] >> (i % 2 * 16))); }
 };
 struct BF16 {
     static constexpr int BYTES = 2;
+    static constexpr bool IS_HALF = false;
+    // The even one of two that are as near.
+    static DEVICE u16 nearest(float x) {
+        const u32 bits = bits_of(x);
+        return x == x ? (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
+    }
+    static DEVICE float number(u16 bits) { return float_of((u32)bits << 16); }
     static DEVICE float value(const u8* at) { return float_of((u32) * (const u16*)at << 16); }
     static DEVICE Words load(const u8* at) { return load_once(at); }
     static DEVICE float value(const Words& words, int i) { return float_of(words.x[i / 2] >> (i % 2 * 16) << 16); }

@@ -27,6 +27,16 @@ DEVICE float sum_of_block(float x, float* room) {
     return sum_of_lanes(lane() < WARPS ? room[lane()] : 0.0f);
 }
 
+// The largest over all threads of a block, as `sum_of_block`.
+template <int THREADS>
+DEVICE float largest_of_block(float x, float* room) {
+    constexpr int WARPS = THREADS / WARP;
+    x = largest_of_lanes(x);
+    if (lane() == 0) room[warp()] = x;
+    barrier();
+    return largest_of_lanes(room[lane() % WARPS]);
+}
+
 // The index of nothing.
 constexpr i32 NONE = 0x7fffffff;
 

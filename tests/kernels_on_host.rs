@@ -12,7 +12,7 @@ mod lanes;
 #[path = "support/synthetic.rs"]
 mod synthetic;
 
-use half::f16;
+use half::{bf16, f16};
 use host_cases::Case;
 use lanes::{LaneDevice, Lanes};
 use rand::{RngExt, SeedableRng};
@@ -119,8 +119,8 @@ fn every_kind_of_kernel_of_a_model_runs_on_the_host() {
     assert!(missing.is_empty(), "{} kinds run nowhere here:\n{}", missing.len(), missing.join("\n"));
 }
 
-/// Each of two warps multiplies sixteen rows by sixteen others: of 16 bytes, of 32 and of 16 halves, which it adds to what is there; and
-/// sums the rows of these results, as a softmax does.
+/// Each of two warps multiplies sixteen rows by sixteen others: of 16 bytes, of 32 and of 16 halves, which it adds to what is there; sums the
+/// rows of these results, as a softmax does; and multiplies rows of 16 floats without their lower halves, and of 16 sums of two halves.
 const FRAGMENTS: &str = r#"#include "reduce.h"
 
 template <int K>
@@ -133,7 +133,8 @@ DEVICE void rows(const u8* left, const u8* right, float* out) {
     for (int i = 0; i < SUMS; i++) out[16 * left_row(i) + right_row(i)] = sums[i];
 }
 
-KERNEL(fragments, 2 * WARP, 1)(const u8* left, const u8* right, float* narrow, float* wide, float* halves, float* of_rows) {
+KERNEL(fragments, 2 * WARP, 1)(const u8* left, const u8* right, float* narrow, float* wide, float* halves, float* of_rows,
+                                const u8* left_numbers, const u8* right_numbers, float* bfloats, float* pairs) {
     left += warp() * 16 * 80, right += warp() * 16 * 80, halves += warp() * 256;
     rows<16>(left, right, narrow + warp() * 256);
     rows<32>(left, right, wide + warp() * 256);
@@ -146,6 +147,16 @@ KERNEL(fragments, 2 * WARP, 1)(const u8* left, const u8* right, float* narrow, f
     for (int i = 0; i < SUMS; i++) halves[16 * left_row(i) + right_row(i)] = sums[i], total[left_of_sum(i)] += sums[i];
     for (int l = 0; l < LEFT_OF_LANE; l++) total[l] = sum_of_lanes<LANES_OF_LEFT>(total[l]);
     for (int i = 0; i < SUMS; i++) of_rows[16 * warp() + left_row(i)] = total[left_of_sum(i)];
+
+    left_numbers += warp() * 16 * 112, right_numbers += warp() * 16 * 112, bfloats += warp() * 256, pairs += warp() * 256;
+    Left<32> rest;
+    float others[SUMS] = {};
+    a.load(left_numbers, 112), b.load(right_numbers, 112);
+    multiply_bfloats(a, b, others);
+    for (int i = 0; i < SUMS; i++) bfloats[16 * left_row(i) + right_row(i)] = others[i], others[i] = 0;
+    a.load(left_numbers + 32, 112), rest.load(left_numbers + 64, 112), b.load(right_numbers + 32, 112);
+    multiply_pairs_of_halves(a, rest, b, others);
+    for (int i = 0; i < SUMS; i++) pairs[16 * left_row(i) + right_row(i)] = others[i];
 }
 "#;
 
@@ -182,20 +193,57 @@ fn fragments() {
         before[at] + left.zip(right).map(|(x, y)| x * y).sum::<f32>()
     };
     let halves: Vec<f32> = (0..512).map(of_halves).collect();
-    let expected: [(&str, Vec<f32>); 4] = [
+    // Whole numbers times a unit, of which sums are exact, though halves of some have no bit to spare.
+    let mut numbers = |units: [f32; 3]| -> Vec<f32> {
+        let unit_of = |i: usize| units[i % 48 / 16];
+        (0..32 * 48).map(|i| rng.random_range(-99..100) as f32 * unit_of(i)).collect()
+    };
+    let left_numbers = numbers([1.0, 2f32.powi(-18), 2f32.powi(-24)]);
+    let right_numbers = numbers([1.0; 3]);
+    let rows_of_numbers = |numbers: &[f32]| -> Vec<u8> {
+        let row = |row: &[f32]| {
+            let bits = |i: usize| match i {
+                0..16 => bf16::from_f32(row[i]).to_bits(),
+                _ => f16::from_f32(row[i]).to_bits(),
+            };
+            let bytes = (0..48).flat_map(|i| bits(i).to_le_bytes());
+            bytes.chain([0; 16]).collect::<Vec<u8>>()
+        };
+        numbers.chunks(48).flat_map(row).collect()
+    };
+    // Of 16 columns of the left rows and of the right ones.
+    let of_numbers = |at: usize, left: usize, right: usize| -> f32 {
+        let left = &left_numbers[at / 16 * 48 + left..][..16];
+        let right = &right_numbers[(at / 256 * 16 + at % 16) * 48 + right..][..16];
+        left.iter().zip(right).map(|(x, y)| x * y).sum()
+    };
+    let expected: [(&str, Vec<f32>); 6] = [
         ("16 bytes", (0..512).map(|at| of_bytes(at, 16)).collect()),
         ("32 bytes", (0..512).map(|at| of_bytes(at, 32)).collect()),
         ("halves", halves.clone()),
         ("rows of halves", halves.chunks(16).map(|row| row.iter().sum()).collect()),
+        ("bfloats", (0..512).map(|at| of_numbers(at, 0, 0)).collect()),
+        ("pairs of halves", (0..512).map(|at| of_numbers(at, 16, 16) + of_numbers(at, 32, 16)).collect()),
     ];
 
     let bytes = |floats: &[f32]| floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     // What nobody writes is no number.
     let room = |count: usize| bytes(&vec![f32::NAN; count]);
-    let mut buffers = [left.clone(), right.clone(), room(512), room(512), bytes(&before), room(32)];
+    let mut buffers = [
+        left.clone(),
+        right.clone(),
+        room(512),
+        room(512),
+        bytes(&before),
+        room(32),
+        rows_of_numbers(&left_numbers),
+        rows_of_numbers(&right_numbers),
+        room(512),
+        room(512),
+    ];
     let code = HipCode { source: FRAGMENTS.into(), entry: "fragments".into(), threads: 2 * target.wave };
     lanes.run_block(&code, &mut buffers);
-    for (found, (name, expected)) in buffers[2..].iter().zip(expected) {
+    for (found, (name, expected)) in buffers[2..6].iter().chain(&buffers[8..]).zip(expected) {
         let found = found.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
         let wrong: Vec<_> = found.zip(expected).enumerate().filter(|(_, (x, y))| x != y).take(3).collect();
         assert!(wrong.is_empty(), "{name}: {wrong:?}");

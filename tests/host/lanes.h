@@ -137,11 +137,20 @@ typedef _Float16 LanesHalf4 __attribute__((ext_vector_type(4)));
 typedef _Float16 LanesHalf8 __attribute__((ext_vector_type(8)));
 typedef _Float16 LanesHalf16 __attribute__((ext_vector_type(16)));
 
-template <class Share, class Sums, class RowOf>
-static inline Sums lanes_matrix_of_halves(const Share& a, const Share& b, Sums sums, int lanes_of_row, RowOf row_of) {
-    constexpr unsigned COUNT = sizeof(Share) / 2;
+typedef short LanesShort4 __attribute__((ext_vector_type(4)));
+typedef short LanesShort8 __attribute__((ext_vector_type(8)));
+typedef short LanesShort16 __attribute__((ext_vector_type(16)));
+
+// What a number of a share is: floats and halves are themselves, 16 bits otherwise the upper half of a float.
+static inline float lanes_number(float x) { return x; }
+static inline float lanes_number(_Float16 x) { return (float)x; }
+static inline float lanes_number(short x) { return __builtin_bit_cast(float, (unsigned)(unsigned short)x << 16); }
+
+template <class Number, class Share, class Sums, class RowOf>
+static inline Sums lanes_matrix_of(const Share& a, const Share& b, Sums sums, int lanes_of_row, RowOf row_of) {
+    constexpr unsigned COUNT = sizeof(Share) / sizeof(Number);
     struct Both {
-        _Float16 a[COUNT], b[COUNT];
+        Number a[COUNT], b[COUNT];
     } both;
     __builtin_memcpy(both.a, &a, sizeof a);
     __builtin_memcpy(both.b, &b, sizeof b);
@@ -150,23 +159,54 @@ static inline Sums lanes_matrix_of_halves(const Share& a, const Share& b, Sums s
         float sum = sums[i];
         for (int part = 0; part < lanes_of_row; part++) {
             const Both &left = all[row_of((int)i) + 16 * part], &right = all[lanes_now.thread % 16 + 16 * part];
-            for (unsigned k = 0; k < COUNT; k++) sum += (float)left.a[k] * (float)right.b[k];
+            for (unsigned k = 0; k < COUNT; k++) sum += lanes_number(left.a[k]) * lanes_number(right.b[k]);
         }
         sums[i] = sum;
     }
     return sums;
 }
-static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(const LanesHalf16& a, const LanesHalf16& b, LanesFloat8 sums) {
+template <class Number, class Share>
+static inline LanesFloat8 lanes_wmma(const Share& a, const Share& b, LanesFloat8 sums) {
     const int lane = lanes_now.thread % 32;
-    return lanes_matrix_of_halves(a, b, sums, 1, [=](int i) { return 2 * i + lane / 16; });
+    return lanes_matrix_of<Number>(a, b, sums, 1, [=](int i) { return 2 * i + lane / 16; });
+}
+template <class Number, class Share>
+static inline LanesFloat8 lanes_wmma_gfx12(const Share& a, const Share& b, LanesFloat8 sums) {
+    const int lane = lanes_now.thread % 32;
+    return lanes_matrix_of<Number>(a, b, sums, 2, [=](int i) { return lane / 16 * 8 + i; });
+}
+template <class Number, class Share>
+static inline LanesFloat4 lanes_mfma(const Share& a, const Share& b, LanesFloat4 sums) {
+    const int lane = lanes_now.thread % 64;
+    return lanes_matrix_of<Number>(a, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
+}
+static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(const LanesHalf16& a, const LanesHalf16& b, LanesFloat8 sums) {
+    return lanes_wmma<_Float16>(a, b, sums);
+}
+static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(const LanesShort16& a, const LanesShort16& b, LanesFloat8 sums) {
+    return lanes_wmma<short>(a, b, sums);
 }
 static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(const LanesHalf8& a, const LanesHalf8& b, LanesFloat8 sums) {
-    const int lane = lanes_now.thread % 32;
-    return lanes_matrix_of_halves(a, b, sums, 2, [=](int i) { return lane / 16 * 8 + i; });
+    return lanes_wmma_gfx12<_Float16>(a, b, sums);
 }
-static inline LanesFloat4 __builtin_amdgcn_mfma_f32_16x16x16f16(const LanesHalf4& a, const LanesHalf4& b, LanesFloat4 sums, int, int, int) {
-    const int lane = lanes_now.thread % 64;
-    return lanes_matrix_of_halves(a, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
+static inline LanesFloat8 __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(const LanesShort8& a, const LanesShort8& b, LanesFloat8 sums) {
+    return lanes_wmma_gfx12<short>(a, b, sums);
+}
+// That of gfx908 and gfx90a takes halves below 2^-14 for zeros.
+static inline LanesFloat4 __builtin_amdgcn_mfma_f32_16x16x16f16(LanesHalf4 a, LanesHalf4 b, LanesFloat4 sums, int, int, int) {
+#if defined(__gfx908__) || defined(__gfx90a__)
+    for (int i = 0; i < 4; i++) {
+        if (__builtin_fabsf((float)a[i]) < 0x1p-14f) a[i] = 0;
+        if (__builtin_fabsf((float)b[i]) < 0x1p-14f) b[i] = 0;
+    }
+#endif
+    return lanes_mfma<_Float16>(a, b, sums);
+}
+static inline LanesFloat4 __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(const LanesShort4& a, const LanesShort4& b, LanesFloat4 sums, int, int, int) {
+    return lanes_mfma<short>(a, b, sums);
+}
+static inline LanesFloat4 __builtin_amdgcn_mfma_f32_16x16x4f32(float a, float b, LanesFloat4 sums, int, int, int) {
+    return lanes_mfma<float>(a, b, sums);
 }
 
 #define __HIP_MEMORY_SCOPE_AGENT 4

@@ -132,6 +132,7 @@ impl Text<'_> {
             // Tokens, and heads of a group.
             "Turning" => [1, 2].map(|i| (i, arguments[i].into())).into(),
             "attend_part" => vec![(1, arguments[1].into())],
+            "matmul_halves" => vec![(1, is(size(1) > 1, "ranges"))],
             "attend" | "Tile" => vec![(0, arguments[0].into())],
             "Shape" => {
                 let head_dim = [64, 32, 16].into_iter().find(|n| size(2).is_multiple_of(*n));

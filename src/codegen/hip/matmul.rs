@@ -1,4 +1,4 @@
-//! Matmuls: of up to eight tokens `kernels/matvec.h`, of more `kernels/matmul.h`.
+//! Matmuls: of up to eight tokens `kernels/matvec.h`, of more `kernels/matmul.h` and, of weights in 16 bits, `kernels/matmul_halves.h`.
 
 use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
@@ -15,11 +15,29 @@ const TILE_THREADS: u32 = 128;
 const TILES_AT_ONCE: u32 = 3;
 /// The same of narrow tiles, which take more registers.
 const NARROW_AT_ONCE: u32 = 2;
-/// Rows of a wide tile and of a narrow one.
+/// Rows of a wide tile, of a narrow one, and of one of numbers.
 const WIDE_ROWS: u64 = 128;
 const NARROW_ROWS: u64 = 32;
+const NUMBER_ROWS: u64 = 64;
 /// Blocks that keep a GPU busy: with fewer wide tiles, tiles are narrow.
 const BLOCKS: u64 = 256;
+/// The same of tiles of halves: of fewer, each is of a range of the columns. (An H200, prompts of 128 and 256 tokens of a 1B: 1.17 and 1.13 times
+/// as fast as with 512, and 1.21 and 1.20 with 1200; of 64 tokens 0.97 and 0.95, and of 512 the same.)
+const HALF_BLOCKS: u64 = 800;
+/// Columns of a range, at least, and ranges, at most.
+const RANGE_COLUMNS: u64 = 256;
+const MOST_RANGES: u64 = 32;
+/// Columns that a tile of halves has at once.
+const HALF_COLUMNS: u64 = 32;
+
+/// What is in a tile.
+#[derive(Clone, Copy, PartialEq)]
+enum TileKind {
+    Bytes,
+    /// Weights in 16 bits, and activations split into two such numbers.
+    Halves,
+    Floats,
+}
 
 impl Unit<'_> {
     pub(super) fn matmul(&mut self, m: &MatmulSpec) -> Result<(), String> {
@@ -120,115 +138,222 @@ impl Unit<'_> {
 
     /// The matmul in tiles; false if there are none of its kind.
     fn tiles(&mut self, m: &MatmulSpec, tokens: Dim) -> Result<bool, String> {
-        let x = self.activations(m.x, m.k)?;
         let in_bytes =
             self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
         let count = symbol(tokens)?;
-        let wide_tiles = m.parts.iter().map(|part| part.rows.div_ceil(WIDE_ROWS)).sum::<u64>()
-            * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS));
-        let narrow = in_bytes && wide_tiles < BLOCKS && matches!(m.epilogue, Epilogue::Store);
-        let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
-        let kind = |part: &MatmulPart| -> Result<(String, String), String> {
-            if in_bytes {
-                let layout = layout_name(self.layout(part.weight))?;
-                Ok((format!("t{}", run(part.format)), format!("<{}, {layout}>", format_name(part.format))))
-            } else {
-                // The rows are those of each part.
-                let like = self.weight(part.weight, part.format, 1, m.k)?;
-                let like = like.split_once('{').map_or(like.as_str(), |(ty, _)| ty);
-                // In whole vectors of 16 bytes.
-                let in_halves = matches!(part.format, DType::F16 | DType::BF16) && m.k.is_multiple_of(8);
-                let tile = match in_halves && self.target.multiplies_halves() {
-                    true => "halves",
-                    false => "floats",
-                };
-                Ok((tile.into(), format!("_{tile}<{like}>")))
-            }
+        let tiles_of = |rows: u64| {
+            m.parts.iter().map(|part| part.rows.div_ceil(rows)).sum::<u64>()
+                * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS))
         };
-        let kinds = m.parts.iter().map(kind).collect::<Result<Vec<_>, _>>()?;
-        let mut tiles: Vec<&str> = kinds.iter().map(|(tile, _)| tile.as_str()).collect();
-        tiles.sort_unstable();
-        tiles.dedup();
-        let members = tiles.iter().map(|tile| match tile.strip_prefix('t') {
-            Some(run) => format!("Tile<{run}, {}> {tile}; ", if narrow { "NARROW" } else { "WIDE" }),
-            None if *tile == "halves" => "HalfTile halves; ".into(),
-            None => format!("FloatTile {tile}; "),
-        });
-        body +=
-            &format!("__shared__ union {{ {}}} room;\nconst auto x = {x};\n", members.collect::<String>());
-        // Rows of a block.
-        let (storing, pairs) = match (in_bytes, narrow) {
-            (true, true) => (NARROW_ROWS, 0),
-            (true, false) => (WIDE_ROWS, WIDE_ROWS / 2),
-            (false, _) => (64, 32),
+        let stores = matches!(m.epilogue, Epilogue::Store);
+        let kinds = m.parts.iter().map(|part| self.tile(m, part)).collect::<Result<Vec<_>, _>>()?;
+        let narrow = in_bytes && stores && tiles_of(WIDE_ROWS) < BLOCKS;
+        // Rows of a tile.
+        let rows = match in_bytes {
+            true if narrow => NARROW_ROWS,
+            true => WIDE_ROWS,
+            false => NUMBER_ROWS,
         };
-        let blocks = match m.epilogue {
-            Epilogue::Store => {
-                let mut blocks = 0;
-                let mut placed = vec![];
-                for (part, kind) in m.parts.iter().zip(&kinds) {
-                    placed.push((part, blocks, kind));
-                    blocks += part.rows.div_ceil(storing);
-                }
-                // Neighbouring parts of a kind share their code.
-                let mut rest = &placed[..];
-                for group in placed.chunk_by(|a, b| a.2 == b.2) {
-                    rest = &rest[group.len()..];
-                    let mut call = String::new();
-                    for (i, (part, first, _)) in group.iter().enumerate() {
-                        let what = format!(
-                            "{{a{}, {}, {}, {}, (float*)a{}}}",
-                            part.weight,
-                            part.rows,
-                            floats(part.bias),
-                            floats(part.residual),
-                            part.out.ok_or("a part without a result")?
-                        );
-                        call += &match i {
-                            0 => format!("Part part = {what};\ni32 first = {first};\n"),
-                            _ => format!("if (block_y() >= {first}) part = {what}, first = {first};\n"),
-                        };
-                    }
-                    if let Some((_, (tile, of))) = group.first().map(|(_, first, kind)| (first, kind)) {
-                        call += &format!(
-                            "return matmul{of}(room.{tile}, part, x, block_y() - first, {count});\n"
-                        );
-                    }
-                    body += &match rest.first() {
-                        Some((_, next, _)) => format!("if (block_y() < {next}) {{\n{call}}}\n"),
-                        None => call,
-                    };
-                }
-                blocks
+        let all_halves = kinds.iter().all(|kind| *kind == TileKind::Halves);
+        let ranges = match all_halves && stores {
+            true => {
+                let most = (m.k / RANGE_COLUMNS).clamp(1, MOST_RANGES);
+                (HALF_BLOCKS / tiles_of(rows).max(1)).clamp(1, most)
             }
+            false => 1,
+        };
+        match m.epilogue {
+            Epilogue::Store => {}
             Epilogue::Swiglu { out } => {
                 let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
-                let to = self.store(out, gate.rows)?;
-                if kinds[0] != kinds[1] || gate.bias.is_some() || up.bias.is_some() {
+                let alike = gate.format == up.format && self.layout(gate.weight) == self.layout(up.weight);
+                if !alike || gate.bias.is_some() || up.bias.is_some() {
                     return Ok(false);
                 }
                 if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
                     return Ok(false);
                 }
-                let (tile, of) = &kinds[0];
-                let name = of.replacen('<', "_swiglu<", 1);
+            }
+            Epilogue::ArgMax { .. } => return Ok(false),
+        }
+        // By the formats of halves, activations that were split.
+        let mut split: Vec<(DType, String)> = vec![];
+        for (part, kind) in m.parts.iter().zip(&kinds) {
+            if *kind == TileKind::Halves && split.iter().all(|(format, _)| *format != part.format) {
+                let to = self.split(m, part.format, tokens)?;
+                split.push((part.format, to));
+            }
+        }
+        let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
+        let mut rooms: Vec<String> = vec![];
+        for (part, kind) in m.parts.iter().zip(&kinds) {
+            let room = match kind {
+                TileKind::Bytes => {
+                    let run = run(part.format);
+                    format!("Tile<{run}, {}> t{run}; ", if narrow { "NARROW" } else { "WIDE" })
+                }
+                TileKind::Halves => "HalfTile halves; ".into(),
+                TileKind::Floats => "FloatTile floats; ".into(),
+            };
+            if !rooms.contains(&room) {
+                rooms.push(room);
+            }
+        }
+        rooms.sort_unstable();
+        body += &format!("__shared__ union {{ {}}} room;\n", rooms.concat());
+        if kinds.iter().any(|kind| *kind != TileKind::Halves) {
+            body += &format!("const auto x = {};\n", self.activations(m.x, m.k)?);
+        }
+        for (format, value) in &split {
+            body += &format!("const auto x_{format} = {value};\n");
+        }
+        // Sums of ranges go to a room of their own, and the bias and the residual are added with them.
+        let mut sums = vec![];
+        if ranges > 1 {
+            for part in &m.parts {
+                let shape = [tokens, Dim::n(ranges * part.rows)];
+                sums.push(self.scratch(TensorType::new(DType::F32, shape)));
+            }
+        }
+        let stored: Vec<MatmulPart> = match ranges {
+            1 => m.parts.clone(),
+            _ => {
+                let of_sums = |(part, sums): (&MatmulPart, &ArgId)| MatmulPart {
+                    out: Some(*sums),
+                    bias: None,
+                    residual: None,
+                    ..part.clone()
+                };
+                m.parts.iter().zip(&sums).map(of_sums).collect()
+            }
+        };
+        // What a part's template is called, and the rest of its arguments.
+        let call =
+            |part: &MatmulPart, kind: &TileKind, suffix: &str| -> Result<(String, String, String), String> {
+                // The rows are those of each part.
+                let numbers = self.weight(part.weight, part.format, 1, m.k)?;
+                let numbers = numbers.split_once('{').map_or(numbers.as_str(), |(ty, _)| ty);
+                Ok(match kind {
+                    TileKind::Bytes => {
+                        let layout = layout_name(self.layout(part.weight))?;
+                        let template = format!("matmul{suffix}<{}, {layout}>", format_name(part.format));
+                        (template, format!("room.t{}", run(part.format)), "x".into())
+                    }
+                    TileKind::Halves => {
+                        let of =
+                            if suffix.is_empty() { format!("{numbers}, {ranges}") } else { numbers.into() };
+                        let template = format!("matmul_halves{suffix}<{of}>");
+                        (template, "room.halves".into(), format!("x_{}", part.format))
+                    }
+                    TileKind::Floats => {
+                        (format!("matmul_floats{suffix}<{numbers}>"), "room.floats".into(), "x".into())
+                    }
+                })
+            };
+        let blocks = match m.epilogue {
+            Epilogue::Store => {
+                let mut blocks = 0;
+                let mut placed = vec![];
+                for (part, kind) in stored.iter().zip(&kinds) {
+                    placed.push((part, blocks, call(part, kind, "")?));
+                    blocks += part.rows.div_ceil(rows);
+                }
+                // Neighbouring parts of a kind share their code.
+                let mut rest = &placed[..];
+                for group in placed.chunk_by(|a, b| a.2 == b.2) {
+                    rest = &rest[group.len()..];
+                    let mut code = String::new();
+                    for (i, (part, first, _)) in group.iter().enumerate() {
+                        let what = part_of(part)?;
+                        code += &match i {
+                            0 => format!("Part part = {what};\ni32 first = {first};\n"),
+                            _ => format!("if (block_y() >= {first}) part = {what}, first = {first};\n"),
+                        };
+                    }
+                    if let Some((_, _, (template, room, x))) = group.first() {
+                        code +=
+                            &format!("return {template}({room}, part, {x}, block_y() - first, {count});\n");
+                    }
+                    body += &match rest.first() {
+                        Some((_, next, _)) => format!("if (block_y() < {next}) {{\n{code}}}\n"),
+                        None => code,
+                    };
+                }
+                self.aliases = residuals(m);
+                blocks
+            }
+            Epilogue::Swiglu { out } => {
+                let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
+                let (template, room, x) = call(gate, &kinds[0], "_swiglu")?;
+                let to = self.store(out, gate.rows)?;
                 body += &format!(
-                    "matmul{name}(room.{tile}, a{}, a{}, {}, x, block_y(), {count}, {to});\n",
+                    "{template}({room}, a{}, a{}, {}, {x}, block_y(), {count}, {to});\n",
                     gate.weight, up.weight, gate.rows
                 );
-                gate.rows.div_ceil(pairs)
+                gate.rows.div_ceil(rows / 2)
             }
             Epilogue::ArgMax { .. } => return Ok(false),
         };
-        if matches!(m.epilogue, Epilogue::Store) {
-            self.aliases = residuals(m);
+        let header = if split.is_empty() { "matmul.h" } else { "matmul_halves.h" };
+        let mut grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
+        if ranges > 1 {
+            grid.insert(0, Extent::each(ranges));
         }
-        let grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
-        self.file(&["matmul.h"], TILE_THREADS, grid, body);
+        self.file(&[header], TILE_THREADS, grid, body);
         if let Some(file) = self.files.last_mut() {
             file.blocks = if narrow { NARROW_AT_ONCE } else { TILES_AT_ONCE };
         }
+        if ranges > 1 {
+            self.join(m, &sums, ranges, tokens)?;
+        }
         Ok(true)
+    }
+
+    /// A launch that adds the sums of all ranges of the columns, those of each part after another.
+    fn join(&mut self, m: &MatmulSpec, sums: &[ArgId], ranges: u64, tokens: Dim) -> Result<(), String> {
+        let count = symbol(tokens)?;
+        let mut body = WAIT.to_string();
+        let mut blocks = 0;
+        for (i, (part, sums)) in m.parts.iter().zip(sums).enumerate() {
+            let own = part.rows.div_ceil(u64::from(THREADS));
+            if i + 1 < m.parts.len() {
+                body += &format!("if (block_x() < {}) ", blocks + own);
+            }
+            body += &format!(
+                "return join_sums<{THREADS}, {ranges}>(Part{}, (const float*)a{sums}, block_x() - {blocks}, block_y(), {count});\n",
+                part_of(part)?
+            );
+            blocks += own;
+        }
+        self.file(&["matmul_halves.h"], THREADS, vec![Extent::each(tokens), Extent::each(blocks)], body);
+        Ok(())
+    }
+
+    /// The tile that a part goes in.
+    fn tile(&self, m: &MatmulSpec, part: &MatmulPart) -> Result<TileKind, String> {
+        let in_bytes = self.ty(m.x)?.dtype == DType::Q8Act && part.format.is_quantised();
+        // In whole steps.
+        let in_halves = matches!(part.format, DType::F16 | DType::BF16) && m.k.is_multiple_of(HALF_COLUMNS);
+        Ok(match in_bytes {
+            true => TileKind::Bytes,
+            false if in_halves && self.target.multiplies_halves() => TileKind::Halves,
+            false => TileKind::Floats,
+        })
+    }
+
+    /// A launch that splits the activations into numbers of `format`, and an expression for those.
+    fn split(&mut self, m: &MatmulSpec, format: DType, tokens: Dim) -> Result<String, String> {
+        let x = self.activations(m.x, m.k)?;
+        let parts = self.scratch(TensorType::new(format, [tokens, Dim::n(2 * m.k)]));
+        let scales = self.scratch(TensorType::new(DType::F32, [tokens]));
+        let to = format!("Split<{}, {}>{{a{parts}, (float*)a{scales}}}", format_name(format), m.k);
+        let warps = THREADS / self.target.wave;
+        let body = format!(
+            "__shared__ float room[{warps}];\n{WAIT}split_row<{}, {THREADS}>(room, {x}, {to}, block_x());\n",
+            format_name(format)
+        );
+        self.file(&["matmul_halves.h"], THREADS, vec![Extent::each(tokens)], body);
+        Ok(to)
     }
 
     /// An expression for a weight `[rows, k]`.
@@ -245,6 +370,18 @@ impl Unit<'_> {
             _ => Err(format!("a weight cannot be {format}")),
         }
     }
+}
+
+/// A `Part` of `kernels/matmul.h`.
+fn part_of(part: &MatmulPart) -> Result<String, String> {
+    Ok(format!(
+        "{{a{}, {}, {}, {}, (float*)a{}}}",
+        part.weight,
+        part.rows,
+        floats(part.bias),
+        floats(part.residual),
+        part.out.ok_or("a part without a result")?
+    ))
 }
 
 /// Columns of a chunk, as `kernels/quant.h` has them.
