@@ -305,10 +305,15 @@ struct Share {
 #if SINTER_NVIDIA
     // Of eight rows each: 16 columns, 16 more, then those of the other rows.
     u32 x[K / 8];
+    static DEVICE int row() { return lane() % 8 + lane() / (K / 2) % 2 * 8; }
+    static DEVICE int vector() { return K == 32 ? lane() / 8 % 2 : 0; }
+    DEVICE void load(const u8* rows, int stride) { load_matrices(rows + row() * stride + vector() * 16); }
     template <class At>
-    DEVICE void load(const At& at_row) {
-        const int row = lane() % 8 + lane() / (K / 2) % 2 * 8, vector = K == 32 ? lane() / 8 % 2 : 0;
-        const u32 at = (u32)__cvta_generic_to_shared(at_row(row, vector));
+    DEVICE void load(const At& at) {
+        load_matrices(at(row(), vector()));
+    }
+    DEVICE void load_matrices(const u8* from) {
+        const u32 at = (u32)__cvta_generic_to_shared(from);
         if constexpr (K == 32) {
             asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                          : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -321,18 +326,27 @@ struct Share {
 #elif defined(__GFX11__)
     // A whole row, which two lanes have.
     Int4 x[K / 16];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const Int4*)(rows + lane() % 16 * stride + 16 * i);
+    }
     template <class At>
     DEVICE void load(const At& at) {
         for (int i = 0; i < K / 16; i++) x[i] = *(const Int4*)at(lane() % 16, i);
     }
 #elif defined(__GFX12__)
     Int2 x[K / 16];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const Int2*)(rows + lane() % 16 * stride + 16 * i + lane() / 16 * 8);
+    }
     template <class At>
     DEVICE void load(const At& at) {
         for (int i = 0; i < K / 16; i++) x[i] = *(const Int2*)(at(lane() % 16, i) + lane() / 16 * 8);
     }
 #elif SINTER_MFMA == 16
     i32 x[K / 16];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int i = 0; i < K / 16; i++) x[i] = *(const i32*)(rows + lane() % 16 * stride + 16 * i + lane() / 16 * 4);
+    }
     template <class At>
     DEVICE void load(const At& at) {
         for (int i = 0; i < K / 16; i++) x[i] = *(const i32*)(at(lane() % 16, i) + lane() / 16 * 4);
@@ -340,14 +354,14 @@ struct Share {
 #else
     // The unit takes 32 columns; half of the lanes have none of 16.
     u64 x;
+    DEVICE void load(const u8* rows, int stride) {
+        x = K == 32 || lane() < 32 ? *(const u64*)(rows + lane() % 16 * stride + lane() / 16 * 8) : 0;
+    }
     template <class At>
     DEVICE void load(const At& at) {
         x = K == 32 || lane() < 32 ? *(const u64*)(at(lane() % 16, lane() / 32) + lane() / 16 % 2 * 8) : 0;
     }
 #endif
-    DEVICE void load(const u8* rows, int stride) {
-        load([&](int row, int vector) { return rows + row * stride + 16 * vector; });
-    }
 };
 template <int K>
 using Left = Share<K>;
@@ -361,27 +375,31 @@ constexpr int LEFT_ROWS = WARP == 32 ? 2 : 1;
 template <int K>
 struct Left {
     u32 x[LEFT_ROWS][K / 4];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int r = 0; r < LEFT_ROWS; r++) {
+            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(rows + (lane() / 4 + 8 * r) * stride + 4 * i);
+        }
+    }
     template <class At>
     DEVICE void load(const At& at) {
         for (int r = 0; r < LEFT_ROWS; r++) {
             for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(at(lane() / 4 + 8 * r, i / 4) + i % 4 * 4);
         }
     }
-    DEVICE void load(const u8* rows, int stride) {
-        load([&](int row, int vector) { return rows + row * stride + 16 * vector; });
-    }
 };
 template <int K>
 struct Right {
     u32 x[4][K / 4];
+    DEVICE void load(const u8* rows, int stride) {
+        for (int r = 0; r < 4; r++) {
+            for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(rows + (lane() % 4 + 4 * r) * stride + 4 * i);
+        }
+    }
     template <class At>
     DEVICE void load(const At& at) {
         for (int r = 0; r < 4; r++) {
             for (int i = 0; i < K / 4; i++) x[r][i] = *(const u32*)(at(lane() % 4 + 4 * r, i / 4) + i % 4 * 4);
         }
-    }
-    DEVICE void load(const u8* rows, int stride) {
-        load([&](int row, int vector) { return rows + row * stride + 16 * vector; });
     }
 };
 
@@ -539,7 +557,15 @@ DEVICE void multiply_bfloats(const Left<32>& a, const Right<32>& b, float (&sums
 #elif defined(SINTER_MFMA)
     Float4 d;
     for (int i = 0; i < SUMS; i++) d[i] = sums[i];
-    d = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(__builtin_bit_cast(Short4, a), __builtin_bit_cast(Short4, b), d, 0, 0, 0);
+    const Short4 x = __builtin_bit_cast(Short4, a), w = __builtin_bit_cast(Short4, b);
+#if defined(__gfx908__)
+    // Its unit has another shape for these.
+    for (int k = 0; k < 4; k++) {
+        d = __builtin_amdgcn_mfma_f32_16x16x4f32(float_of((u32)(u16)x[k] << 16), float_of((u32)(u16)w[k] << 16), d, 0, 0, 0);
+    }
+#else
+    d = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(x, w, d, 0, 0, 0);
+#endif
     for (int i = 0; i < SUMS; i++) sums[i] = d[i];
 #else
     for (int k = 0; k < 8; k++) {

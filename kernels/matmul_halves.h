@@ -1,5 +1,5 @@
-// Weights in 16 bits times the activations of many tokens, on matrix units: an activation is two numbers of the weight's format, what one
-// has of it and what that leaves, so that as good as nothing of a float is lost.
+// Weights in 16 bits times the activations of many tokens, on matrix units: an activation is the sum of two numbers of the weight's format, what
+// one has of it and what that leaves. Two halves have at least 22 of a float's 24 bits, and two of BF16 16.
 //
 // A launch before splits the activations, once for all blocks. Tiles are copied to shared memory as they are, some steps ahead of what the
 // warps multiply. Where there are too few tiles to keep a GPU busy, each is of a range of the columns, and a launch after adds the sums of all

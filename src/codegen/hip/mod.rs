@@ -9,6 +9,7 @@ mod matmul;
 mod norm;
 mod primitive;
 mod rope_kv;
+mod tiles;
 
 use super::Backend;
 use super::spec::{

@@ -1,0 +1,313 @@
+//! Matmuls of more than a few tokens, in tiles: `kernels/matmul.h` and, of weights in 16 bits, `kernels/matmul_halves.h`.
+
+use super::super::in_place::residuals;
+use super::super::spec::{ArgId, Epilogue, Extent, MatmulPart, MatmulSpec};
+use super::{THREADS, Unit, WAIT, floats, format_name, layout_name, symbol};
+use crate::ir::{DType, Dim, TensorType};
+
+/// Tokens and threads of a tile, as `kernels/matmul.h` has them.
+const TILE_TOKENS: u32 = 64;
+const TILE_THREADS: u32 = 128;
+/// Blocks of tiles that share a multiprocessor: two leave half of it waiting, and four spill (an H200: 0.97 and 0.52 of the speed).
+const TILES_AT_ONCE: u32 = 3;
+/// The same of narrow tiles, which take more registers.
+const NARROW_AT_ONCE: u32 = 2;
+/// Rows of a wide tile, of a narrow one, and of one of numbers.
+const WIDE_ROWS: u64 = 128;
+const NARROW_ROWS: u64 = 32;
+const NUMBER_ROWS: u64 = 64;
+/// Blocks that keep a GPU busy: with fewer wide tiles, tiles are narrow.
+const BLOCKS: u64 = 256;
+/// The same of tiles of halves: of fewer, each is of a range of the columns. (An H200, prompts of 128 and 256 tokens of a 1B: 1.17 and 1.13 times
+/// as fast as with 512, and 1.21 and 1.20 with 1200; of 64 tokens 0.97 and 0.95, and of 512 the same.)
+const HALF_BLOCKS: u64 = 800;
+/// Columns of a range, at least, and ranges, at most.
+const RANGE_COLUMNS: u64 = 256;
+const MOST_RANGES: u64 = 32;
+/// Columns that a tile of halves has at once.
+const HALF_COLUMNS: u64 = 32;
+
+/// What is in a tile.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Bytes,
+    /// Weights in 16 bits, and activations split into two such numbers.
+    Halves,
+    Floats,
+}
+
+/// How a matmul is cut into tiles.
+struct Tiling {
+    /// Of each part.
+    kinds: Vec<Kind>,
+    /// Rows of a tile.
+    rows: u64,
+    is_narrow: bool,
+    /// Ranges of the columns, each of which has tiles of its own.
+    ranges: u64,
+}
+
+impl Unit<'_> {
+    /// The matmul in tiles; false if there are none of its kind.
+    pub(super) fn tiles(&mut self, m: &MatmulSpec, tokens: Dim) -> Result<bool, String> {
+        match m.epilogue {
+            Epilogue::Store => {}
+            Epilogue::Swiglu { out } => {
+                let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
+                let alike = gate.format == up.format && self.layout(gate.weight) == self.layout(up.weight);
+                let in_blocks = self.ty(out)?.dtype == DType::Q8Act;
+                if !alike
+                    || gate.bias.is_some()
+                    || up.bias.is_some()
+                    || in_blocks && !gate.rows.is_multiple_of(32)
+                {
+                    return Ok(false);
+                }
+            }
+            Epilogue::ArgMax { .. } => return Ok(false),
+        }
+        let tiling = self.tiling(m, tokens)?;
+        // By the formats of halves, activations that were split.
+        let mut split: Vec<(DType, String)> = vec![];
+        for (part, kind) in m.parts.iter().zip(&tiling.kinds) {
+            if *kind == Kind::Halves && split.iter().all(|(format, _)| *format != part.format) {
+                let to = self.split(m, part.format, tokens)?;
+                split.push((part.format, to));
+            }
+        }
+        // Sums of ranges go to a room of their own, and the bias and the residual are added with them.
+        let mut stored = m.parts.clone();
+        if tiling.ranges > 1 {
+            for part in &mut stored {
+                let room = TensorType::new(DType::F32, [tokens, Dim::n(tiling.ranges * part.rows)]);
+                *part =
+                    MatmulPart { out: Some(self.scratch(room)), bias: None, residual: None, ..part.clone() };
+            }
+        }
+        let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
+        body += &format!("__shared__ union {{ {}}} room;\n", rooms(m, &tiling));
+        if tiling.kinds.iter().any(|kind| *kind != Kind::Halves) {
+            body += &format!("const auto x = {};\n", self.activations(m.x, m.k)?);
+        }
+        for (format, value) in &split {
+            body += &format!("const auto x_{format} = {value};\n");
+        }
+        let (code, blocks) = match m.epilogue {
+            Epilogue::Swiglu { out } => self.swiglu_of_tiles(m, &tiling, out, tokens)?,
+            Epilogue::Store | Epilogue::ArgMax { .. } => self.sums_of_tiles(m.k, &stored, &tiling, tokens)?,
+        };
+        let header = if split.is_empty() { "matmul.h" } else { "matmul_halves.h" };
+        let mut grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
+        if tiling.ranges > 1 {
+            grid.insert(0, Extent::each(tiling.ranges));
+        }
+        self.file(&[header], TILE_THREADS, grid, body + &code);
+        if let Some(file) = self.files.last_mut() {
+            file.blocks = if tiling.is_narrow { NARROW_AT_ONCE } else { TILES_AT_ONCE };
+        }
+        if matches!(m.epilogue, Epilogue::Store) {
+            self.aliases = residuals(m);
+        }
+        if tiling.ranges > 1 {
+            self.join(m, &stored, tiling.ranges, tokens)?;
+        }
+        Ok(true)
+    }
+
+    fn tiling(&self, m: &MatmulSpec, tokens: Dim) -> Result<Tiling, String> {
+        let in_bytes =
+            self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
+        let kind = |part: &MatmulPart| {
+            // In whole steps.
+            let in_halves =
+                matches!(part.format, DType::F16 | DType::BF16) && m.k.is_multiple_of(HALF_COLUMNS);
+            match in_bytes {
+                true => Kind::Bytes,
+                false if in_halves && self.target.multiplies_halves() => Kind::Halves,
+                false => Kind::Floats,
+            }
+        };
+        let kinds: Vec<Kind> = m.parts.iter().map(kind).collect();
+        let stores = matches!(m.epilogue, Epilogue::Store);
+        let tiles_of = |rows: u64| {
+            m.parts.iter().map(|part| part.rows.div_ceil(rows)).sum::<u64>()
+                * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS))
+        };
+        let is_narrow = in_bytes && stores && tiles_of(WIDE_ROWS) < BLOCKS;
+        let rows = match in_bytes {
+            true if is_narrow => NARROW_ROWS,
+            true => WIDE_ROWS,
+            false => NUMBER_ROWS,
+        };
+        let ranges = match stores && kinds.iter().all(|kind| *kind == Kind::Halves) {
+            true => {
+                let most = (m.k / RANGE_COLUMNS).clamp(1, MOST_RANGES);
+                (HALF_BLOCKS / tiles_of(rows).max(1)).clamp(1, most)
+            }
+            false => 1,
+        };
+        Ok(Tiling { kinds, rows, is_narrow, ranges })
+    }
+
+    /// A launch that splits the activations into numbers of `format`, and an expression for those.
+    fn split(&mut self, m: &MatmulSpec, format: DType, tokens: Dim) -> Result<String, String> {
+        let x = self.activations(m.x, m.k)?;
+        let parts = self.scratch(TensorType::new(format, [tokens, Dim::n(2 * m.k)]));
+        let scales = self.scratch(TensorType::new(DType::F32, [tokens]));
+        let name = format_name(format);
+        let to = format!("Split<{name}, {}>{{a{parts}, (float*)a{scales}}}", m.k);
+        let warps = THREADS / self.target.wave;
+        let body = format!(
+            "__shared__ float room[{warps}];\n{WAIT}split_row<{name}, {THREADS}>(room, {x}, {to}, block_x());\n"
+        );
+        self.file(&["matmul_halves.h"], THREADS, vec![Extent::each(tokens)], body);
+        Ok(to)
+    }
+
+    /// Code that stores the sums of all parts, and of how many rows of tiles.
+    fn sums_of_tiles(
+        &self,
+        k: u64,
+        parts: &[MatmulPart],
+        tiling: &Tiling,
+        tokens: Dim,
+    ) -> Result<(String, u64), String> {
+        let count = symbol(tokens)?;
+        let (mut body, mut blocks, mut placed) = (String::new(), 0, vec![]);
+        for (part, kind) in parts.iter().zip(&tiling.kinds) {
+            placed.push((part, blocks, self.template(k, part, *kind, "", tiling.ranges)?));
+            blocks += part.rows.div_ceil(tiling.rows);
+        }
+        // Neighbouring parts of a kind share their code.
+        let mut rest = &placed[..];
+        for group in placed.chunk_by(|a, b| a.2 == b.2) {
+            rest = &rest[group.len()..];
+            let mut code = String::new();
+            for (i, (part, first, (template, [room, x]))) in group.iter().enumerate() {
+                let what = part_of(part)?;
+                code += &match i {
+                    0 => format!("Part part = {what};\ni32 first = {first};\n"),
+                    _ => format!("if (block_y() >= {first}) part = {what}, first = {first};\n"),
+                };
+                if i + 1 == group.len() {
+                    code += &format!("return {template}({room}, part, {x}, block_y() - first, {count});\n");
+                }
+            }
+            body += &match rest.first() {
+                Some((_, next, _)) => format!("if (block_y() < {next}) {{\n{code}}}\n"),
+                None => code,
+            };
+        }
+        Ok((body, blocks))
+    }
+
+    /// The same of silu(gate) * up.
+    fn swiglu_of_tiles(
+        &self,
+        m: &MatmulSpec,
+        tiling: &Tiling,
+        out: ArgId,
+        tokens: Dim,
+    ) -> Result<(String, u64), String> {
+        let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
+        let (template, [room, x]) = self.template(m.k, gate, tiling.kinds[0], "_swiglu", 1)?;
+        let code = format!(
+            "{template}({room}, a{}, a{}, {}, {x}, block_y(), {}, {});\n",
+            gate.weight,
+            up.weight,
+            gate.rows,
+            symbol(tokens)?,
+            self.store(out, gate.rows)?
+        );
+        Ok((code, gate.rows.div_ceil(tiling.rows / 2)))
+    }
+
+    /// The template that multiplies a part, and what it is told first and of the activations.
+    fn template(
+        &self,
+        k: u64,
+        part: &MatmulPart,
+        kind: Kind,
+        suffix: &str,
+        ranges: u64,
+    ) -> Result<(String, [String; 2]), String> {
+        // The rows are those of each part.
+        let weight = self.weight(part.weight, part.format, 1, k)?;
+        let weight = weight.split_once('{').map_or(weight.as_str(), |(ty, _)| ty);
+        Ok(match kind {
+            Kind::Bytes => {
+                let of = format!("{}, {}", format_name(part.format), layout_name(self.layout(part.weight))?);
+                (format!("matmul{suffix}<{of}>"), [format!("room.t{}", run(part.format)), "x".into()])
+            }
+            Kind::Halves => {
+                let of = if suffix.is_empty() { format!("{weight}, {ranges}") } else { weight.into() };
+                let x = format!("x_{}", part.format);
+                (format!("matmul_halves{suffix}<{of}>"), ["room.halves".into(), x])
+            }
+            Kind::Floats => (format!("matmul_floats{suffix}<{weight}>"), ["room.floats".into(), "x".into()]),
+        })
+    }
+
+    /// A launch that adds the sums of all ranges of the columns, which `stored` says where they are, of each part after another.
+    fn join(
+        &mut self,
+        m: &MatmulSpec,
+        stored: &[MatmulPart],
+        ranges: u64,
+        tokens: Dim,
+    ) -> Result<(), String> {
+        let count = symbol(tokens)?;
+        let mut body = WAIT.to_string();
+        let mut blocks = 0;
+        for (i, (part, sums)) in m.parts.iter().zip(stored).enumerate() {
+            let own = part.rows.div_ceil(u64::from(THREADS));
+            if i + 1 < m.parts.len() {
+                body += &format!("if (block_x() < {}) ", blocks + own);
+            }
+            body += &format!(
+                "return join_sums<{THREADS}, {ranges}>(Part{}, {}, block_x() - {blocks}, block_y(), {count});\n",
+                part_of(part)?,
+                floats(sums.out)
+            );
+            blocks += own;
+        }
+        self.file(&["matmul_halves.h"], THREADS, vec![Extent::each(tokens), Extent::each(blocks)], body);
+        Ok(())
+    }
+}
+
+/// The members of the shared memory of a block, which has a tile of one kind at a time.
+fn rooms(m: &MatmulSpec, tiling: &Tiling) -> String {
+    let room = |(part, kind): (&MatmulPart, &Kind)| match kind {
+        Kind::Bytes => {
+            let run = run(part.format);
+            format!("Tile<{run}, {}> t{run}; ", if tiling.is_narrow { "NARROW" } else { "WIDE" })
+        }
+        Kind::Halves => "HalfTile halves; ".into(),
+        Kind::Floats => "FloatTile floats; ".into(),
+    };
+    let mut rooms: Vec<String> = m.parts.iter().zip(&tiling.kinds).map(room).collect();
+    rooms.sort_unstable();
+    rooms.dedup();
+    rooms.concat()
+}
+
+/// A `Part` of `kernels/matmul.h`.
+fn part_of(part: &MatmulPart) -> Result<String, String> {
+    Ok(format!(
+        "{{a{}, {}, {}, {}, (float*)a{}}}",
+        part.weight,
+        part.rows,
+        floats(part.bias),
+        floats(part.residual),
+        part.out.ok_or("a part without a result")?
+    ))
+}
+
+/// Columns that share a scale, as `kernels/quant.h` has them.
+fn run(format: DType) -> u32 {
+    match format {
+        DType::Q2_K | DType::Q3_K | DType::Q6_K => 16,
+        _ => 32,
+    }
+}
