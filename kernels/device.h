@@ -593,10 +593,9 @@ DEVICE void multiply_pairs_of_halves(const Left<32>& a, const Left<32>& rest, co
 #endif
 }
 
-// Sixteen bytes on their way to shared memory: there from `finish` and `wait_for_copies` on.
+// Sixteen bytes on their way to shared memory: there from `finish` and `wait_for_copies` on. Where registers hold them, the next waits for those.
 struct Copy {
 #if SINTER_NVIDIA
-    // Whether it takes registers, so that one can be on its way at a time.
     static constexpr bool IS_HELD = false;
     DEVICE void begin(u8* to, const u8* from) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");

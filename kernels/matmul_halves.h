@@ -1,5 +1,5 @@
 // Weights in 16 bits times the activations of many tokens, on matrix units: an activation is the sum of two numbers of the weight's format, what
-// one has of it and what that leaves. Two halves have at least 22 of a float's 24 bits, and two of BF16 16.
+// one has of it and what that leaves. Two halves have 22 of a float's 24 bits, of what is 2^-17 of a token's largest or more, and two of BF16 16.
 //
 // A launch before splits the activations, once for all blocks. Tiles are copied to shared memory as they are, some steps ahead of what the
 // warps multiply. Where there are too few tiles to keep a GPU busy, each is of a range of the columns, and a launch after adds the sums of all
@@ -152,7 +152,7 @@ template <int RANGES, class F, int K, class Weight>
 DEVICE void sum_half_tile(HalfTile& tile, Weight weight, Split<F, K> x, int token, int tokens, int range, HalfSums& sums) {
     typedef HalfSums S;
     constexpr int STEPS = K / HALF_COLUMNS, AHEAD = HalfTile::STAGES - 1;
-    static_assert(RANGES <= STEPS, "each range has a step");
+    static_assert(K % HALF_COLUMNS == 0 && RANGES <= STEPS, "steps are whole, and each range has one");
     const int first = STEPS * range / RANGES, end = STEPS * (range + 1) / RANGES;
     for (int d = 0; d < S::DOWN; d++) {
         for (int a = 0; a < S::ACROSS; a++) {

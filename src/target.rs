@@ -1,7 +1,9 @@
 //! What a target can do and what things cost there: plain data, read by passes and codegen.
 
+mod halves;
 mod measured;
 
+pub use halves::{HALF_TILE, HalfTiles};
 pub use measured::{Losing, Measured, MeasuredTime};
 
 use crate::ir::{DType, Kernel};
@@ -301,12 +303,6 @@ impl Target {
     /// The most warps that may share a row: those of a block.
     pub fn most_warps(&self) -> u64 {
         u64::from(STORING / self.wave.max(1))
-    }
-
-    /// Whether matrix units multiply halves, as `kernels/device.h` has it.
-    pub fn multiplies_halves(&self) -> bool {
-        let amd = ["gfx908", "gfx90a", "gfx94", "gfx950", "gfx11", "gfx12"];
-        self.kind == TargetKind::HipNvidia || amd.iter().any(|arch| self.arch.starts_with(arch))
     }
 
     /// Share of bandwidth and arithmetic that `kernel` reaches here.

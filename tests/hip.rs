@@ -159,9 +159,9 @@ fn check_at(file: &Arc<GgufFile>, options: &Options, device: &DeviceOptions, tok
     }
 }
 
-/// Models whose sizes are no powers of two: heads of 40 and of 32 columns, one with formats in blocks of 256, and one of halves in rows that
-/// are no whole vectors.
-fn uneven_models() -> [Arc<GgufFile>; 4] {
+/// Models whose sizes are no powers of two: heads of 40 and of 32 columns, one with formats in blocks of 256, one of halves in rows that are no
+/// whole steps of a tile, and one whose rows are of a single step, of five, and of two ranges of eight and nine.
+fn uneven_models() -> [Arc<GgufFile>; 5] {
     let shape = Shape { layers: 1, width: 96, ffn: 160, vocab: 61, ..shape("tiny-llama") };
     let fives = Shape { heads: 4, kv_heads: 2, head_dim: 40, rotated: 40, ..shape };
     let threes = Shape { heads: 3, kv_heads: 1, head_dim: 32, rotated: 32, ..shape };
@@ -171,6 +171,7 @@ fn uneven_models() -> [Arc<GgufFile>; 4] {
         Model::new(&threes, uniform(DType::Q4_0)).file(),
         Model::new(&wide, q4_k_m).file(),
         Model::new(&Shape { ffn: 164, ..fives }, uniform(DType::F16)).file(),
+        Model::new(&Shape { width: 32, ffn: 544, ..fives }, uniform(DType::BF16)).file(),
     ]
 }
 

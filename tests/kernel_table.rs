@@ -143,13 +143,15 @@ fn kernels() -> Vec<Kernel> {
     let embedded = sinter::model::embedded().unwrap();
     // Layers beyond the first few have the same kernels.
     let large = Model::new(&Shape { layers: 4, ..shape("llama-3.1-8b") }, q4_k_m).description();
-    let halves = Model::new(&Shape { layers: 2, ..shape("llama-3.2-1b") }, uniform(DType::F16)).description();
+    let of_1b =
+        |dtype| Model::new(&Shape { layers: 2, ..shape("llama-3.2-1b") }, uniform(dtype)).description();
+    let (halves, bfloats) = (of_1b(DType::F16), of_1b(DType::BF16));
     let (mut seen, mut all) = (BTreeSet::new(), vec![]);
     for (target, arch) in ARCHS {
         let options = Options::new(Target::named(target).unwrap());
         let greedy = Options { greedy: true, ..options.clone() };
         let several = Options { sequences: 8, ..options.clone() };
-        let models: [(&str, &Gguf, Options); 8] = [
+        let models: [(&str, &Gguf, Options); 9] = [
             ("13m", embedded.gguf(), options.clone()),
             ("13m exact", embedded.gguf(), options.clone().exact()),
             ("8b", &large, options.clone()),
@@ -157,7 +159,8 @@ fn kernels() -> Vec<Kernel> {
             ("8b exact", &large, options.clone().exact()),
             ("8b greedy", &large, greedy),
             ("8b of 8 sequences", &large, several),
-            ("1b f16", &halves, options),
+            ("1b f16", &halves, options.clone()),
+            ("1b bf16", &bfloats, options),
         ];
         for (name, gguf, options) in models {
             for compiled in compile(gguf, &options, Purpose::Generate).unwrap() {
@@ -441,13 +444,12 @@ fn all_anew() -> bool {
 
 /// One kernel of each kind of the default model, of the first and the last program that has it.
 fn sample<'a>(of_arch: &[&'a Kernel]) -> Vec<&'a Kernel> {
-    let mut sample: BTreeMap<&str, [&Kernel; 2]> = BTreeMap::new();
-    for kernel in of_arch
-        .iter()
-        .copied()
-        .filter(|kernel| ["13m t", "13m greedy t"].iter().any(|start| kernel.label.starts_with(start)))
-    {
-        sample.entry(&kernel.code.entry).or_insert([kernel; 2])[1] = kernel;
+    let mut sample: BTreeMap<(bool, &str), [&Kernel; 2]> = BTreeMap::new();
+    for kernel in of_arch.iter().copied() {
+        let is_bf16 = kernel.label.starts_with("1b bf16 t64");
+        if is_bf16 || ["13m t", "13m greedy t"].iter().any(|start| kernel.label.starts_with(start)) {
+            sample.entry((is_bf16, &kernel.code.entry)).or_insert([kernel; 2])[1] = kernel;
+        }
     }
     let mut sample: Vec<&Kernel> = sample.into_values().flatten().collect();
     sample.dedup_by_key(|kernel| &kernel.hash);

@@ -151,10 +151,12 @@ KERNEL(fragments, 2 * WARP, 1)(const u8* left, const u8* right, float* narrow, f
     left_numbers += warp() * 16 * 112, right_numbers += warp() * 16 * 112, bfloats += warp() * 256, pairs += warp() * 256;
     Left<32> rest;
     float others[SUMS] = {};
-    a.load(left_numbers, 112), b.load(right_numbers, 112);
+    // One as the other side, vector by vector.
+    a.load(left_numbers, 112), b.load([&](int row, int vector) { return right_numbers + 112 * row + 16 * vector; });
     multiply_bfloats(a, b, others);
     for (int i = 0; i < SUMS; i++) bfloats[16 * left_row(i) + right_row(i)] = others[i], others[i] = 0;
-    a.load(left_numbers + 32, 112), rest.load(left_numbers + 64, 112), b.load(right_numbers + 32, 112);
+    a.load([&](int row, int vector) { return left_numbers + 32 + 112 * row + 16 * vector; });
+    rest.load(left_numbers + 64, 112), b.load(right_numbers + 32, 112);
     multiply_pairs_of_halves(a, rest, b, others);
     for (int i = 0; i < SUMS; i++) pairs[16 * left_row(i) + right_row(i)] = others[i];
 }

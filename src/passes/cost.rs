@@ -112,11 +112,14 @@ fn launches(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target:
         }
         // Of so few tokens that it is split.
         Some(Kernel::RopeAttention) => 2,
+        // Tiles, and what comes before and after those of halves.
+        Some(Kernel::DequantMatmul | Kernel::Merge | Kernel::MatmulSwiglu) => {
+            let Ok(Computation::Matmul(m)) = Computation::of(op, x) else { return 1 };
+            let tokens = x.get(usize::from(m.x)).map_or(1, |x| x.first().eval(bounds));
+            1 + target.half_tiles(&m, tokens).launches()
+        }
         Some(
-            Kernel::DequantMatmul
-            | Kernel::Merge
-            | Kernel::MatmulSwiglu
-            | Kernel::DequantRmsnorm
+            Kernel::DequantRmsnorm
             | Kernel::AddRmsnorm
             | Kernel::RopeKv
             | Kernel::Swiglu

@@ -152,11 +152,19 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
         let file = Model::new(&uneven, uniform(dtype)).file();
         cases.push(Case { after: FEW, ..Case::new(format!("{dtype} in uneven rows"), file, &greedy) });
     }
-    // Rows of which tiles of few tokens have a range each: the second has a step more than the first.
+    // Rows of which tiles of few tokens have a range each, the second a step more than the first, with biases; and parts of a merged matmul that
+    // go in tiles of several kinds.
+    let long = Shape { architecture: "qwen2", biases: true, width: 512, ffn: 544, ..ONE };
     for dtype in [DType::F16, DType::BF16] {
-        let file = Model::new(&Shape { width: 512, ffn: 544, ..ONE }, uniform(dtype)).file();
+        let file = Model::new(&long, uniform(dtype)).file();
         cases.push(Case::new(format!("{dtype} in ranges of columns"), file, &options));
     }
+    let several = Model::new(&long, |name| match name {
+        name if name.contains("attn_q") => DType::F16,
+        name if name.contains("attn_k") => DType::BF16,
+        _ => DType::F32,
+    });
+    cases.push(Case::new("tiles of several kinds", several.file(), &options));
     // In the shapes that matvecs do not have by default, and in rows so long that warps share them.
     for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::F16] {
         let MatvecShape { rows, pairs, .. } = target.shape(dtype);
@@ -203,7 +211,7 @@ fn large(target: &Target) -> Vec<Case> {
     let mut cases = vec![];
     // Tiles of programs of so many tokens are wide, however many run.
     let many = Options { context: Some(4096), chunk: 4096, ..options.clone() };
-    for dtype in DType::WEIGHTS.into_iter().filter(|dtype| *dtype != DType::F32) {
+    for dtype in DType::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantised()) {
         let case = Case::new(format!("{dtype} in wide tiles"), of(dtype), &many);
         cases.push(Case { after: &[], ..case });
     }

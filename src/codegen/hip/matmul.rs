@@ -8,6 +8,7 @@ use crate::target::{FEW_ROWS, FEW_TOKENS, STORING};
 
 /// The most blocks among which the best of all rows is sought.
 const BEST_OF: u64 = 1024;
+
 impl Unit<'_> {
     pub(super) fn matmul(&mut self, m: &MatmulSpec) -> Result<(), String> {
         size(Dim::n(m.k))?;

@@ -4,6 +4,7 @@ use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, MatmulPart, MatmulSpec};
 use super::{THREADS, Unit, WAIT, floats, format_name, layout_name, symbol};
 use crate::ir::{DType, Dim, TensorType};
+use crate::target::{HALF_TILE, HalfTiles};
 
 /// Tokens and threads of a tile, as `kernels/matmul.h` has them.
 const TILE_TOKENS: u32 = 64;
@@ -12,26 +13,17 @@ const TILE_THREADS: u32 = 128;
 const TILES_AT_ONCE: u32 = 3;
 /// The same of narrow tiles, which take more registers.
 const NARROW_AT_ONCE: u32 = 2;
-/// Rows of a wide tile, of a narrow one, and of one of numbers.
+/// Rows of a wide tile, and of a narrow one.
 const WIDE_ROWS: u64 = 128;
 const NARROW_ROWS: u64 = 32;
-const NUMBER_ROWS: u64 = 64;
 /// Blocks that keep a GPU busy: with fewer wide tiles, tiles are narrow.
 const BLOCKS: u64 = 256;
-/// The same of tiles of halves: of fewer, each is of a range of the columns. (An H200, prompts of 128 and 256 tokens of a 1B: 1.17 and 1.13 times
-/// as fast as with 512, and 1.21 and 1.20 with 1200; of 64 tokens 0.97 and 0.95, and of 512 the same.)
-const HALF_BLOCKS: u64 = 800;
-/// Columns of a range, at least, and ranges, at most.
-const RANGE_COLUMNS: u64 = 256;
-const MOST_RANGES: u64 = 32;
-/// Columns that a tile of halves has at once.
-const HALF_COLUMNS: u64 = 32;
 
 /// What is in a tile.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Bytes,
-    /// Weights in 16 bits, and activations split into two such numbers.
+    /// Weights in 16 bits, F16 or BF16, and activations split into two such numbers.
     Halves,
     Floats,
 }
@@ -43,8 +35,7 @@ struct Tiling {
     /// Rows of a tile.
     rows: u64,
     is_narrow: bool,
-    /// Ranges of the columns, each of which has tiles of its own.
-    ranges: u64,
+    halves: HalfTiles,
 }
 
 impl Unit<'_> {
@@ -67,22 +58,16 @@ impl Unit<'_> {
             Epilogue::ArgMax { .. } => return Ok(false),
         }
         let tiling = self.tiling(m, tokens)?;
-        // By the formats of halves, activations that were split.
-        let mut split: Vec<(DType, String)> = vec![];
-        for (part, kind) in m.parts.iter().zip(&tiling.kinds) {
-            if *kind == Kind::Halves && split.iter().all(|(format, _)| *format != part.format) {
-                let to = self.split(m, part.format, tokens)?;
-                split.push((part.format, to));
-            }
+        let HalfTiles { ref splits, ranges } = tiling.halves;
+        let mut split = vec![];
+        for format in splits {
+            split.push((format, self.split(m, *format, tokens)?));
         }
-        // Sums of ranges go to a room of their own, and the bias and the residual are added with them.
+        // Sums of ranges lie apart, and the bias and the residual are added with them.
         let mut stored = m.parts.clone();
-        if tiling.ranges > 1 {
-            for part in &mut stored {
-                let room = TensorType::new(DType::F32, [tokens, Dim::n(tiling.ranges * part.rows)]);
-                *part =
-                    MatmulPart { out: Some(self.scratch(room)), bias: None, residual: None, ..part.clone() };
-            }
+        for part in stored.iter_mut().filter(|_| ranges > 1) {
+            let sums = TensorType::new(DType::F32, [tokens, Dim::n(ranges * part.rows)]);
+            (part.out, part.bias, part.residual) = (Some(self.scratch(sums)), None, None);
         }
         let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
         body += &format!("__shared__ union {{ {}}} room;\n", rooms(m, &tiling));
@@ -98,8 +83,8 @@ impl Unit<'_> {
         };
         let header = if split.is_empty() { "matmul.h" } else { "matmul_halves.h" };
         let mut grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
-        if tiling.ranges > 1 {
-            grid.insert(0, Extent::each(tiling.ranges));
+        if ranges > 1 {
+            grid.insert(0, Extent::each(ranges));
         }
         self.file(&[header], TILE_THREADS, grid, body + &code);
         if let Some(file) = self.files.last_mut() {
@@ -108,8 +93,8 @@ impl Unit<'_> {
         if matches!(m.epilogue, Epilogue::Store) {
             self.aliases = residuals(m);
         }
-        if tiling.ranges > 1 {
-            self.join(m, &stored, tiling.ranges, tokens)?;
+        if ranges > 1 {
+            self.join(m, &stored, ranges, tokens)?;
         }
         Ok(true)
     }
@@ -117,36 +102,21 @@ impl Unit<'_> {
     fn tiling(&self, m: &MatmulSpec, tokens: Dim) -> Result<Tiling, String> {
         let in_bytes =
             self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
-        let kind = |part: &MatmulPart| {
-            // In whole steps.
-            let in_halves =
-                matches!(part.format, DType::F16 | DType::BF16) && m.k.is_multiple_of(HALF_COLUMNS);
-            match in_bytes {
-                true => Kind::Bytes,
-                false if in_halves && self.target.multiplies_halves() => Kind::Halves,
-                false => Kind::Floats,
-            }
+        let kind = |part: &MatmulPart| match in_bytes {
+            true => Kind::Bytes,
+            false if self.target.tiles_halves(part.format, m.k) => Kind::Halves,
+            false => Kind::Floats,
         };
-        let kinds: Vec<Kind> = m.parts.iter().map(kind).collect();
-        let stores = matches!(m.epilogue, Epilogue::Store);
-        let tiles_of = |rows: u64| {
-            m.parts.iter().map(|part| part.rows.div_ceil(rows)).sum::<u64>()
-                * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS))
-        };
-        let is_narrow = in_bytes && stores && tiles_of(WIDE_ROWS) < BLOCKS;
+        let wide_tiles = m.parts.iter().map(|part| part.rows.div_ceil(WIDE_ROWS)).sum::<u64>()
+            * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS));
+        let is_narrow = in_bytes && wide_tiles < BLOCKS && matches!(m.epilogue, Epilogue::Store);
         let rows = match in_bytes {
             true if is_narrow => NARROW_ROWS,
             true => WIDE_ROWS,
-            false => NUMBER_ROWS,
+            false => HALF_TILE,
         };
-        let ranges = match stores && kinds.iter().all(|kind| *kind == Kind::Halves) {
-            true => {
-                let most = (m.k / RANGE_COLUMNS).clamp(1, MOST_RANGES);
-                (HALF_BLOCKS / tiles_of(rows).max(1)).clamp(1, most)
-            }
-            false => 1,
-        };
-        Ok(Tiling { kinds, rows, is_narrow, ranges })
+        let halves = self.target.half_tiles(m, tokens.eval(self.bounds));
+        Ok(Tiling { kinds: m.parts.iter().map(kind).collect(), rows, is_narrow, halves })
     }
 
     /// A launch that splits the activations into numbers of `format`, and an expression for those.
@@ -175,7 +145,7 @@ impl Unit<'_> {
         let count = symbol(tokens)?;
         let (mut body, mut blocks, mut placed) = (String::new(), 0, vec![]);
         for (part, kind) in parts.iter().zip(&tiling.kinds) {
-            placed.push((part, blocks, self.template(k, part, *kind, "", tiling.ranges)?));
+            placed.push((part, blocks, self.template(k, part, *kind, "", tiling.halves.ranges)?));
             blocks += part.rows.div_ceil(tiling.rows);
         }
         // Neighbouring parts of a kind share their code.
@@ -248,7 +218,7 @@ impl Unit<'_> {
         })
     }
 
-    /// A launch that adds the sums of all ranges of the columns, which `stored` says where they are, of each part after another.
+    /// A launch that adds the sums of all ranges of the columns, which are the results of `stored`.
     fn join(
         &mut self,
         m: &MatmulSpec,
