@@ -252,6 +252,85 @@ fn fragments() {
     }
 }
 
+/// Splits eight rows of 32 activations, into halves and into numbers of BF16.
+const SPLITS: &str = r#"#include "matmul_halves.h"
+
+KERNEL(splits, 256, 1)(const u8* x, u8* halves, float* scales, u8* bfloats, float* units) {
+    __shared__ float room[256 / WARP];
+    for (int token = 0; token < 8; token++) {
+        split_row<F16, 256>(room, Floats<32>{(const float*)x}, Split<F16, 32>{halves, scales}, token);
+        split_row<BF16, 256>(room, Floats<32>{(const float*)x}, Split<BF16, 32>{bfloats, units}, token);
+        barrier();
+    }
+}
+"#;
+
+#[test]
+#[ignore = "run by others in a process with sanitizers"]
+fn splits() {
+    let Some((lanes, _)) = lanes() else { return };
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let mut row =
+        |most: f32| -> Vec<f32> { (0..32).map(|_| most * rng.random_range(-1.0..1.0f32)).collect() };
+    let with = |mut row: Vec<f32>, x: f32| {
+        row[9] = x;
+        row
+    };
+    let rows: [Vec<f32>; 8] = [
+        vec![0.0; 32],
+        row(1.0),
+        row(1e-6),
+        row(1e6),
+        row(1e-30),
+        with(row(1.0), -2e4),
+        with(row(1.0), f32::NEG_INFINITY),
+        with(row(1.0), f32::NAN),
+    ];
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
+    };
+    let x = rows.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+    let mut buffers = [x, vec![0xff; 8 * 128], vec![0xff; 32], vec![0xff; 8 * 128], vec![0xff; 32]];
+    lanes.run_block(&HipCode { source: SPLITS.into(), entry: "splits".into(), threads: 256 }, &mut buffers);
+    let half = |bits: u16| f16::from_bits(bits).to_f32();
+    let bfloat = |bits: u16| bf16::from_bits(bits).to_f32();
+    type Number = dyn Fn(u16) -> f32;
+    // Bits that both numbers of a float have.
+    let formats: [(&str, usize, i32, &Number); 2] = [("halves", 1, 22, &half), ("bfloats", 3, 16, &bfloat)];
+    for (name, at, bits, number) in formats {
+        let scales = floats(&buffers[at + 1]);
+        for (t, row) in rows.iter().enumerate() {
+            let part = |part: usize, k: usize| {
+                let from = &buffers[at][128 * t + 64 * part + 2 * k..];
+                f64::from(number(u16::from_le_bytes([from[0], from[1]]))) * f64::from(scales[t])
+            };
+            for (k, &x) in row.iter().enumerate() {
+                let (high, low) = (part(0, k), part(1, k));
+                let what = format!("{name}, row {t}: {x:e} is {high:e} and {low:e}");
+                match x {
+                    x if x.is_nan() => assert!(high.is_nan(), "{what}"),
+                    x if x.is_infinite() => assert!(high == f64::from(x) && low == 0.0, "{what}"),
+                    // Beside what is infinite nothing else counts.
+                    _ if row.iter().any(|x| x.is_infinite()) => assert!((high + low).is_finite(), "{what}"),
+                    x => {
+                        let error = (high + low - f64::from(x)).abs();
+                        assert!(error <= f64::from(x.abs()) * 2f64.powi(-bits), "{what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// In waves of 32 and of 64.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
+fn activations_are_the_sums_of_two_numbers() {
+    for (seed, arch) in ["gfx1100", "gfx942"].iter().enumerate() {
+        under_sanitizers("splits", arch, 5 + seed as u64);
+    }
+}
+
 #[test]
 #[ignore = "run by others in a process with sanitizers"]
 fn all() {
