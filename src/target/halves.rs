@@ -73,3 +73,42 @@ impl Target {
         HalfTiles { splits, ranges: (ENOUGH / tiles.max(1)).clamp(1, most) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::DType::{BF16, F16, F32};
+    use crate::ir::fused::MatmulPart;
+
+    #[test]
+    fn launches_beside_the_tiles_are_by_format_target_and_tokens() {
+        let of = |target: &str, formats: &[DType], k: u64, tokens: u64| {
+            let part = |&format| MatmulPart {
+                weight: 1,
+                format,
+                rows: 2048,
+                bias: None,
+                residual: None,
+                out: Some(2),
+            };
+            let parts = formats.iter().map(part).collect();
+            let m = MatmulSpec { x: 0, k, parts, epilogue: Epilogue::Store };
+            let HalfTiles { splits, ranges } = Target::named(target).unwrap().half_tiles(&m, tokens);
+            (splits, ranges)
+        };
+        // As many ranges as keep a GPU busy, of 256 columns at the least.
+        assert_eq!(of("sm_90", &[F16], 2048, 64), (vec![F16], 8));
+        assert_eq!(of("sm_90", &[F16], 8192, 64), (vec![F16], 25));
+        assert_eq!(of("gfx90a", &[BF16], 8192, 512), (vec![BF16], 3));
+        assert_eq!(of("gfx1100", &[F16], 8192, 4096), (vec![F16], 1));
+        // Each format once; what is multiplied otherwise has no ranges.
+        assert_eq!(of("sm_90", &[BF16, F16, BF16], 256, 64), (vec![F16, BF16], 1));
+        assert_eq!(of("sm_90", &[F16, F32], 8192, 64), (vec![F16], 1));
+        // No tiles, no whole steps of columns, no matrix unit.
+        for (target, k, tokens) in
+            [("sm_90", 8192, FEW_TOKENS), ("sm_90", 8200, 64), ("gfx1030", 8192, 64), ("cpu", 8192, 64)]
+        {
+            assert_eq!(of(target, &[F16], k, tokens), (vec![], 1), "{target}, {k} columns, {tokens} tokens");
+        }
+    }
+}
