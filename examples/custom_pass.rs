@@ -36,7 +36,7 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::NoMatch);
     }
     let operands = g.operands(sum.node);
-    let Some(slot) = operands.iter().rposition(|v| matches!(g.op(v.node), Op::MatMul)) else {
+    let Some(slot) = operands.iter().rposition(|v| matches!(g.op(v.node), Op::MatMul { .. })) else {
         return Err(Reject::NoMatch);
     };
     if operands.iter().any(|v| is_vector(*v)) {

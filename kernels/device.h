@@ -300,13 +300,15 @@ constexpr bool LEFT_STAYS = true;
 #endif
 constexpr int SQUARES_AT_ONCE = 8;
 
-template <int K>
+// A share of left or of right rows, which differ on NVIDIA alone.
+template <int K, bool IS_LEFT>
 struct Share {
 #if SINTER_NVIDIA
-    // Of eight rows each: 16 columns, 16 more, then those of the other rows.
+    // Of eight rows each, of the left: 16 columns, those of the other rows, then 16 more columns of both; of the right: 16 columns, 16 more, then
+    // those of the other rows.
     u32 x[K / 8];
-    static DEVICE int row() { return lane() % 8 + lane() / (K / 2) % 2 * 8; }
-    static DEVICE int vector() { return K == 32 ? lane() / 8 % 2 : 0; }
+    static DEVICE int row() { return IS_LEFT ? lane() % 16 : lane() % 8 + lane() / (K / 2) % 2 * 8; }
+    static DEVICE int vector() { return K != 32 ? 0 : IS_LEFT ? lane() / 16 : lane() / 8 % 2; }
     DEVICE void load(const u8* rows, int stride) { load_matrices(rows + row() * stride + vector() * 16); }
     template <class At>
     DEVICE void load(const At& at) {
@@ -364,9 +366,9 @@ struct Share {
 #endif
 };
 template <int K>
-using Left = Share<K>;
+using Left = Share<K, true>;
 template <int K>
-using Right = Share<K>;
+using Right = Share<K, false>;
 #else
 // No matrix unit: a lane has whole rows, which take four to eight times the registers.
 constexpr bool LEFT_STAYS = false;
@@ -467,7 +469,7 @@ DEVICE void multiply_rows(const Left<K>& a, const Right<K>& b, float (&sums)[SUM
         if constexpr (K == 32) {
             asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-                : "r"(a.x[0]), "r"(a.x[2]), "r"(a.x[1]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]), "r"(BEGIN));
+                : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]), "r"(BEGIN));
         } else {
             asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
@@ -507,7 +509,7 @@ DEVICE void multiply_halves(const Left<32>& a, const Right<32>& b, float (&sums)
         float* d = sums + 4 * half;
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a.x[0]), "r"(a.x[2]), "r"(a.x[1]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]));
+            : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]));
     }
 #elif defined(__GFX11__) || defined(__GFX12__)
     Float8 d;
@@ -543,7 +545,7 @@ DEVICE void multiply_bfloats(const Left<32>& a, const Right<32>& b, float (&sums
         float* d = sums + 4 * half;
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a.x[0]), "r"(a.x[2]), "r"(a.x[1]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]));
+            : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[2 * half]), "r"(b.x[2 * half + 1]));
     }
 #elif defined(__GFX11__) || defined(__GFX12__)
     Float8 d;
@@ -578,18 +580,16 @@ DEVICE void multiply_bfloats(const Left<32>& a, const Right<32>& b, float (&sums
 #endif
 }
 
-// The same of left numbers that are the sums of two halves each. Nothing is lost of halves below 2^-14, which the matrix units of gfx908 and gfx90a
-// take for zeros: those multiply floats.
-DEVICE void multiply_pairs_of_halves(const Left<32>& a, const Left<32>& rest, const Right<32>& b, float (&sums)[SUMS]) {
+// As `multiply_halves`, of halves of any size: the matrix units of gfx908 and gfx90a take those below 2^-14 for zeros, and there floats are multiplied.
+DEVICE void multiply_any_halves(const Left<32>& a, const Right<32>& b, float (&sums)[SUMS]) {
 #if defined(SINTER_MFMA) && SINTER_MFMA == 16
-    const Half4 x = __builtin_bit_cast(Half4, a), y = __builtin_bit_cast(Half4, rest), w = __builtin_bit_cast(Half4, b);
+    const Half4 x = __builtin_bit_cast(Half4, a), w = __builtin_bit_cast(Half4, b);
     Float4 d;
     for (int i = 0; i < SUMS; i++) d[i] = sums[i];
-    for (int k = 0; k < 4; k++) d = __builtin_amdgcn_mfma_f32_16x16x4f32((float)x[k] + (float)y[k], (float)w[k], d, 0, 0, 0);
+    for (int k = 0; k < 4; k++) d = __builtin_amdgcn_mfma_f32_16x16x4f32((float)x[k], (float)w[k], d, 0, 0, 0);
     for (int i = 0; i < SUMS; i++) sums[i] = d[i];
 #else
     multiply_halves(a, b, sums);
-    multiply_halves(rest, b, sums);
 #endif
 }
 
@@ -600,6 +600,10 @@ struct Copy {
     DEVICE void begin(u8* to, const u8* from) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
     }
+    DEVICE void finish(u8*) {}
+#elif SINTER_LATE_COPIES
+    static constexpr bool IS_HELD = false;
+    DEVICE void begin(u8* to, const u8* from) { lanes_begin_copy(to, from); }
     DEVICE void finish(u8*) {}
 #else
     static constexpr bool IS_HELD = true;
@@ -614,6 +618,8 @@ struct Copy {
 DEVICE void end_step_of_copies() {
 #if SINTER_NVIDIA
     asm volatile("cp.async.commit_group;" ::: "memory");
+#elif SINTER_LATE_COPIES
+    lanes_end_step_of_copies();
 #endif
 }
 
@@ -622,5 +628,7 @@ template <int LATER>
 DEVICE void wait_for_copies() {
 #if SINTER_NVIDIA
     asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+#elif SINTER_LATE_COPIES
+    lanes_wait_for_copies(LATER);
 #endif
 }

@@ -3,7 +3,7 @@
 mod halves;
 mod measured;
 
-pub use halves::{HALF_TILE, HalfTiles};
+pub use halves::{HalfTile, HalfTiles};
 pub use measured::{Losing, Measured, MeasuredTime};
 
 use crate::ir::{DType, Kernel};

@@ -346,7 +346,7 @@ fn without_each(
         report.decisions.iter().any(|d| d.pass == pass && !matches!(d.outcome, Outcome::Rejected { .. }))
     };
     // Without the core of the matmuls there would be float copies of weights. What is no fusion is left in but for the choice between
-    // integer and float products.
+    // float products and those of what is rounded.
     let stays =
         |pass: &str| pass == "dequant_matmul" || NOT_FUSIONS.contains(&pass) && pass != "quantise_acts";
     let mut passes = options.pipeline.enabled();

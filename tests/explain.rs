@@ -4,13 +4,13 @@ mod support;
 
 use sinter::compile::{self, Options, Purpose};
 use sinter::explain::{Expectation, chains, difference, flip, left, put_in, rows};
-use sinter::ir::{Decision, Gain, Micros, Origin, Outcome, Report, Why};
+use sinter::ir::{DType, Decision, Gain, Micros, Origin, Outcome, Report, Why};
 use sinter::lower::Config;
 use sinter::passes::{Pipeline, UserRule, names};
 use sinter::target::Target;
 use std::collections::BTreeSet;
 use support::command::{fails, run, said, stdout};
-use support::synthetic::{TINY, description};
+use support::synthetic::{Model, TINY, description, shape, uniform};
 
 /// The reports of every step of a model.
 fn reports(name: &str, options: &Options) -> Vec<Report> {
@@ -513,4 +513,26 @@ fn remarks_are_those_of_llvm() {
         assert!(lines.iter().zip(keys).all(|(line, key)| line.starts_with(key)), "{document}");
         assert!(lines[6..].iter().all(|line| line.starts_with("  - ") && line.ends_with('\'')), "{document}");
     }
+}
+
+/// Of a prompt alone, by default alone, and what would have to be otherwise.
+#[test]
+fn matmuls_that_may_round_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f16.gguf");
+    let model = Model::new(&shape("tiny-llama"), uniform(DType::F16));
+    std::fs::write(&path, model.bytes()).unwrap();
+    let of = |more: &[&str]| {
+        let text = stdout(&[&["explain", path.to_str().unwrap(), "--target", "sm_90"], more].concat());
+        text.matches("; may round activations to their weight's format\n").count()
+    };
+    assert!(of(&["--step", "prefill"]) > 3);
+    assert_eq!([of(&["--step", "decode"]), of(&["--step", "prefill", "--exact"])], [0; 2]);
+    let config = Config::from_gguf(&model.description()).unwrap();
+    let options = on("sm_90");
+    let step = Purpose::Generate.steps(&config, &options).into_iter().max_by_key(|step| step.tokens).unwrap();
+    let (_, report) = compile::fuse(&model.description(), &options, &step).unwrap();
+    let rounds = report.decisions.iter().find(|d| d.pass == "quantise_acts").unwrap();
+    assert_eq!(flip(rounds, &options.target), "--exact, or a target whose matrix units do not take 16 bits");
+    assert!(put_in(&report).is_none(), "another matmul is no launch more");
 }

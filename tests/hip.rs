@@ -142,10 +142,21 @@ fn full_caches(graph: &Graph) -> Caches {
 /// Each kernel of a step of so many tokens after so many others, against its body. Steps of up to 65 tokens are those of programs that
 /// take more, where there are such.
 fn check_at(file: &Arc<GgufFile>, options: &Options, device: &DeviceOptions, tokens: u64, cached: u64) {
+    check_in(file, options, device, tokens, cached, tokens.max(65));
+}
+
+/// The same of a step of a model that takes up to so many tokens at once.
+fn check_in(
+    file: &Arc<GgufFile>,
+    options: &Options,
+    device: &DeviceOptions,
+    tokens: u64,
+    cached: u64,
+    chunk: u64,
+) {
     let config = Config::from_gguf(file.gguf()).unwrap();
     let vocab = file.gguf().tensor("token_embd.weight").unwrap().shape[0];
-    let context = cached + tokens.max(65);
-    let options = Options { context: Some(context), chunk: tokens.max(65), ..options.clone() };
+    let options = Options { context: Some(cached + chunk), chunk, ..options.clone() };
     let steps = Purpose::Score.steps(&config, &options);
     let step = steps.iter().find(|step| step.tokens >= tokens).unwrap();
     let mut caches = full_caches(&fuse(file.gguf(), &options, step).unwrap().0);
@@ -234,6 +245,38 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
             for options in [options.clone(), options.clone().exact()] {
                 scope.spawn(move || all(file, &options));
             }
+        }
+    });
+}
+
+/// Weights in 16 bits, of whose tiles there are so many that they are large, in ranges of the columns and in whole, of all tokens that there may
+/// be and of fewer.
+#[test]
+fn large_tiles_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let shape = Shape {
+        architecture: "qwen2",
+        biases: true,
+        layers: 1,
+        width: 1056,
+        ffn: 1120,
+        heads: 33,
+        kv_heads: 3,
+        head_dim: 32,
+        rotated: 32,
+        vocab: 61,
+        ..shape("tiny-llama")
+    };
+    let check = |dtype: DType| {
+        let (file, options) = (Model::new(&shape, uniform(dtype)).file(), Options::new(target.clone()));
+        for tokens in [650, 257, 128, 70, 9] {
+            check_in(&file, &options, &device, tokens, 0, 650);
+        }
+    };
+    let check = &check;
+    std::thread::scope(|scope| {
+        for dtype in [DType::F16, DType::BF16] {
+            scope.spawn(move || check(dtype));
         }
     });
 }

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{fuse, input, line, parse, rejections};
-use sinter::ir::{Decision, Kernel, Outcome, Why};
+use sinter::ir::fused::Computation;
+use sinter::ir::{Decision, Kernel, Op, Outcome, Why};
 use sinter::passes::{Pipeline, names};
 use sinter::target::Target;
 
@@ -231,6 +232,39 @@ fn target_lacks_integer_dots() {
         let whys = whys(&input("quantise_acts").to_string(), &["quantise_acts"], &target);
         assert!(matches!(&whys[..], [Why::TargetLacks { .. }, Why::TargetLacks { .. }]), "{whys:?}");
     }
+}
+
+/// Of more than a few tokens, where the target has matrix units that take such rows; not twice, and nothing of it is told to a reader of another format.
+#[test]
+fn matmuls_of_weights_in_16_bits_may_round() {
+    let of = |format: &str, columns: u64, tokens: u64, target: Target| {
+        let text = format!(
+            "graph @g(%x: f32[T,{columns}]) sym T<={tokens}, R<=1 {{
+              %w = weight \"w\" : {format}[8,{columns}]
+              %f = dequant %w : f32[8,{columns}]
+              %y = matmul %x, %f : f32[T,8]
+              return %y
+            }}"
+        );
+        let mut graph = parse(&text);
+        let report = fuse(&mut graph, &["quantise_acts"], &target);
+        let rounds = graph.to_string().contains("matmul %x, %0 {round=weight}");
+        assert_eq!(report.rewrites.get("quantise_acts").copied().unwrap_or(0), u64::from(rounds), "{graph}");
+        // Kernels are told, and a second run finds nothing.
+        fuse(&mut graph, &["quantise_acts", "dequant_matmul"], &target);
+        assert_eq!(graph.to_string().matches("{round=weight}").count(), usize::from(rounds), "{graph}");
+        let body = graph.ids().into_iter().find_map(|id| match graph.op(id) {
+            Op::Fused(fused) => Some(fused.read().unwrap()),
+            _ => None,
+        });
+        let Some(Computation::Matmul(m)) = body else { panic!("{graph}") };
+        assert_eq!(m.parts[0].may_round, rounds);
+        rounds
+    };
+    let named = |name: &str| Target::named(name).unwrap();
+    assert!(of("f16", 64, 9, wave32()) && of("bf16", 64, 9, wave32()) && of("f16", 96, 512, named("sm_90")));
+    assert!(!of("f16", 64, 8, wave32()) && !of("f16", 40, 9, wave32()));
+    assert!(!of("f16", 64, 9, named("gfx1030")) && !of("bf16", 64, 9, named("cpu")));
 }
 
 #[test]

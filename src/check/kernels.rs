@@ -343,7 +343,11 @@ pub(super) fn furthest(
 ) -> Result<Option<(f64, f64)>, InterpError> {
     let mut worst: Option<(f64, f64)> = None;
     for (found, wanted) in results {
-        let rounding = if wanted.dtype() == DType::I32 { 0.0 } else { tolerance_of(precision) };
+        let rounding = match (wanted.dtype(), precision) {
+            (DType::I32, _) => 0.0,
+            (_, DType::BF16) => 4e-3,
+            _ => tolerance_of(precision),
+        };
         let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()).max(rounding));
         // Multiplied, as a tolerance may be zero; false if an error is not a number.
         let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;

@@ -172,7 +172,7 @@ pub struct Implementation {
     pub workspace: Vec<Arg>,
     /// What the back end permits; it holds for all launches together.
     pub may_alias: Vec<Alias>,
-    /// What numbers are rounded to on their way at the least: f32, or f16 on matrix units.
+    /// What numbers are rounded to on their way at the least: f32, or f16 or bf16 on matrix units.
     pub precision: DType,
     /// One after another. Each gets all arguments.
     pub launches: Vec<LaunchSpec>,

@@ -7,8 +7,12 @@ use crate::target::Target;
 pub fn flip(decision: &Decision, target: &Target) -> String {
     match &decision.outcome {
         Outcome::Fired { gain, .. } => of_fired(&decision.pass, gain, target),
-        Outcome::Rewritten { .. } if decision.pass == "quantise_acts" => {
-            "--exact, or a target whose integer dot products are no faster than floats".into()
+        Outcome::Rewritten { added, .. } if decision.pass == "quantise_acts" => {
+            let lacks = match added.iter().any(|op| op == "quant_act") {
+                true => "whose integer dot products are no faster than floats",
+                false => "whose matrix units do not take 16 bits",
+            };
+            format!("--exact, or a target {lacks}")
         }
         Outcome::Rewritten { .. } => format!("--passes -{}", decision.pass),
         Outcome::Rejected { why } => of_rejected(why, target),

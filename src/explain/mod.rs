@@ -67,6 +67,14 @@ impl Row<'_> {
         report.bounds.t != report.bounds.r && form.is_some_and(|form| form.operands.iter().any(of_wanted))
     }
 
+    /// Whether its matmuls may round activations to the format of their weight.
+    pub fn may_round(&self, report: &Report) -> bool {
+        let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
+        form.is_some_and(|form| {
+            form.primitives.iter().any(|primitive| primitive.text.contains("{round=weight}"))
+        })
+    }
+
     /// In which formats its quantised weights and caches are.
     pub fn formats<'a>(&self, report: &'a Report) -> Vec<&'a str> {
         let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));

@@ -35,6 +35,9 @@ impl fmt::Display for Decision {
                 [_] => write!(f, "{pass}: {at} is gone"),
                 all => write!(f, "{pass}: {at} is gone, of {}", all.join(", ")),
             },
+            Outcome::Rewritten { replaced, added } if replaced == added => {
+                write!(f, "{pass}: {at}: {} became another", added.join(", "))
+            }
             Outcome::Rewritten { replaced, added } => {
                 write!(f, "{pass}: {at}: {} became {}", replaced.join(", "), added.join(", "))
             }

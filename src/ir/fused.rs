@@ -76,6 +76,8 @@ pub struct MatmulPart {
     pub weight: ArgId,
     pub format: DType,
     pub rows: u64,
+    /// Whether the activations may be rounded to `format`, each token's scaled by a power of two first.
+    pub may_round: bool,
     /// f32 `[rows]`, added to every token's result.
     pub bias: Option<ArgId>,
     /// f32 `[T,rows]`, added after the bias.

@@ -303,7 +303,7 @@ impl Graph {
                         operands.into_iter().zip(takes).filter(|(_, takes)| *takes).map(|(v, _)| v).collect();
                 }
                 // A matmul is that of its weight; a block adds its output to the residual stream, which has the name of the one before.
-                if matches!(self.op(n), Op::Add | Op::MatMul) {
+                if matches!(self.op(n), Op::Add | Op::MatMul { .. }) {
                     operands.reverse();
                 }
                 operands

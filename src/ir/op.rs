@@ -24,8 +24,9 @@ pub enum Op {
     Dequant,
     /// `f32 [..,N] -> q8_act [..,N]`: see [`DType::Q8Act`].
     QuantAct,
-    /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`.
-    MatMul,
+    /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`. With `may_round`, a kernel may round `x` to the format in which `w` is
+    /// stored, of 16 bits, each token's scaled by a power of two first.
+    MatMul { may_round: bool },
     /// `(x f32 [T,K], w f32 [E,N,K], ids i32 [T]) -> f32 [T,N]`: each row of `x` times the transposed matrix `ids[t]` of `w`, such
     /// as the expert that was chosen for it.
     MatMulId,
@@ -135,7 +136,7 @@ impl Op {
             Op::GetRows => "get_rows",
             Op::Dequant => "dequant",
             Op::QuantAct => "quant_act",
-            Op::MatMul => "matmul",
+            Op::MatMul { .. } => "matmul",
             Op::MatMulId => "matmul_id",
             Op::Add => "add",
             Op::Mul => "mul",
@@ -173,7 +174,7 @@ impl Op {
             Op::GetRows
             | Op::Dequant
             | Op::QuantAct
-            | Op::MatMul
+            | Op::MatMul { .. }
             | Op::MatMulId
             | Op::Add
             | Op::Mul
@@ -214,7 +215,7 @@ impl Op {
             | Op::GetRows
             | Op::Dequant
             | Op::QuantAct
-            | Op::MatMul
+            | Op::MatMul { .. }
             | Op::MatMulId
             | Op::Add
             | Op::Mul
@@ -259,7 +260,7 @@ impl Op {
                 | Op::GetRows
                 | Op::Dequant
                 | Op::QuantAct
-                | Op::MatMul
+                | Op::MatMul { .. }
                 | Op::MatMulId
                 | Op::Add
                 | Op::Mul
@@ -327,7 +328,7 @@ impl Op {
                 }
                 one(q)
             }
-            Op::MatMul => {
+            Op::MatMul { .. } => {
                 arity(2)?;
                 f32s(x[0], "the left operand")?;
                 f32s(x[1], "the right operand")?;

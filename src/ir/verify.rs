@@ -349,7 +349,7 @@ impl Checker<'_> {
             | Op::GetRows
             | Op::Dequant
             | Op::QuantAct
-            | Op::MatMul
+            | Op::MatMul { .. }
             | Op::MatMulId
             | Op::Add
             | Op::Mul
@@ -611,7 +611,7 @@ fn touches(op: &Op) -> Option<StateRole> {
         | Op::GetRows
         | Op::Dequant
         | Op::QuantAct
-        | Op::MatMul
+        | Op::MatMul { .. }
         | Op::MatMulId
         | Op::Add
         | Op::Mul

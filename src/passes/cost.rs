@@ -155,7 +155,7 @@ fn op_bytes(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u64 
         | Op::Const { .. }
         | Op::Dequant
         | Op::QuantAct
-        | Op::MatMul
+        | Op::MatMul { .. }
         | Op::Add
         | Op::Mul
         | Op::Silu
@@ -224,7 +224,7 @@ fn reads_rows(op: &Op, slot: u32) -> bool {
         | Op::Const { .. }
         | Op::Dequant
         | Op::QuantAct
-        | Op::MatMul
+        | Op::MatMul { .. }
         // No body has one yet.
         | Op::MatMulId
         | Op::Add
@@ -257,7 +257,7 @@ fn body_operations(fused: &Fused, bounds: &Syms) -> (u64, u64) {
         let operands = body.operands(id);
         let types: Vec<&TensorType> = operands.iter().map(|v| body.ty(*v)).collect();
         let n = operations(&node.op, &types, &node.outs, bounds);
-        let of_quantised = matches!(node.op, Op::MatMul | Op::MatMulId)
+        let of_quantised = matches!(node.op, Op::MatMul { .. } | Op::MatMulId)
             && matches!(body.op(operands[0].node), Op::Dequant)
             && body.operand(operands[0].node, 0).is_some_and(|v| body.ty(v).dtype == DType::Q8Act);
         // What dequantises on the way to a dot product is part of that product.
@@ -278,7 +278,7 @@ fn operations(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms) -> u6
     let elements = |t: &TensorType| t.elements(bounds);
     let twice = |a: u64, b: Dim| a.saturating_mul(b.eval(bounds)).saturating_mul(2);
     match op {
-        Op::MatMul | Op::MatMulId | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
+        Op::MatMul { .. } | Op::MatMulId | Op::Scores { .. } => twice(elements(&y[0]), x[0].last()),
         Op::WeightedSum => twice(elements(&y[0]), x[0].last()),
         Op::GatedScan => elements(&y[0]).saturating_mul(2),
         // Of a cache, the rows that are written; of a row, all that is looked at.

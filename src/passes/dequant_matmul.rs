@@ -24,7 +24,7 @@ pub const PASS: Pass = Pass {
 
 fn try_fuse(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     match g.op(id) {
-        Op::MatMul => core(g, id, cx),
+        Op::MatMul { .. } => core(g, id, cx),
         Op::Add => epilogue(g, id, cx),
         _ => Err(Reject::NoMatch),
     }
@@ -126,7 +126,7 @@ fn matmul(op: &Op) -> Option<MatmulSpec> {
 /// The activations that a matmul, fused or not, multiplies with its weight.
 pub fn activations(g: &Graph, id: NodeId) -> Option<Value> {
     match g.op(id) {
-        Op::MatMul => g.operand(id, 0),
+        Op::MatMul { .. } => g.operand(id, 0),
         op if op.kernel() == Some(Kernel::DequantMatmul) => g.operand(id, matmul(op)?.x.into()),
         _ => None,
     }

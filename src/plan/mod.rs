@@ -390,7 +390,7 @@ fn lookups(kernel: &KernelSpec) -> Option<(ArgId, ArgId)> {
             | Op::Const { .. }
             | Op::Dequant
             | Op::QuantAct
-            | Op::MatMul
+            | Op::MatMul { .. }
             | Op::MatMulId
             | Op::Add
             | Op::Mul

@@ -47,7 +47,7 @@ impl Plan {
                     | Op::GetRows
                     | Op::Dequant
                     | Op::QuantAct
-                    | Op::MatMul
+                    | Op::MatMul { .. }
                     | Op::MatMulId
                     | Op::Add
                     | Op::Mul

@@ -336,7 +336,7 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
         }
         Op::RmsNorm { eps } => rms_norm(&float(0)?, &float(1)?, *eps),
         Op::Softmax => float(0)?.chunks(last).flat_map(softmax).collect(),
-        Op::MatMul => {
+        Op::MatMul { .. } => {
             let (rows, k) = (float(0)?, x[0].dims[1]);
             let mut values = floats(ty, shape.iter().product())?;
             x[1].in_rows(k, |first, w| {

@@ -2,24 +2,45 @@
 
 use super::{FEW_TOKENS, Target, TargetKind};
 use crate::ir::DType;
-use crate::ir::fused::{Epilogue, MatmulSpec};
+use crate::ir::fused::{Epilogue, MatmulPart, MatmulSpec};
 
-/// Rows and tokens of a tile.
-pub const HALF_TILE: u64 = 64;
+/// A tile: its rows, its tokens and the threads of its block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HalfTile {
+    pub rows: u64,
+    pub tokens: u64,
+    pub threads: u32,
+    /// Blocks that share a multiprocessor at least.
+    pub at_once: u32,
+}
+
+/// What reads least of each weight and activation, of so many tokens or more, and where there are so many tiles. (An H200, prompts of 512 tokens:
+/// an 8B runs 1.20 times as fast so as where matmuls of up to 192 large tiles take small ones, a 1B, whose have 64 and 96, 1.05 times; with one block
+/// at once for two 0.87 times.)
+const LARGE: HalfTile = HalfTile { rows: 128, tokens: 128, threads: 256, at_once: 2 };
+const LARGE_TOKENS: u64 = 257;
+const LARGE_TILES: u64 = 50;
+/// What there are more of; the tiles of other formats have as many tokens and threads, and may be of the same launch. (Of bytes two blocks at once
+/// leave half of a multiprocessor waiting, 0.97 of the speed on an H200, and four spill, 0.52.)
+const SMALL: HalfTile = HalfTile { rows: 64, tokens: 64, threads: 128, at_once: 3 };
+
 /// Columns that a tile has at once.
 const COLUMNS: u64 = 32;
-/// Tiles that keep a GPU busy: of fewer, each is of a range of the columns. (An H200, a 1B: with 800 prompts of 128 and 256 tokens run 1.17 and 1.13
-/// times as fast as with 512, and of 64 tokens 0.97 times; with 1200 1.21, 1.20 and 0.95 times.)
-const ENOUGH: u64 = 800;
+/// Tiles that keep a GPU busy: of fewer, each is of a range of the columns. (An H200, a 1B: with 800 small ones prompts of 128 and 256 tokens run 1.17
+/// and 1.13 times as fast as with 512, and of 64 tokens 0.97 times; with 1200 1.21, 1.20 and 0.95 times. An 8B, 512 tokens: with 128 large ones 0.81
+/// and with 400 0.98 times as fast as with 256.)
+const ENOUGH_LARGE: u64 = 256;
+const ENOUGH_SMALL: u64 = 800;
 /// Columns of a range, at least, and ranges, at most.
 const RANGE_COLUMNS: u64 = 256;
 const MOST_RANGES: u64 = 32;
 
-/// The launches of a matmul of many tokens beside that of its tiles.
+/// How a matmul of many tokens is cut, where its weights are in 16 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HalfTiles {
-    /// Formats into which the activations are split before, each by a launch; none if no weight is multiplied so.
-    pub splits: Vec<DType>,
+    pub tile: HalfTile,
+    /// Formats to which the activations are rounded before, each by a launch; none if no weight is multiplied so.
+    pub rounds: Vec<DType>,
     /// Ranges of the columns, each of which has tiles of its own; if there are several, a launch after joins their sums.
     pub ranges: u64,
 }
@@ -27,7 +48,7 @@ pub struct HalfTiles {
 impl HalfTiles {
     /// Launches beside that of the tiles.
     pub fn launches(&self) -> u64 {
-        self.splits.len() as u64 + u64::from(self.ranges > 1)
+        self.rounds.len() as u64 + u64::from(self.ranges > 1)
     }
 }
 
@@ -55,22 +76,34 @@ impl Target {
             && match m.epilogue {
                 Epilogue::Store => true,
                 Epilogue::Swiglu { .. } => {
-                    m.parts.iter().all(|part| part.format == m.parts[0].format && part.bias.is_none())
+                    let first = (m.parts[0].format, m.parts[0].may_round);
+                    m.parts.iter().all(|part| (part.format, part.may_round) == first && part.bias.is_none())
                 }
                 Epilogue::ArgMax { .. } => false,
             };
-        let halves = || m.parts.iter().filter(|part| self.tiles_halves(part.format, m.k));
-        if !in_tiles {
-            return HalfTiles { splits: vec![], ranges: 1 };
+        let rounds = |part: &MatmulPart| part.may_round && self.tiles_halves(part.format, m.k);
+        let mut formats: Vec<DType> =
+            m.parts.iter().filter(|part| rounds(part)).map(|part| part.format).collect();
+        let all = formats.len() == m.parts.len();
+        formats.sort_unstable();
+        formats.dedup();
+        if !in_tiles || formats.is_empty() {
+            return HalfTiles { tile: SMALL, rounds: vec![], ranges: 1 };
         }
-        let mut splits: Vec<DType> = halves().map(|part| part.format).collect();
-        splits.sort_unstable();
-        splits.dedup();
-        let alone = halves().count() == m.parts.len() && m.epilogue == Epilogue::Store;
-        let tiles = m.parts.iter().map(|part| part.rows.div_ceil(HALF_TILE)).sum::<u64>()
-            * tokens.div_ceil(HALF_TILE);
-        let most = if alone { (m.k / RANGE_COLUMNS).clamp(1, MOST_RANGES) } else { 1 };
-        HalfTiles { splits, ranges: (ENOUGH / tiles.max(1)).clamp(1, most) }
+        let tiles = |tile: HalfTile| {
+            m.parts.iter().map(|part| part.rows.div_ceil(tile.rows)).sum::<u64>()
+                * tokens.div_ceil(tile.tokens)
+        };
+        // Results of gates and ups are no sums, and what else is in a launch has no ranges.
+        let most = if all && m.epilogue == Epilogue::Store {
+            (m.k / RANGE_COLUMNS).clamp(1, MOST_RANGES)
+        } else {
+            1
+        };
+        let of = |tile, enough: u64| (tile, (enough / tiles(tile).max(1)).clamp(1, most));
+        let is_large = all && tokens >= LARGE_TOKENS && tiles(LARGE) >= LARGE_TILES;
+        let (tile, ranges) = if is_large { of(LARGE, ENOUGH_LARGE) } else { of(SMALL, ENOUGH_SMALL) };
+        HalfTiles { tile, rounds: formats, ranges }
     }
 }
 
@@ -78,37 +111,64 @@ impl Target {
 mod tests {
     use super::*;
     use crate::ir::DType::{BF16, F16, F32};
-    use crate::ir::fused::MatmulPart;
 
     #[test]
-    fn launches_beside_the_tiles_are_by_format_target_and_tokens() {
-        let of = |target: &str, formats: &[DType], k: u64, tokens: u64| {
+    fn tiles_ranges_and_launches_are_by_format_target_and_tokens() {
+        let of = |target: &str, formats: &[DType], k: u64, tokens: u64, may_round: bool| {
             let part = |&format| MatmulPart {
                 weight: 1,
                 format,
                 rows: 2048,
+                may_round,
                 bias: None,
                 residual: None,
                 out: Some(2),
             };
             let parts = formats.iter().map(part).collect();
             let m = MatmulSpec { x: 0, k, parts, epilogue: Epilogue::Store };
-            let HalfTiles { splits, ranges } = Target::named(target).unwrap().half_tiles(&m, tokens);
-            (splits, ranges)
+            let HalfTiles { tile, rounds, ranges } = Target::named(target).unwrap().half_tiles(&m, tokens);
+            (tile.rows, rounds, ranges)
         };
         // As many ranges as keep a GPU busy, of 256 columns at the least.
-        assert_eq!(of("sm_90", &[F16], 2048, 64), (vec![F16], 8));
-        assert_eq!(of("sm_90", &[F16], 8192, 64), (vec![F16], 25));
-        assert_eq!(of("gfx90a", &[BF16], 8192, 512), (vec![BF16], 3));
-        assert_eq!(of("gfx1100", &[F16], 8192, 4096), (vec![F16], 1));
+        assert_eq!(of("sm_90", &[F16], 2048, 64, true), (64, vec![F16], 8));
+        assert_eq!(of("sm_90", &[F16], 8192, 64, true), (64, vec![F16], 25));
+        assert_eq!(of("sm_90", &[F16], 8192, 256, true), (64, vec![F16], 6));
+        // Many tokens, of which there are enough large tiles.
+        assert_eq!(of("gfx90a", &[BF16], 8192, 512, true), (128, vec![BF16], 4));
+        assert_eq!(of("sm_90", &[F16, F16], 8192, 512, true), (128, vec![F16], 2));
+        assert_eq!(of("gfx1100", &[F16], 8192, 4096, true), (128, vec![F16], 1));
+        assert_eq!(of("sm_90", &[F16], 8192, 257, true), (64, vec![F16], 5));
         // Each format once; what is multiplied otherwise has no ranges.
-        assert_eq!(of("sm_90", &[BF16, F16, BF16], 256, 64), (vec![F16, BF16], 1));
-        assert_eq!(of("sm_90", &[F16, F32], 8192, 64), (vec![F16], 1));
-        // No tiles, no whole steps of columns, no matrix unit.
-        for (target, k, tokens) in
-            [("sm_90", 8192, FEW_TOKENS), ("sm_90", 8200, 64), ("gfx1030", 8192, 64), ("cpu", 8192, 64)]
-        {
-            assert_eq!(of(target, &[F16], k, tokens), (vec![], 1), "{target}, {k} columns, {tokens} tokens");
+        assert_eq!(of("sm_90", &[BF16, F16, BF16], 256, 64, true), (64, vec![F16, BF16], 1));
+        assert_eq!(of("sm_90", &[F16, F32], 8192, 4096, true), (64, vec![F16], 1));
+        // Both of gate and up, or neither.
+        let swiglu = |may_round: [bool; 2]| {
+            let part = |may_round| MatmulPart {
+                weight: 1,
+                format: F16,
+                rows: 8192,
+                may_round,
+                bias: None,
+                residual: None,
+                out: None,
+            };
+            let parts = may_round.map(part).to_vec();
+            let m = MatmulSpec { x: 0, k: 2048, parts, epilogue: Epilogue::Swiglu { out: 3 } };
+            let HalfTiles { tile, rounds, ranges } = Target::named("sm_90").unwrap().half_tiles(&m, 512);
+            (tile.rows, rounds.len(), ranges)
+        };
+        assert_eq!(swiglu([true, true]), (128, 1, 1));
+        assert_eq!([swiglu([true, false]), swiglu([false, true])], [(64, 0, 1); 2]);
+        // No tiles, no whole steps of columns, no matrix unit; nothing that may be rounded.
+        for (target, k, tokens, may_round) in [
+            ("sm_90", 8192, FEW_TOKENS, true),
+            ("sm_90", 8200, 64, true),
+            ("gfx1030", 8192, 64, true),
+            ("cpu", 8192, 64, true),
+            ("sm_90", 8192, 512, false),
+        ] {
+            let found = of(target, &[F16], k, tokens, may_round);
+            assert_eq!(found, (64, vec![], 1), "{target}, {k} columns, {tokens} tokens");
         }
     }
 }

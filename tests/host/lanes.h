@@ -38,6 +38,40 @@ static inline int __builtin_amdgcn_ds_bpermute(int address, int value) {
     return (int)lanes_permute(address >> 2, (unsigned)value);
 }
 
+#if !defined(__GFX9__)
+// Copies to shared memory as NVIDIA's GPUs make them, as late as they may be: until it is waited for, there is no number where one goes.
+#define SINTER_LATE_COPIES 1
+struct LanesCopies {
+    struct {
+        unsigned char* to;
+        const unsigned char* from;
+        unsigned step;
+    } copies[64];
+    unsigned count, step;
+};
+static LanesCopies lanes_copies[1024];
+static inline void lanes_begin_copy(unsigned char* to, const unsigned char* from) {
+    LanesCopies& own = lanes_copies[lanes_now.thread];
+    if (own.count == sizeof own.copies / sizeof *own.copies) __builtin_trap();
+    own.copies[own.count++] = {to, from, own.step};
+    for (int i = 0; i < 16; i++) to[i] = 0xff;
+}
+static inline void lanes_end_step_of_copies() { lanes_copies[lanes_now.thread].step++; }
+static inline void lanes_wait_for_copies(int later) {
+    LanesCopies& own = lanes_copies[lanes_now.thread];
+    unsigned kept = 0;
+    for (unsigned i = 0; i < own.count; i++) {
+        const auto copy = own.copies[i];
+        if (copy.step + later >= own.step) {
+            own.copies[kept++] = copy;
+        } else {
+            for (int b = 0; b < 16; b++) copy.to[b] = copy.from[b];
+        }
+    }
+    own.count = kept;
+}
+#endif
+
 static inline float __builtin_amdgcn_exp2f(float x) { return __builtin_exp2f(x); }
 
 // A bit for each lane of the warp.

@@ -159,6 +159,14 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
         let file = Model::new(&long, uniform(dtype)).file();
         cases.push(Case::new(format!("{dtype} in ranges of columns"), file, &options));
     }
+    // Of many tokens, whose tiles are large, and all results are of more than one.
+    let many = Options { context: Some(4096), chunk: 4096, ..options.clone() };
+    let wide = Shape { width: 160, heads: 2, head_dim: 80, rotated: 80, ffn: 544, ..ONE };
+    for dtype in [DType::F16, DType::BF16] {
+        let case =
+            Case::new(format!("{dtype} in large tiles"), Model::new(&wide, uniform(dtype)).file(), &many);
+        cases.push(Case { prompt: 140, after: &[], ..case });
+    }
     let several = Model::new(&long, |name| match name {
         name if name.contains("attn_q") => DType::F16,
         name if name.contains("attn_k") => DType::BF16,

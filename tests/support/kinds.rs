@@ -133,7 +133,7 @@ impl Text<'_> {
             "Turning" => [1, 2].map(|i| (i, arguments[i].into())).into(),
             "attend_part" => vec![(1, arguments[1].into())],
             "matmul_halves" => vec![(1, is(size(1) > 1, "ranges"))],
-            "attend" | "Tile" => vec![(0, arguments[0].into())],
+            "attend" | "Tile" | "HalfTile" => vec![(0, arguments[0].into())],
             "Shape" => {
                 let head_dim = [64, 32, 16].into_iter().find(|n| size(2).is_multiple_of(*n));
                 let head_dim = head_dim.map_or("odd".into(), |n| format!("{n}s"));

@@ -67,8 +67,10 @@ pub fn text(
         if !replaces.is_empty() {
             let formats = row.formats(report).join(", ");
             let of = if formats.is_empty() { String::new() } else { format!("; of {formats}") };
+            let rounds =
+                if row.may_round(report) { "; may round activations to their weight's format" } else { "" };
             let tokens = if row.is_of_wanted(report) { "; R tokens" } else { "" };
-            text += &format!("       {:10} replaces {replaces}{of}{tokens}\n", "");
+            text += &format!("       {:10} replaces {replaces}{of}{rounds}{tokens}\n", "");
         }
     }
     match (&measured, of_device) {

@@ -4,14 +4,9 @@ use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, MatmulPart, MatmulSpec};
 use super::{THREADS, Unit, WAIT, floats, format_name, layout_name, symbol};
 use crate::ir::{DType, Dim, TensorType};
-use crate::target::{HALF_TILE, HalfTiles};
+use crate::target::{HalfTile, HalfTiles};
 
-/// Tokens and threads of a tile, as `kernels/matmul.h` has them.
-const TILE_TOKENS: u32 = 64;
-const TILE_THREADS: u32 = 128;
-/// Blocks of tiles that share a multiprocessor: two leave half of it waiting, and four spill (an H200: 0.97 and 0.52 of the speed).
-const TILES_AT_ONCE: u32 = 3;
-/// The same of narrow tiles, which take more registers.
+/// Blocks of narrow tiles that share a multiprocessor.
 const NARROW_AT_ONCE: u32 = 2;
 /// Rows of a wide tile, and of a narrow one.
 const WIDE_ROWS: u64 = 128;
@@ -23,7 +18,7 @@ const BLOCKS: u64 = 256;
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Bytes,
-    /// Weights in 16 bits, F16 or BF16, and activations split into two such numbers.
+    /// Weights in 16 bits, F16 or BF16, and activations rounded to such numbers.
     Halves,
     Floats,
 }
@@ -45,7 +40,9 @@ impl Unit<'_> {
             Epilogue::Store => {}
             Epilogue::Swiglu { out } => {
                 let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
-                let alike = gate.format == up.format && self.layout(gate.weight) == self.layout(up.weight);
+                let alike = gate.format == up.format
+                    && gate.may_round == up.may_round
+                    && self.layout(gate.weight) == self.layout(up.weight);
                 let in_blocks = self.ty(out)?.dtype == DType::Q8Act;
                 if !alike
                     || gate.bias.is_some()
@@ -58,10 +55,10 @@ impl Unit<'_> {
             Epilogue::ArgMax { .. } => return Ok(false),
         }
         let tiling = self.tiling(m, tokens)?;
-        let HalfTiles { ref splits, ranges } = tiling.halves;
-        let mut split = vec![];
-        for format in splits {
-            split.push((format, self.split(m, *format, tokens)?));
+        let HalfTiles { tile, ref rounds, ranges } = tiling.halves;
+        let mut rounded = vec![];
+        for format in rounds {
+            rounded.push((format, self.round(m, *format, tokens)?));
         }
         // Sums of ranges lie apart, and the bias and the residual are added with them.
         let mut stored = m.parts.clone();
@@ -74,21 +71,21 @@ impl Unit<'_> {
         if tiling.kinds.iter().any(|kind| *kind != Kind::Halves) {
             body += &format!("const auto x = {};\n", self.activations(m.x, m.k)?);
         }
-        for (format, value) in &split {
+        for (format, value) in &rounded {
             body += &format!("const auto x_{format} = {value};\n");
         }
         let (code, blocks) = match m.epilogue {
             Epilogue::Swiglu { out } => self.swiglu_of_tiles(m, &tiling, out, tokens)?,
             Epilogue::Store | Epilogue::ArgMax { .. } => self.sums_of_tiles(m.k, &stored, &tiling, tokens)?,
         };
-        let header = if split.is_empty() { "matmul.h" } else { "matmul_halves.h" };
-        let mut grid = vec![Extent::each(blocks), Extent { dim: tokens, per: TILE_TOKENS }];
+        let header = if rounded.is_empty() { "matmul.h" } else { "matmul_halves.h" };
+        let mut grid = vec![Extent::each(blocks), Extent { dim: tokens, per: tile.tokens as u32 }];
         if ranges > 1 {
             grid.insert(0, Extent::each(ranges));
         }
-        self.file(&[header], TILE_THREADS, grid, body + &code);
+        self.file(&[header], tile.threads, grid, body + &code);
         if let Some(file) = self.files.last_mut() {
-            file.blocks = if tiling.is_narrow { NARROW_AT_ONCE } else { TILES_AT_ONCE };
+            file.blocks = if tiling.is_narrow { NARROW_AT_ONCE } else { tile.at_once };
         }
         if matches!(m.epilogue, Epilogue::Store) {
             self.aliases = residuals(m);
@@ -104,31 +101,35 @@ impl Unit<'_> {
             self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
         let kind = |part: &MatmulPart| match in_bytes {
             true => Kind::Bytes,
-            false if self.target.tiles_halves(part.format, m.k) => Kind::Halves,
+            false if part.may_round && self.target.tiles_halves(part.format, m.k) => Kind::Halves,
             false => Kind::Floats,
         };
+        let halves = self.target.half_tiles(m, tokens.eval(self.bounds));
         let wide_tiles = m.parts.iter().map(|part| part.rows.div_ceil(WIDE_ROWS)).sum::<u64>()
-            * tokens.eval(self.bounds).div_ceil(u64::from(TILE_TOKENS));
+            * tokens.eval(self.bounds).div_ceil(halves.tile.tokens);
         let is_narrow = in_bytes && wide_tiles < BLOCKS && matches!(m.epilogue, Epilogue::Store);
         let rows = match in_bytes {
             true if is_narrow => NARROW_ROWS,
             true => WIDE_ROWS,
-            false => HALF_TILE,
+            false => halves.tile.rows,
         };
-        let halves = self.target.half_tiles(m, tokens.eval(self.bounds));
         Ok(Tiling { kinds: m.parts.iter().map(kind).collect(), rows, is_narrow, halves })
     }
 
-    /// A launch that splits the activations into numbers of `format`, and an expression for those.
-    fn split(&mut self, m: &MatmulSpec, format: DType, tokens: Dim) -> Result<String, String> {
+    /// A launch that rounds the activations to `format`, and an expression for those.
+    fn round(&mut self, m: &MatmulSpec, format: DType, tokens: Dim) -> Result<String, String> {
         let x = self.activations(m.x, m.k)?;
-        let parts = self.scratch(TensorType::new(format, [tokens, Dim::n(2 * m.k)]));
-        let scales = self.scratch(TensorType::new(DType::F32, [tokens]));
+        let near = self.scratch(TensorType::new(format, [tokens, Dim::n(m.k)]));
+        let scales = (format == DType::F16).then(|| self.scratch(TensorType::new(DType::F32, [tokens])));
+        let scales = scales.map_or("nullptr".into(), |scales| format!("(float*)a{scales}"));
         let name = format_name(format);
-        let to = format!("Split<{name}, {}>{{a{parts}, (float*)a{scales}}}", m.k);
+        let to = format!("Rounded<{name}, {}>{{a{near}, {scales}}}", m.k);
+        if self.precision != DType::BF16 {
+            self.precision = format;
+        }
         let warps = THREADS / self.target.wave;
         let body = format!(
-            "__shared__ float room[{warps}];\n{WAIT}split_row<{name}, {THREADS}>(room, {x}, {to}, block_x());\n"
+            "__shared__ float room[{warps}];\n{WAIT}round_row<{name}, {THREADS}>(room, {x}, {to}, block_x());\n"
         );
         self.file(&["matmul_halves.h"], THREADS, vec![Extent::each(tokens)], body);
         Ok(to)
@@ -253,7 +254,10 @@ fn rooms(m: &MatmulSpec, tiling: &Tiling) -> String {
             let run = run(part.format);
             format!("Tile<{run}, {}> t{run}; ", if tiling.is_narrow { "NARROW" } else { "WIDE" })
         }
-        Kind::Halves => "HalfTile halves; ".into(),
+        Kind::Halves => {
+            let HalfTile { rows, tokens, threads, .. } = tiling.halves.tile;
+            format!("HalfTile<{rows}, {tokens}, {threads}> halves; ")
+        }
         Kind::Floats => "FloatTile floats; ".into(),
     };
     let mut rooms: Vec<String> = m.parts.iter().zip(&tiling.kinds).map(room).collect();

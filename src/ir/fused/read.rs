@@ -123,14 +123,16 @@ impl Body<'_> {
                 return Err("a sum that is neither bias nor residual".into());
             }
         }
-        self.expect(v, "matmul")?;
+        let &Op::MatMul { may_round } = self.op(v) else {
+            return Err(format!("{} where matmul should be", self.op(v).name()));
+        };
         let (x, weight) = (self.stored(self.operand(v, 0)?)?, self.stored(self.operand(v, 1)?)?);
         let ty = self.arg_ty(weight);
         let (rows, format) = (constant(ty.shape.first(), "a symbolic number of rows")?, ty.dtype);
         if self.arg_ty(x).dtype == DType::Q8Act && !format.is_quantised() {
             return Err(format!("{format} weights with quantised activations"));
         }
-        Ok((x, MatmulPart { weight, format, rows, bias, residual, out }))
+        Ok((x, MatmulPart { weight, format, rows, may_round, bias, residual, out }))
     }
 
     /// All parts multiply the same activations.

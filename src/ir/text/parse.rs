@@ -521,7 +521,16 @@ fn primitive(at: usize, name: &str, attributes: &mut Attributes<'_>) -> Parsed<O
         "get_rows" => Op::GetRows,
         "dequant" => Op::Dequant,
         "quant_act" => Op::QuantAct,
-        "matmul" => Op::MatMul,
+        "matmul" => {
+            let may_round = match optional("round") {
+                None => false,
+                Some((_, Token::Word("weight"))) => true,
+                Some((at, other)) => {
+                    return Err((at, format!("{} is no rounding: weight", other.describe())));
+                }
+            };
+            Op::MatMul { may_round }
+        }
         "matmul_id" => Op::MatMulId,
         "add" => Op::Add,
         "mul" => Op::Mul,

@@ -149,6 +149,7 @@ pub fn attributes(op: &Op) -> String {
     match op {
         Op::RmsNorm { eps } => format!(" {{eps={}}}", float(*eps)),
         Op::Scores { scale } => format!(" {{scale={}}}", float(*scale)),
+        Op::MatMul { may_round: true } => " {round=weight}".into(),
         Op::KvRead { page } => format!(" {{page={page}}}"),
         Op::CausalMask { window: Some(window) } => format!(" {{window={window}}}"),
         Op::Rope(rope) => {
@@ -162,7 +163,7 @@ pub fn attributes(op: &Op) -> String {
         | Op::GetRows
         | Op::Dequant
         | Op::QuantAct
-        | Op::MatMul
+        | Op::MatMul { may_round: false }
         | Op::MatMulId
         | Op::Add
         | Op::Mul

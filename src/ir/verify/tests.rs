@@ -122,7 +122,7 @@ fn rule_3_types_follow_from_operands() {
     let a = g.results()[0].node;
     g.raw_mut()[a].outs[0] = TensorType::new(DType::F32, [7u64]);
     breaks(&g, 3, "the results are declared as f32[7], but the operands give f32[T,64]");
-    g.raw_mut()[a].op = Op::MatMul;
+    g.raw_mut()[a].op = Op::MatMul { may_round: false };
     breaks(&g, 3, "takes 2 operands, not 1");
 }
 

@@ -62,7 +62,7 @@ impl PrimitiveKernel {
         let per_row = types.len() == 2 && types[1].shape.len() == 1 && types[0].shape.len() != 1;
         let mut rotation = None;
         match op {
-            Op::Const { .. } | Op::Dequant | Op::QuantAct | Op::MatMul => {}
+            Op::Const { .. } | Op::Dequant | Op::QuantAct | Op::MatMul { .. } => {}
             Op::MatMulId => drop(binding::size("the matrices", types[1].shape[0].c)?),
             Op::GetRows => {
                 binding::table_rows(types[0].first())?;
@@ -296,7 +296,7 @@ impl PrimitiveKernel {
                     args.store(self.out, block, &[quantise(&x)]);
                 }
             }
-            Op::MatMul => {
+            Op::MatMul { .. } => {
                 let k = width(&self.types[0], syms);
                 for i in 0..n {
                     let y = Self::dot::<I>(args, k, (0, row * k), (1, i * k));
