@@ -345,6 +345,7 @@ pub(super) fn furthest(
     for (found, wanted) in results {
         let rounding = match (wanted.dtype(), precision) {
             (DType::I32, _) => 0.0,
+            // Eight bits, three fewer than F16 has.
             (_, DType::BF16) => 4e-3,
             _ => tolerance_of(precision),
         };

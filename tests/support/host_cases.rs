@@ -159,7 +159,7 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
         let file = Model::new(&long, uniform(dtype)).file();
         cases.push(Case::new(format!("{dtype} in ranges of columns"), file, &options));
     }
-    // Of many tokens, whose tiles are large, and all results are of more than one.
+    // Of so many tokens that tiles are large: two of tokens, one or more of rows, and those of downs in two ranges.
     let many = Options { context: Some(4096), chunk: 4096, ..options.clone() };
     let wide = Shape { width: 160, heads: 2, head_dim: 80, rotated: 80, ffn: 544, ..ONE };
     for dtype in [DType::F16, DType::BF16] {
