@@ -89,6 +89,15 @@ DEVICE void warp_barrier() {
 // Nothing loaded before is kept in registers for what comes after.
 DEVICE void forget_loads() { asm volatile("" ::: "memory"); }
 
+// Nothing is known of a value from here on.
+DEVICE void forget(u32& x) {
+#if SINTER_AMD && !SINTER_HOST
+    asm volatile("" : "+v"(x));
+#else
+    asm volatile("" : "+r"(x));
+#endif
+}
+
 // The next kernel may be made ready from now on, though it has to wait for this one.
 DEVICE void let_next_start() {
 #if SINTER_NVIDIA && __CUDA_ARCH__ >= 900
@@ -190,6 +199,32 @@ DEVICE u16 float_to_half(float x) {
     return __builtin_bit_cast(u16, (_Float16)x);
 #endif
 }
+
+// Two halves in a word: both the nearest to `x`; differences; and products, to which others are added, rounded once where a device can.
+#if SINTER_NVIDIA
+DEVICE u32 two_halves(float x) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+DEVICE u32 differences(u32 a, u32 b) {
+    u32 bits;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(bits) : "r"(a), "r"(b));
+    return bits;
+}
+DEVICE u32 fused_halves(u32 a, u32 b, u32 c) {
+    u32 bits;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(bits) : "r"(a), "r"(b), "r"(c));
+    return bits;
+}
+#else
+typedef _Float16 Half2 __attribute__((ext_vector_type(2)));
+DEVICE u32 two_halves(float x) { return 0x10001u * float_to_half(x); }
+DEVICE u32 differences(u32 a, u32 b) { return __builtin_bit_cast(u32, __builtin_bit_cast(Half2, a) - __builtin_bit_cast(Half2, b)); }
+DEVICE u32 fused_halves(u32 a, u32 b, u32 c) {
+    return __builtin_bit_cast(u32, __builtin_bit_cast(Half2, a) * __builtin_bit_cast(Half2, b) + __builtin_bit_cast(Half2, c));
+}
+#endif
 
 // Elements that are stored as one or the other.
 struct AsFloat {
@@ -416,7 +451,6 @@ DEVICE float dot2(u32 a, u32 b, float sum) {
     sum = fused(half_to_float((u16)a), half_to_float((u16)b), sum);
     return fused(half_to_float((u16)(a >> 16)), half_to_float((u16)(b >> 16)), sum);
 #else
-    typedef _Float16 Half2 __attribute__((ext_vector_type(2)));
     return __builtin_amdgcn_fdot2(__builtin_bit_cast(Half2, a), __builtin_bit_cast(Half2, b), sum, false);
 #endif
 }

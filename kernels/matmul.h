@@ -57,15 +57,16 @@ DEVICE int column_of_run(int step, int run) {
     return chunk / F::CHUNKS * F::BLOCK + F::column(chunk % F::CHUNKS, run % F::GROUPS);
 }
 
-template <class F, class L, int K, int PARTS>
-DEVICE void load_weights(OnTheWay<F, PARTS>& to, const u8* weight, int rows, int row, int step) {
+template <class F, class L, int K>
+DEVICE void load_weights(typename F::Raw (&to)[TILE_COLUMNS / F::SPAN], const u8* weight, int rows, int row, int step) {
+    constexpr int CHUNKS = TILE_COLUMNS / F::SPAN;
     const u64 blocks = (u64)rows * (K / F::BLOCK);
 #pragma unroll
-    for (int p = 0; p < OnTheWay<F, PARTS>::CHUNKS; p++) {
-        const int chunk = step * OnTheWay<F, PARTS>::CHUNKS + p;
+    for (int p = 0; p < CHUNKS; p++) {
+        const int chunk = step * CHUNKS + p;
         // A chunk that is none repeats the last; what it meets is zero.
         const int near = least(chunk, K / F::SPAN - 1);
-        to.raw[p] = F::template load<L>(weight, blocks, (u64)row * (K / F::BLOCK) + near / F::CHUNKS, near % F::CHUNKS);
+        to[p] = F::template load<L>(weight, blocks, (u64)row * (K / F::BLOCK) + near / F::CHUNKS, near % F::CHUNKS);
     }
 }
 
@@ -218,7 +219,7 @@ DEVICE void sum_tile(Tile<F::RUN, PARTS>& tile, const u8* weight, int rows, int 
         }
     }
     OnTheWay<F, PARTS> next;
-    load_weights<F, L, K>(next, weight, rows, row, part);
+    load_weights<F, L, K>(next.raw, weight, rows, row, part);
     wait_for_previous();
     load_activations<F>(next, x, token, tokens, 0);
     for (int step = 0; step < STEPS; step++) {
@@ -226,7 +227,7 @@ DEVICE void sum_tile(Tile<F::RUN, PARTS>& tile, const u8* weight, int rows, int 
         store_tile<F>(tile, next, step * PARTS + part);
         barrier();
         if (step + 1 < STEPS) {
-            load_weights<F, L, K>(next, weight, rows, row, (step + 1) * PARTS + part);
+            load_weights<F, L, K>(next.raw, weight, rows, row, (step + 1) * PARTS + part);
             load_activations<F>(next, x, token, tokens, step + 1);
         }
         multiply_tile<F>(tile, tokens - token, sums);

@@ -50,40 +50,30 @@ DEVICE void round_row(float* room, Floats<K> x, Rounded<F, K> to, int token) {
     }
 }
 
-// Columns that are multiplied between two barriers, and vectors of 16 bytes of a row of those.
-constexpr int HALF_COLUMNS = 32, HALF_VECTORS = 2 * HALF_COLUMNS / 16;
+// Columns that are multiplied between two barriers.
+constexpr int HALF_COLUMNS = 32;
 
-// Columns of as many rows, of weights or activations. Vectors of neighbouring rows change places, so that those of eight rows, which are loaded at
-// once, share no bank.
-template <int ROWS>
+// So many columns of as many rows, of weights or activations. Vectors of neighbouring rows change places, so that those of eight rows, which are loaded
+// at once, share no bank.
+template <int ROWS, int COLUMNS>
 struct HalfRows {
-    alignas(16) u8 bytes[ROWS * 16 * HALF_VECTORS];
-    static DEVICE u32 place(u32 row, u32 vector) { return 16 * (row * HALF_VECTORS + (vector ^ row / 2 % HALF_VECTORS)); }
+    // Vectors of 16 bytes of a row.
+    static constexpr int VECTORS = COLUMNS / 8;
+    static_assert(VECTORS == 4 || VECTORS == 8, "eight rows have each vector in eight places, or in four of two rows each");
+    alignas(16) u8 bytes[ROWS * 16 * VECTORS];
+    static DEVICE u32 place(u32 row, u32 vector) { return 16 * (row * VECTORS + (vector ^ row / (8 / VECTORS) % VECTORS)); }
     // Vector `vector` of row `row + more`, of which `more` is a multiple of 8: vectors change places there alike, and no other place is kept.
-    DEVICE u8* at(int row, int more, int vector) { return bytes + place(row, vector) + more * (16 * HALF_VECTORS); }
-    // The same of the two vectors of 16 columns, whose places differ by a bit from those of other columns.
-    DEVICE const u8* at(int row, int more, int vector, int columns) const {
-        return bytes + (place(row, vector) ^ 32 * columns) + more * (16 * HALF_VECTORS);
+    DEVICE u8* at(int row, int more, int vector) { return bytes + place(row, vector) + more * (16 * VECTORS); }
+    // The same of the two vectors of columns from `16 * n` on, whose places differ from those of the first by the bits of `32 * n`.
+    DEVICE const u8* at(int row, int more, int vector, u32 bits) const {
+        return bytes + (place(row, vector) ^ bits) + more * (16 * VECTORS);
     }
 };
 
-// A tile of as many rows and tokens, and its shared memory: the columns that are multiplied, and of those after them as many as can be on their way.
-// The warps share it by squares of 16 tokens and 16 rows, two of them its rows.
+// How the warps share a tile of as many rows and tokens: by squares of 16 tokens and 16 rows, two of them its rows.
 template <int ROWS_, int TOKENS_, int THREADS_>
-struct HalfTile {
+struct Squares {
     static constexpr int ROWS = ROWS_, TOKENS = TOKENS_, THREADS = THREADS_;
-    static constexpr int STAGES = Copy::IS_HELD ? 2 : least(4, (48 << 10) / (16 * HALF_VECTORS * (ROWS + TOKENS)));
-    struct Stage {
-        HalfRows<ROWS> w;
-        HalfRows<TOKENS> x;
-    };
-    // Floats from token to token of results that are stored in rows: that of the next has another bank, where that takes no more room.
-    static constexpr int HALF = ROWS / 2, STRIDE = HALF + (4 * TOKENS * (HALF + 4) <= (int)sizeof(Stage) * STAGES ? 4 : 0);
-    union {
-        Stage stages[STAGES];
-        float results[TOKENS][STRIDE];
-    };
-
     static constexpr int WARPS_OF_TOKENS = THREADS / WARP / 2, DOWN = TOKENS / 16 / WARPS_OF_TOKENS, ACROSS = ROWS / 2 / 16;
     static_assert(DOWN * WARPS_OF_TOKENS * 16 == TOKENS && ACROSS * 32 == ROWS, "the warps have whole squares");
     static DEVICE int token() { return (u32)warp() / 2 * DOWN * 16; }
@@ -93,13 +83,44 @@ struct HalfTile {
     // What a lane sums.
     struct Sums {
         float x[DOWN][ACROSS][SUMS];
+        DEVICE void clear() {
+#pragma unroll
+            for (int d = 0; d < DOWN; d++) {
+                for (int a = 0; a < ACROSS; a++) {
+                    for (int i = 0; i < SUMS; i++) x[d][a][i] = 0;
+                }
+            }
+        }
+    };
+    // Results that are stored in rows, where `ROOM` bytes were a tile.
+    static constexpr int HALF = ROWS / 2;
+    template <int ROOM>
+    struct Results {
+        // Floats from token to token: that of the next has another bank, where that takes no more room.
+        static constexpr int STRIDE = HALF + (4 * TOKENS * (HALF + 4) <= ROOM ? 4 : 0);
+        float x[TOKENS][STRIDE];
+    };
+};
+
+// A tile, and its shared memory: the columns that are multiplied, and of those after them as many as can be on their way.
+template <int ROWS, int TOKENS, int THREADS>
+struct HalfTile : Squares<ROWS, TOKENS, THREADS> {
+    struct Stage {
+        HalfRows<ROWS, HALF_COLUMNS> w;
+        HalfRows<TOKENS, HALF_COLUMNS> x;
+    };
+    static constexpr int STAGES = Copy::IS_HELD ? 2 : least(4, (48 << 10) / (int)sizeof(Stage));
+    union {
+        Stage stages[STAGES];
+        typename Squares<ROWS, TOKENS, THREADS>::template Results<(int)sizeof(Stage) * STAGES> results;
     };
 };
 
 // What a thread copies of rows at each step: a vector of each of some, or of those that there are.
-template <class T, int ROWS, bool ALL>
+template <class T, int ROWS, int COLUMNS, bool ALL>
 struct RowCopies {
-    static constexpr int AT_ONCE = T::THREADS / HALF_VECTORS, EACH = ROWS / AT_ONCE;
+    typedef HalfRows<ROWS, COLUMNS> To;
+    static constexpr int AT_ONCE = T::THREADS / To::VECTORS, EACH = ROWS / AT_ONCE;
     static_assert(AT_ONCE % 8 == 0 && ROWS % AT_ONCE == 0, "rows that a thread copies have their vectors in the same places");
     // 32 bits for each row leave registers for sums.
     const u8* base;
@@ -116,18 +137,18 @@ struct RowCopies {
             from[i] = offset(least(row(i), rows - 1)) + 16 * vector();
         }
     }
-    static DEVICE int row(int i) { return i * AT_ONCE + (u32)thread() / HALF_VECTORS; }
-    static DEVICE int vector() { return (u32)thread() % HALF_VECTORS; }
+    static DEVICE int row(int i) { return i * AT_ONCE + (u32)thread() / To::VECTORS; }
+    static DEVICE int vector() { return (u32)thread() % To::VECTORS; }
 
-    // The next columns. What no row has is left as it is: nothing of a row is made of it.
-    DEVICE void begin(HalfRows<ROWS>& to) {
+    // The columns at `base`; the next begin so many bytes after those. What no row has is left as it is: nothing of a row is made of it.
+    DEVICE void begin(To& to, int bytes) {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (is_row[i]) copies[i].begin(to.at(row(0), i * AT_ONCE, vector()), base + from[i]);
         }
-        base += 2 * HALF_COLUMNS;
+        base += bytes;
     }
-    DEVICE void finish(HalfRows<ROWS>& to) {
+    DEVICE void finish(To& to) {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (is_row[i]) copies[i].finish(to.at(row(0), i * AT_ONCE, vector()));
@@ -141,16 +162,17 @@ struct HalfShares {
     Right<32> w[T::ACROSS];
     Left<32> x[T::DOWN];
 
-    // Those of columns `16 * columns` and after, of so many tokens.
-    DEVICE void load(const typename T::Stage& from, int columns, int tokens) {
+    // Those of columns from `16 * n` on, where `bits` is `32 * n` (see `HalfRows::at`), of so many tokens.
+    template <int COLUMNS>
+    DEVICE void load(const HalfRows<T::ROWS, COLUMNS>& weights, const HalfRows<T::TOKENS, COLUMNS>& activations, u32 bits, int tokens) {
 #pragma unroll
         for (int a = 0; a < T::ACROSS; a++) {
-            w[a].load([&](int row, int vector) { return from.w.at(T::row() + row, 16 * a, vector, columns); });
+            w[a].load([&](int row, int vector) { return weights.at(T::row() + row, 16 * a, vector, bits); });
         }
 #pragma unroll
         for (int d = 0; d < T::DOWN; d++) {
             if (T::SKIPS && T::token() + 16 * d >= tokens) continue;
-            x[d].load([&](int row, int vector) { return from.x.at(T::token() + row, 16 * d, vector, columns); });
+            x[d].load([&](int row, int vector) { return activations.at(T::token() + row, 16 * d, vector, bits); });
         }
     }
     template <class F>
@@ -178,38 +200,34 @@ DEVICE void sum_half_tile(T& tile, const u8* weight, Offset offset, Rounded<F, K
     static_assert(K % HALF_COLUMNS == 0 && RANGES <= STEPS, "steps are whole, and each range has one");
     static_assert(SHARES == 2, "shares take turns");
     const int first = STEPS * range / RANGES, end = STEPS * (range + 1) / RANGES;
-#pragma unroll
-    for (int d = 0; d < T::DOWN; d++) {
-        for (int a = 0; a < T::ACROSS; a++) {
-            for (int i = 0; i < SUMS; i++) sums.x[d][a][i] = 0;
-        }
-    }
+    sums.clear();
     tokens -= token;
     constexpr int STEP = 2 * HALF_COLUMNS;
-    RowCopies<T, T::ROWS, true> weights(weight + first * STEP, offset, T::ROWS);
-    RowCopies<T, T::TOKENS, !T::SKIPS> activations(x.row(token) + first * STEP, [&](int i) { return (u32)i * (2 * K); }, tokens);
-    weights.begin(tile.stages[0].w);
+    RowCopies<T, T::ROWS, HALF_COLUMNS, true> weights(weight + first * STEP, offset, T::ROWS);
+    RowCopies<T, T::TOKENS, HALF_COLUMNS, !T::SKIPS> activations(
+        x.row(token) + first * STEP, [&](int i) { return (u32)i * (2 * K); }, tokens);
+    weights.begin(tile.stages[0].w, STEP);
     wait_for_previous();
-    activations.begin(tile.stages[0].x);
+    activations.begin(tile.stages[0].x, STEP);
     weights.finish(tile.stages[0].w);
     activations.finish(tile.stages[0].x);
     end_step_of_copies();
 #pragma unroll
     for (int i = 1; i < STAGES; i++) {
         if (first + i < end) {
-            weights.begin(tile.stages[i].w);
-            activations.begin(tile.stages[i].x);
+            weights.begin(tile.stages[i].w, STEP);
+            activations.begin(tile.stages[i].x, STEP);
         }
         end_step_of_copies();
     }
     wait_for_copies<STAGES - 1>();
     barrier();
     HalfShares<T> shares[2];
-    shares[0].load(tile.stages[0], 0, tokens);
+    shares[0].load(tile.stages[0].w, tile.stages[0].x, 0, tokens);
     int now = 0;
 #pragma unroll 1
     for (int left = end - first; left > 0; left--) {
-        shares[1].load(tile.stages[now], 1, tokens);
+        shares[1].load(tile.stages[now].w, tile.stages[now].x, 32, tokens);
         shares[0].template multiply<F>(tokens, sums);
         const int next = now + 1 == STAGES ? 0 : now + 1;
         if (left > 1) {
@@ -220,14 +238,61 @@ DEVICE void sum_half_tile(T& tile, const u8* weight, Offset offset, Rounded<F, K
             // Nor does any warp load what is copied over now.
             barrier();
             if (left > STAGES) {
-                weights.begin(tile.stages[now].w);
-                activations.begin(tile.stages[now].x);
+                weights.begin(tile.stages[now].w, STEP);
+                activations.begin(tile.stages[now].x, STEP);
             }
             end_step_of_copies();
-            shares[0].load(tile.stages[next], 0, tokens);
+            shares[0].load(tile.stages[next].w, tile.stages[next].x, 0, tokens);
         }
         shares[1].template multiply<F>(tokens, sums);
         now = next;
+    }
+}
+
+// Stores the sums of a tile from row `first` on, of range `range` of the columns; each is to be multiplied by `scale` and its token's.
+template <class T, class X>
+DEVICE void store_sums(Part part, X x, float scale, int first, int token, int tokens, int range, const typename T::Sums& sums) {
+    part.out += (u64)range * tokens * part.rows;
+#pragma unroll
+    for (int d = 0; d < T::DOWN; d++) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) {
+            const int t = token + T::token() + 16 * d + left_row(i);
+            const float each = x.scale(least(t, tokens - 1)) * scale;
+            for (int a = 0; a < T::ACROSS; a++) store_sum(part, t, first + T::row() + 16 * a + right_row(i), tokens, sums.x[d][a][i] * each);
+        }
+    }
+}
+
+// Of a tile for silu(gate) * up, of whose rows each warp has as many of both weights: the weight of row `row`, and which of the weight's rows it is.
+template <class T>
+struct OfBoth {
+    static constexpr int QUARTER = T::ROWS / 4;
+    static DEVICE bool is_up(int row) { return row / QUARTER % 2 != 0; }
+    static DEVICE int row(int row) { return row / T::HALF * QUARTER + row % QUARTER; }
+};
+
+// Stores silu(gate) * up of its sums by `out`.
+template <class T, class X, class Out>
+DEVICE void store_swiglu(T& tile, X x, float scale, int first, int rows, int token, int tokens, const typename T::Sums& sums, Out out) {
+    barrier();
+#pragma unroll
+    for (int d = 0; d < T::DOWN; d++) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) {
+            const int t = T::token() + 16 * d + left_row(i);
+            const float each = x.scale(least(token + t, tokens - 1)) * scale;
+            for (int a = 0; a < T::ACROSS / 2; a++) {
+                tile.results.x[t][T::row() / 2 + 16 * a + right_row(i)] =
+                    silu(sums.x[d][a][i] * each) * (sums.x[d][T::ACROSS / 2 + a][i] * each);
+            }
+        }
+    }
+    barrier();
+    for (int i = thread(); i < T::TOKENS * T::HALF; i += T::THREADS) {
+        const int t = i / T::HALF, r = i % T::HALF;
+        const float value[1] = {tile.results.x[t][r]};
+        out.store(token + t, first + r, value, token + t < tokens && first + r < rows);
     }
 }
 
@@ -239,49 +304,21 @@ DEVICE void matmul_halves(T& tile, Part part, Rounded<typename M::Format, K> x, 
     typename T::Sums sums;
     const auto offset = [&](int i) { return (u32)least(i, part.rows - 1 - first) * (2 * K); };
     sum_half_tile<RANGES>(tile, part.weight + (u64)first * (2 * K), offset, x, token, tokens, range, sums);
-    part.out += (u64)range * tokens * part.rows;
-#pragma unroll
-    for (int d = 0; d < T::DOWN; d++) {
-#pragma unroll
-        for (int i = 0; i < SUMS; i++) {
-            const int t = token + T::token() + 16 * d + left_row(i);
-            const float scale = x.scale(least(t, tokens - 1));
-            for (int a = 0; a < T::ACROSS; a++) store_sum(part, t, first + T::row() + 16 * a + right_row(i), tokens, sums.x[d][a][i] * scale);
-        }
-    }
+    store_sums<T>(part, x, 1, first, token, tokens, range, sums);
 }
 
-// As `matmul_swiglu`, for half as many rows as a tile has: of its rows each warp has as many of both weights.
+// As `matmul_swiglu`, for half as many rows as a tile has.
 template <class M, class T, int K, class Out>
 DEVICE void matmul_halves_swiglu(T& tile, const u8* gate, const u8* up, int rows, Rounded<typename M::Format, K> x, int block, int tokens,
                                  Out out) {
-    constexpr int HALF = T::ROWS / 2, QUARTER = T::ROWS / 4;
-    const int token = block_x() * T::TOKENS, first = block * HALF;
-    // All rows that a thread copies are of one weight.
-    static_assert(T::THREADS / HALF_VECTORS % (2 * QUARTER) == 0, "rows that a thread copies are as many apart");
-    const u8* weight = thread() / HALF_VECTORS / QUARTER % 2 == 0 ? gate : up;
-    const auto offset = [&](int i) { return (u32)least(i / HALF * QUARTER + i % QUARTER, rows - 1 - first) * (2 * K); };
+    typedef RowCopies<T, T::ROWS, HALF_COLUMNS, true> Copies;
+    const int token = block_x() * T::TOKENS, first = block * T::HALF;
+    static_assert(Copies::AT_ONCE % (2 * OfBoth<T>::QUARTER) == 0, "all rows that a thread copies are of one weight");
+    const u8* weight = OfBoth<T>::is_up(Copies::row(0)) ? up : gate;
+    const auto offset = [&](int i) { return (u32)least(OfBoth<T>::row(i), rows - 1 - first) * (2 * K); };
     typename T::Sums sums;
     sum_half_tile<1>(tile, weight + (u64)first * (2 * K), offset, x, token, tokens, 0, sums);
-    barrier();
-#pragma unroll
-    for (int d = 0; d < T::DOWN; d++) {
-#pragma unroll
-        for (int i = 0; i < SUMS; i++) {
-            const int t = T::token() + 16 * d + left_row(i);
-            const float scale = x.scale(least(token + t, tokens - 1));
-            for (int a = 0; a < T::ACROSS / 2; a++) {
-                tile.results[t][T::row() / 2 + 16 * a + right_row(i)] =
-                    silu(sums.x[d][a][i] * scale) * (sums.x[d][T::ACROSS / 2 + a][i] * scale);
-            }
-        }
-    }
-    barrier();
-    for (int i = thread(); i < T::TOKENS * HALF; i += T::THREADS) {
-        const int t = i / HALF, r = i % HALF;
-        const float value[1] = {tile.results[t][r]};
-        out.store(token + t, first + r, value, token + t < tokens && first + r < rows);
-    }
+    store_swiglu(tile, x, 1, first, rows, token, tokens, sums, out);
 }
 
 // Adds the sums of all ranges, which lie one after another, each of all tokens; a thread has one row of a token.

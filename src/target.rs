@@ -80,6 +80,12 @@ pub struct Target {
     pub f32_gflops: f64,
     /// Rate of 8-bit integer dot products in 1e9 operations per second; none if the target lacks them.
     pub dot4_gops: Option<f64>,
+    /// Rate of the matrix units of a GPU over numbers in 16 bits, in 1e9 operations per second; that of float32 where nobody said.
+    #[serde(default)]
+    pub f16_gflops: Option<f64>,
+    /// To what the activations of many tokens are rounded that meet quantised weights: [`DType::Q8Act`], or F16 where a GPU has matrix units of those.
+    #[serde(default = "default_activations")]
+    pub prompt_activations: DType,
     /// How a GPU's matvecs go over weights of a format, where that was measured; elsewhere they are portable ([`Target::shape`]).
     #[serde(default)]
     pub shapes: BTreeMap<DType, MatvecShape>,
@@ -134,6 +140,10 @@ fn gpu_buckets() -> Vec<u64> {
     vec![1, 2, 4, 8, 64]
 }
 
+fn default_activations() -> DType {
+    DType::Q8Act
+}
+
 fn default_wave() -> u32 {
     32
 }
@@ -168,6 +178,9 @@ impl Target {
                 launch_us: 3.9,
                 f32_gflops,
                 dot4_gops,
+                // Matrix units of such cards do as many of either.
+                f16_gflops: dot4_gops.filter(|_| halves::has_units(arch)),
+                prompt_activations: default_activations(),
                 shapes: BTreeMap::new(),
                 efficiency: BTreeMap::new(),
                 residual_epilogue: 1.0,
@@ -198,6 +211,9 @@ impl Target {
                     launch_us: 1.2,
                     f32_gflops: 60_000.0,
                     dot4_gops: Some(240_000.0),
+                    // Of a prompt of 512 tokens of an 8B in F16.
+                    f16_gflops: Some(260_000.0),
+                    prompt_activations: default_activations(),
                     shapes: if capability == 90 { measured_shapes() } else { BTreeMap::new() },
                     efficiency: BTreeMap::new(),
                     residual_epilogue: 1.0,
@@ -238,6 +254,8 @@ impl Target {
             launch_us: 1.0,
             f32_gflops: 60.0,
             dot4_gops: Some(120.0),
+            f16_gflops: None,
+            prompt_activations: default_activations(),
             shapes: BTreeMap::new(),
             efficiency: BTreeMap::new(),
             residual_epilogue: 1.0,
@@ -258,6 +276,8 @@ impl Target {
             launch_us: 1.0,
             f32_gflops: 60.0,
             dot4_gops: Some(120.0),
+            f16_gflops: None,
+            prompt_activations: default_activations(),
             shapes: BTreeMap::new(),
             efficiency: BTreeMap::new(),
             residual_epilogue: 1.0,
@@ -281,6 +301,8 @@ impl Target {
             launch_us: 4.0,
             f32_gflops: 30_000.0,
             dot4_gops: Some(120_000.0),
+            f16_gflops: None,
+            prompt_activations: default_activations(),
             shapes: BTreeMap::new(),
             efficiency: BTreeMap::from([(Kernel::MatmulSwiglu, 0.31)]),
             residual_epilogue: 0.95,
@@ -330,6 +352,7 @@ impl Target {
         positive("bandwidth_gbs", self.bandwidth_gbs)?;
         positive("f32_gflops", self.f32_gflops)?;
         positive("dot4_gops", self.dot4_gops.unwrap_or(1.0))?;
+        positive("f16_gflops", self.f16_gflops.unwrap_or(1.0))?;
         positive("residual_epilogue", self.residual_epilogue)?;
         for (kernel, x) in &self.efficiency {
             positive(&format!("efficiency.{}", kernel.name()), *x)?;
@@ -341,6 +364,12 @@ impl Target {
                     self.name
                 ));
             }
+        }
+        if !matches!(self.prompt_activations, DType::Q8Act | DType::F16) {
+            let Target { name, prompt_activations, .. } = self;
+            return Err(format!(
+                "target {name:?}: prompt_activations must be Q8Act or F16, not {prompt_activations:?}"
+            ));
         }
         if !(self.launch_us.is_finite() && self.launch_us >= 0.0) {
             return Err(format!("target {:?}: launch_us must not be negative", self.name));
@@ -375,10 +404,11 @@ mod tests {
             assert_eq!((target.name.as_str(), target.validate()), (name, Ok(())));
         }
         type Set = fn(&mut Target, f64);
-        let positive: [(&str, Set); 6] = [
+        let positive: [(&str, Set); 7] = [
             ("bandwidth_gbs", |t, x| t.bandwidth_gbs = x),
             ("f32_gflops", |t, x| t.f32_gflops = x),
             ("dot4_gops", |t, x| t.dot4_gops = Some(x)),
+            ("f16_gflops", |t, x| t.f16_gflops = Some(x)),
             ("residual_epilogue", |t, x| t.residual_epilogue = x),
             ("efficiency.swiglu", |t, x| _ = t.efficiency.insert(Kernel::Swiglu, x)),
             ("launch_us", |t, x| t.launch_us = x),
@@ -400,6 +430,8 @@ mod tests {
             let target = Target { buckets, ..Target::test_cpu() };
             assert!(target.validate().unwrap_err().contains("buckets"));
         }
+        let bits = Target { prompt_activations: DType::BF16, ..Target::test_cpu() };
+        assert!(bits.validate().unwrap_err().contains("prompt_activations must be Q8Act or F16, not BF16"));
         // Kernels are compiled for the wave that the architecture has.
         for (arch, wave) in [("gfx942", 32), ("gfx1100", 64), ("sm_90", 64), ("sm_90", 0)] {
             let wrong = Target { wave, ..Target::gpu(arch).unwrap() }.validate().unwrap_err();

@@ -5,18 +5,21 @@
 //! smallest kernels take; on a GPU, where a step is one graph, what the step of generation takes beyond its bytes and operations, shared
 //! among its launches. Steps are timed with caches filled to what they are predicted for. What a kind of kernel takes beyond that is its efficiency ([`Measured::efficiency`]). Then each fusion pass is left out
 //! once: with which a step takes longer than without, by more than the noise, loses here. Shapes of a GPU's matvecs are tried
-//! format by format: other rows and pairs, then other warps with the best of those; the fastest that wins is the target's.
+//! format by format: other rows and pairs, then other warps with the best of those; the fastest that wins is the target's. To what its prompts round
+//! activations is tried before all else (`turns.rs`).
 
-use crate::bench::{self, Bench, BenchError, Profile, Test, Work};
+mod turns;
+
+use crate::bench::{self, Arithmetic, Bench, BenchError, Profile, Test, Work};
 use crate::compile::{self, CompileError, Options, Purpose};
 use crate::gguf::GgufFile;
-use crate::ir::{DType, Graph, Kernel, Outcome, Report};
+use crate::ir::{DType, Graph, Kernel, Report};
 use crate::lower::Config;
 use crate::model::{self, ModelError};
-use crate::passes::{NOT_FUSIONS, cost};
-use crate::runtime::{DeviceOptions, Stage};
+use crate::passes::cost;
+use crate::runtime::DeviceOptions;
 use crate::target::{Losing, MatvecShape, Measured, MeasuredTime, Target, TargetKind};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,6 +61,8 @@ pub struct Tuning {
     pub steps: Vec<TunedStep>,
     pub fusions: Vec<TunedFusion>,
     pub shapes: Vec<TunedShape>,
+    /// None where there was no other.
+    pub activations: Option<TunedActivations>,
 }
 
 /// A step, as predicted by the fitted target and as measured.
@@ -97,14 +102,26 @@ pub struct TunedShape {
     pub taken: bool,
 }
 
+/// A GPU's prompts with activations rounded to other numbers than the target has.
+#[derive(Clone, Debug)]
+pub struct TunedActivations {
+    pub activations: DType,
+    /// Of a step of the prompt.
+    pub us: f64,
+    /// As the target had it.
+    pub before_us: f64,
+    /// Whether it is what the target has from now on.
+    pub taken: bool,
+}
+
 /// A step that is timed.
 struct Step {
     test: Test,
     graph: Graph,
     report: Report,
     profile: Profile,
-    /// Microseconds of each node, by its words.
-    times: BTreeMap<String, f64>,
+    /// Microseconds of each node, by its words, and of what its operations are.
+    times: BTreeMap<String, (f64, Arithmetic)>,
 }
 
 /// Measures the device on a model. `name` is what the device is called.
@@ -122,12 +139,21 @@ pub fn tune(
     let config = Config::from_gguf(file.gguf()).map_err(CompileError::from)?;
     let prompt = how.prompt.min(options.chunk_of(&config)).min(options.context_of(&config) / 2).max(1);
     let context = (2 * prompt).max(64);
-    let options = Options { context: Some(context), chunk: prompt, greedy: false, ..options.clone() };
+    let mut options = Options { context: Some(context), chunk: prompt, greedy: false, ..options.clone() };
     let tests = [(Work::Prompt(prompt), prompt), (Work::Generate { tokens: 1, logits: true }, 1)];
     // To the end of the caches, as the cost model has it.
     let tests = tests.map(|(work, tokens)| Test { work, depth: context - tokens, sequences: 1 });
 
+    let on_gpu = options.target.kind != TargetKind::Cpu;
     let mut bench = Bench::new(model::executor(file, path, &options, Purpose::Generate, device)?)?;
+    let activations = match how.fusions && on_gpu {
+        true => turns::other_activations(&mut bench, file, path, &options, device, &tests[0], how)?,
+        false => None,
+    };
+    if let Some(tried) = activations.as_ref().filter(|tried| tried.taken) {
+        options.target.prompt_activations = tried.activations;
+        bench = Bench::new(model::executor(file, path, &options, Purpose::Generate, device)?)?;
+    }
     let steps = tests.map(|test| measured(&mut bench, file, &options, &config, test, how.steps));
     let steps: Vec<Step> = steps.into_iter().collect::<Result<_, _>>()?;
     let bandwidth = match options.target.kind {
@@ -146,11 +172,11 @@ pub fn tune(
     let mut target = Target { efficiency: options.target.efficiency.clone(), ..fitted.clone() };
     let told = steps.iter().map(|step| told(step, &options.target, &target)).collect();
     let fusions = match how.fusions {
-        true => without_each(&mut bench, file, path, &options, device, &steps, how)?,
+        true => turns::without_each(&mut bench, file, path, &options, device, &steps, how)?,
         false => vec![],
     };
-    let shapes = match how.fusions && options.target.kind != TargetKind::Cpu {
-        true => other_shapes(&mut bench, file, path, &options, device, &steps[1], how)?,
+    let shapes = match how.fusions && on_gpu {
+        true => turns::other_shapes(&mut bench, file, path, &options, device, &steps[1], how)?,
         false => vec![],
     };
     for tried in shapes.iter().filter(|tried| tried.taken) {
@@ -163,7 +189,7 @@ pub fn tune(
         without_us: f.without_us,
     });
     let times = steps.iter().flat_map(|step| {
-        let of = |(at, us): (&String, &f64)| MeasuredTime {
+        let of = |(at, (us, _)): (&String, &(f64, Arithmetic))| MeasuredTime {
             step: step.report.graph.clone(),
             at: at.clone(),
             us: *us,
@@ -180,7 +206,7 @@ pub fn tune(
         losing: losing.collect(),
     });
     target.validate().map_err(TuneError::Fit)?;
-    Ok(Tuning { target, steps: told, fusions, shapes })
+    Ok(Tuning { target, steps: told, fusions, shapes, activations })
 }
 
 /// More than caches hold.
@@ -202,7 +228,8 @@ fn measured(
     let program = programs.iter().find(|program| program.name == profile.program).ok_or_else(none)?;
     let mut times = BTreeMap::new();
     for node in &profile.nodes {
-        *times.entry(program.calls[node.call].label.clone()).or_default() += node.ns as f64 / 1e3;
+        let label = program.calls[node.call].label.clone();
+        times.entry(label).or_insert((0.0, node.arithmetic)).0 += node.ns as f64 / 1e3;
     }
     // A program is called what its step is.
     let mut compiled = Purpose::Generate.steps(config, options).into_iter();
@@ -212,21 +239,20 @@ fn measured(
 }
 
 /// What nodes of a step cost by a target, and took: each by its words, with its kernel.
-fn nodes<'a>(step: &'a Step, target: &Target) -> Vec<(Option<Kernel>, cost::Cost, f64, bool)> {
+fn nodes<'a>(step: &'a Step, target: &Target) -> Vec<(Option<Kernel>, cost::Cost, f64, Arithmetic)> {
     let g: &'a Graph = &step.graph;
-    let mut nodes: BTreeMap<String, (Option<Kernel>, cost::Cost, bool)> = BTreeMap::new();
+    let mut nodes: BTreeMap<String, (Option<Kernel>, cost::Cost)> = BTreeMap::new();
     for id in g.order() {
         let cost = cost::of_node(g, id, target);
         if cost.launches == 0 {
             continue;
         }
-        let kernel = g.op(id).kernel();
-        let integer = g.operands(id).iter().any(|v| g.ty(*v).dtype == crate::ir::DType::Q8Act);
-        let entry = nodes.entry(g.describe(id)).or_insert((kernel, cost::Cost::default(), integer));
+        let entry = nodes.entry(g.describe(id)).or_insert((g.op(id).kernel(), cost::Cost::default()));
         entry.1 = [entry.1, cost].into_iter().sum();
     }
-    let of = |(at, (kernel, cost, integer)): (String, (Option<Kernel>, cost::Cost, bool))| {
-        Some((kernel, cost, *step.times.get(&at)?, integer))
+    let of = |(at, (kernel, cost)): (String, (Option<Kernel>, cost::Cost))| {
+        let (us, arithmetic) = *step.times.get(&at)?;
+        Some((kernel, cost, us, arithmetic))
     };
     nodes.into_iter().filter_map(of).collect()
 }
@@ -249,19 +275,21 @@ fn fitted(target: &Target, bandwidth_gbs: f64, steps: &[Step]) -> Target {
         (seen_us, fitted.launch_us) = (*us, *us);
     }
     let own_us = |cost: &cost::Cost, us: f64| (us - cost.launches as f64 * seen_us).max(0.05 * us);
-    let rate = |integer: bool, kernels: &[Kernel]| {
-        let of = every.first().into_iter().flatten().filter(|(kernel, _, _, i)| {
-            *i == integer && kernel.is_some_and(|kernel| kernels.contains(&kernel))
-        });
+    let rate = |by: Arithmetic, kernels: &[Kernel]| {
+        let of =
+            every.first().into_iter().flatten().filter(|(kernel, _, _, of)| {
+                *of == by && kernel.is_some_and(|kernel| kernels.contains(&kernel))
+            });
         let (operations, us) = of
             .fold((0.0, 0.0), |(n, t), (_, cost, us, _)| (n + cost.operations as f64, t + own_us(cost, *us)));
         (us > 0.0 && operations > 0.0).then(|| operations / us / 1e3)
     };
     const MATMULS: [Kernel; 3] = [Kernel::DequantMatmul, Kernel::Merge, Kernel::MatmulSwiglu];
     if target.dot4_gops.is_some() {
-        fitted.dot4_gops = rate(true, &MATMULS).or(target.dot4_gops);
+        fitted.dot4_gops = rate(Arithmetic::Integer, &MATMULS).or(target.dot4_gops);
     }
-    let float = rate(false, &MATMULS).or_else(|| rate(false, &[Kernel::Attention]));
+    fitted.f16_gflops = rate(Arithmetic::Half, &MATMULS).or(target.f16_gflops);
+    let float = rate(Arithmetic::Float, &MATMULS).or_else(|| rate(Arithmetic::Float, &[Kernel::Attention]));
     fitted.f32_gflops = float.unwrap_or(target.f32_gflops);
 
     // A GPU's step is one graph: what it takes beyond its bytes and operations is shared among its launches.
@@ -330,140 +358,6 @@ pub fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
     let sum = |f: &dyn Fn(f64, f64) -> f64| a.iter().zip(&b).map(|(x, y)| f(x - ma, y - mb)).sum::<f64>();
     let norm = (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt();
     if norm > 0.0 { sum(&|x, y| x * y) / norm } else { 0.0 }
-}
-
-/// Each fusion pass that made something, left out: how long the steps take then, in turns with how long they take with all.
-fn without_each(
-    bench: &mut Bench,
-    file: &Arc<GgufFile>,
-    path: Option<&Path>,
-    options: &Options,
-    device: &DeviceOptions,
-    steps: &[Step],
-    how: &TuneOptions,
-) -> Result<Vec<TunedFusion>, TuneError> {
-    let fired = |report: &Report, pass: &str| {
-        report.decisions.iter().any(|d| d.pass == pass && !matches!(d.outcome, Outcome::Rejected { .. }))
-    };
-    // Without the core of the matmuls there would be float copies of weights. What is no fusion is left in but for the choice between
-    // float products and those of what is rounded.
-    let stays =
-        |pass: &str| pass == "dequant_matmul" || NOT_FUSIONS.contains(&pass) && pass != "quantise_acts";
-    let mut passes = options.pipeline.enabled();
-    passes.retain(|pass| !stays(pass) && steps.iter().any(|step| fired(&step.report, pass)));
-    let mut found = vec![];
-    for (done, pass) in passes.iter().copied().enumerate() {
-        device.progress.tell(Stage::LeftOut, done as u64, passes.len() as u64);
-        let pipeline = options.pipeline.clone().select(&[format!("-{pass}")]).map_err(CompileError::from)?;
-        let without = Options { pipeline, ..options.clone() };
-        let mut other = Bench::new(model::executor(file, path, &without, Purpose::Generate, device)?)?;
-        for step in steps.iter().filter(|step| fired(&step.report, pass)) {
-            let turns = Turns::of(bench, &mut other, &step.test, how)?;
-            found.push(TunedFusion {
-                pass: pass.into(),
-                graph: step.report.graph.clone(),
-                with_us: turns.us,
-                without_us: turns.other_us,
-                loses: turns.other_wins,
-            });
-        }
-    }
-    device.progress.tell(Stage::LeftOut, passes.len() as u64, passes.len() as u64);
-    Ok(found)
-}
-
-/// The formats of a step's weights, each with other rows and pairs, and the best of those with other warps: the fastest that wins is taken.
-fn other_shapes(
-    bench: &mut Bench,
-    file: &Arc<GgufFile>,
-    path: Option<&Path>,
-    options: &Options,
-    device: &DeviceOptions,
-    step: &Step,
-    how: &TuneOptions,
-) -> Result<Vec<TunedShape>, TuneError> {
-    let g = &step.graph;
-    let matmuls = g.ids().into_iter().filter(|id| {
-        let matmul = [Kernel::DequantMatmul, Kernel::Merge, Kernel::MatmulSwiglu];
-        g.op(*id).kernel().is_some_and(|kernel| matmul.contains(&kernel))
-    });
-    let read = matmuls.flat_map(|id| g.operands(id).iter().map(|v| g.ty(*v).dtype).collect::<Vec<_>>());
-    let formats: BTreeSet<DType> =
-        read.filter(|dtype| DType::WEIGHTS.contains(dtype) && dtype.is_quantised()).collect();
-    let mut tried: Vec<TunedShape> = vec![];
-    for format in formats {
-        let first = tried.len();
-        let mut best = options.target.shape(format);
-        // Rows and pairs, then the warps of the best of them.
-        for of_warps in [false, true] {
-            let MatvecShape { rows, pairs, warps } = best;
-            let others = match of_warps {
-                false => [(1, 1, warps), (1, 2, warps), (2, 1, warps), (2, 2, warps)].to_vec(),
-                true => [1, 2, 4]
-                    .into_iter()
-                    .filter(|warps| *warps <= options.target.most_warps())
-                    .map(|warps| (rows, pairs, warps))
-                    .collect(),
-            };
-            for (rows, pairs, warps) in others {
-                let shape = MatvecShape { rows, pairs, warps };
-                let known = |shape: &MatvecShape| tried[first..].iter().any(|tried| tried.shape == *shape);
-                if shape == options.target.shape(format) || known(&shape) {
-                    continue;
-                }
-                let mut other = options.clone();
-                other.target.shapes.insert(format, shape);
-                let mut other = Bench::new(model::executor(file, path, &other, Purpose::Generate, device)?)?;
-                let turns = Turns::of(bench, &mut other, &step.test, how)?;
-                let (us, before_us) = (turns.other_us, turns.us);
-                tried.push(TunedShape { format, shape, us, before_us, taken: turns.other_wins });
-            }
-            let gain = |tried: &TunedShape| tried.us / tried.before_us;
-            let won = tried[first..].iter().filter(|tried| tried.taken);
-            if let Some(won) = won.min_by(|a, b| gain(a).total_cmp(&gain(b))) {
-                best = won.shape;
-            }
-        }
-        for tried in &mut tried[first..] {
-            tried.taken &= tried.shape == best;
-        }
-    }
-    Ok(tried)
-}
-
-/// A step as two programs have it, timed in turns.
-struct Turns {
-    /// Medians.
-    us: f64,
-    other_us: f64,
-    /// Whether the other is faster in every turn, by the margin: what else the machine does must not decide.
-    other_wins: bool,
-}
-
-impl Turns {
-    fn of(bench: &mut Bench, other: &mut Bench, test: &Test, how: &TuneOptions) -> Result<Turns, TuneError> {
-        let (mut these, mut those) = (vec![], vec![]);
-        for _ in 0..5 {
-            these.push(step_us(bench.profile(test, how.steps)?));
-            those.push(step_us(other.profile(test, how.steps)?));
-        }
-        let (best, worst) = (least(&these), those.iter().copied().fold(0.0, f64::max));
-        let other_wins = worst < best * (1.0 - how.margin);
-        Ok(Turns { us: median(&mut these), other_us: median(&mut those), other_wins })
-    }
-}
-
-fn step_us(profile: Profile) -> f64 {
-    profile.step_ns.unwrap_or_else(|| profile.kernels_ns()) as f64 / 1e3
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-fn least(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 /// Where the measured target of a device is kept: `SINTER_TUNED`, else `sinter/tuned` among the caches of the user. None where that

@@ -11,6 +11,30 @@ use sinter::passes::{Report, cost};
 use sinter::target::Target;
 use support::synthetic::{self, Model, Shape};
 
+/// Where a target says so; else at that of float32.
+#[test]
+fn what_may_round_runs_at_the_rate_of_matrix_units() {
+    let us = |round: &str, f16_gflops| {
+        let text = format!(
+            "graph @g(%x: f32[T,4096]) sym T<=512, R<=1 {{
+              %w = weight \"w\" : f16[4096,4096]
+              %f = dequant %w : f32[4096,4096]
+              %y = matmul %x, %f {round}: f32[T,4096]
+              return %y
+            }}"
+        );
+        let mut graph = common::parse(&text);
+        let target = Target { f16_gflops, f32_gflops: 1e3, ..Target::test_wave32() };
+        let unfused = cost::of_graph(&graph, &target).arithmetic_us;
+        fuse(&mut graph, &["dequant_matmul"], &target);
+        let fused = cost::of_graph(&graph, &target).arithmetic_us;
+        assert!(unfused > fused, "what is dequantised apart is computed");
+        fused
+    };
+    let float = us("", Some(4e3));
+    assert_eq!([us("{round=f16} ", None), us("{round=f16} ", Some(4e3))], [float, float / 4.0]);
+}
+
 /// A fusion on a frozen target, all of it bound by memory: `launch + bytes / bandwidth / efficiency` for each launch.
 struct Case {
     input: &'static str,

@@ -524,10 +524,16 @@ fn matmuls_that_may_round_say_so() {
     std::fs::write(&path, model.bytes()).unwrap();
     let of = |more: &[&str]| {
         let text = stdout(&[&["explain", path.to_str().unwrap(), "--target", "sm_90"], more].concat());
-        text.matches("; may round activations to their weight's format\n").count()
+        text.matches("; may round activations to f16\n").count()
     };
     assert!(of(&["--step", "prefill"]) > 3);
     assert_eq!([of(&["--step", "decode"]), of(&["--step", "prefill", "--exact"])], [0; 2]);
+    // What is quantised may be too, where the target has it so.
+    let target = folder.path().join("target.json");
+    let in_halves = Target { prompt_activations: DType::F16, ..Target::gpu("sm_90").unwrap() };
+    std::fs::write(&target, serde_json::to_string(&in_halves).unwrap()).unwrap();
+    let text = stdout(&["explain", "--step", "prefill", "--target", target.to_str().unwrap()]);
+    assert!(text.contains("; of q4_k; may round activations to f16\n"), "{text}");
     let config = Config::from_gguf(&model.description()).unwrap();
     let options = on("sm_90");
     let step = Purpose::Generate.steps(&config, &options).into_iter().max_by_key(|step| step.tokens).unwrap();

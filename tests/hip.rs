@@ -241,16 +241,26 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
     };
     let all = &all;
     std::thread::scope(|scope| {
-        for (_, file) in &formats {
-            for options in [options.clone(), options.clone().exact()] {
+        for (dtype, file) in &formats {
+            let mut ways = vec![options.clone(), options.clone().exact()];
+            if dtype.is_quantised() {
+                ways.push(in_halves(&options));
+            }
+            for options in ways {
                 scope.spawn(move || all(file, &options));
             }
         }
     });
 }
 
-/// Weights in 16 bits, of whose tiles there are so many that they are large, in ranges of the columns and in whole, of all tokens that there may
-/// be and of fewer.
+/// The same with activations of prompts in F16, and weights that are unpacked to it.
+fn in_halves(options: &Options) -> Options {
+    let target = Target { prompt_activations: DType::F16, ..options.target.clone() };
+    Options { target, ..options.clone() }
+}
+
+/// Weights in 16 bits and such as are unpacked to those, of whose tiles there are so many that they are large, in ranges of the columns and in whole,
+/// of all tokens that there may be and of fewer.
 #[test]
 fn large_tiles_on_a_gpu() {
     let Some((target, device)) = here() else { return };
@@ -267,15 +277,18 @@ fn large_tiles_on_a_gpu() {
         vocab: 61,
         ..shape("tiny-llama")
     };
+    let whole = Shape { width: 1024, ffn: 1280, heads: 32, kv_heads: 4, ..shape };
     let check = |dtype: DType| {
-        let (file, options) = (Model::new(&shape, uniform(dtype)).file(), Options::new(target.clone()));
+        let shape = if dtype.is_quantised() { whole } else { shape };
+        let format = |name: &str| if name.ends_with("bias") { DType::F32 } else { dtype };
+        let (file, options) = (Model::new(&shape, format).file(), in_halves(&Options::new(target.clone())));
         for tokens in [650, 257, 128, 70, 9] {
             check_in(&file, &options, &device, tokens, 0, 650);
         }
     };
     let check = &check;
     std::thread::scope(|scope| {
-        for dtype in [DType::F16, DType::BF16] {
+        for dtype in [DType::F16, DType::BF16, DType::Q4_K, DType::Q6_K, DType::Q8_0] {
             scope.spawn(move || check(dtype));
         }
     });

@@ -115,6 +115,32 @@ fn a_small_model_runs_in_waves_of_64() {
     assert_eq!(ran.leaks(), [""; 0]);
 }
 
+/// Of a target whose prompts have activations in F16, beside one whose have them in bytes.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn activations_in_halves_are_nearer_than_in_bytes() {
+    let Some(folder) = stubs() else { return };
+    let (path, file) = tiny(folder);
+    let target = Target { prompt_activations: DType::F16, ..Target::gpu("gfx1100").unwrap() };
+    let named = folder.join("in_halves.json");
+    std::fs::write(&named, serde_json::to_string(&target).unwrap()).unwrap();
+    let logits = ["logits", &path, "--tokens", &tokens(13), "--chunk", "13", "-o", "-"];
+    let exact = floats(&command::run(&[&logits[..], &["--exact"]].concat()).stdout);
+    let [halves, bytes] = [target, Target::gpu("gfx1100").unwrap()].map(|target| {
+        let at = Options { chunk: 13, context: Some(13), ..Options::new(target.clone()) };
+        compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
+        let target = match target.prompt_activations {
+            DType::F16 => lanes::text(&named),
+            _ => "gfx1100".into(),
+        };
+        let ran = sinter(folder, &[&logits[..], &["--device", "hip", "--target", &target]].concat(), &[]);
+        assert!(ran.output.status.success(), "{}", text(&ran.output.stderr));
+        assert_eq!(ran.leaks(), [""; 0]);
+        distance(&floats(&ran.output.stdout), &exact)
+    });
+    assert!(halves < 3e-3 && 4.0 * halves < bytes, "{halves} in halves, {bytes} in bytes");
+}
+
 /// All formats, one for each matrix of two layers.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
@@ -707,8 +733,22 @@ fn kernels_are_compiled_once() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(damaged, bytes).unwrap();
     assert_eq!(run(lanes::text(cache.path()).as_str()), (1, logits.clone()));
-    assert_eq!(run(lanes::text(cache.path()).as_str()), (0, logits));
+    assert_eq!(run(lanes::text(cache.path()).as_str()), (0, logits.clone()));
     assert_eq!(kept(), entries);
+    // Processes that find nothing and write the same at once.
+    entries.iter().for_each(|entry| std::fs::remove_file(entry).unwrap());
+    let at_once = || -> Vec<(i64, Vec<u8>)> {
+        let folder = lanes::text(cache.path());
+        std::thread::scope(|scope| {
+            let processes = [(); 4].map(|()| scope.spawn(|| run(&folder)));
+            processes.into_iter().map(|process| process.join().unwrap()).collect()
+        })
+    };
+    let together = at_once();
+    assert!(together.iter().all(|(_, same)| *same == logits));
+    assert!(together.iter().map(|(compiled, _)| compiled).sum::<i64>() >= all, "{all} and more");
+    assert_eq!(kept(), entries);
+    assert!(at_once().iter().all(|(compiled, same)| *compiled == 0 && *same == logits));
 }
 
 #[test]

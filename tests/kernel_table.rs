@@ -151,7 +151,9 @@ fn kernels() -> Vec<Kernel> {
         let options = Options::new(Target::named(target).unwrap());
         let greedy = Options { greedy: true, ..options.clone() };
         let several = Options { sequences: 8, ..options.clone() };
-        let models: [(&str, &Gguf, Options); 9] = [
+        let mut in_halves = options.clone();
+        in_halves.target.prompt_activations = DType::F16;
+        let models: [(&str, &Gguf, Options); 10] = [
             ("13m", embedded.gguf(), options.clone()),
             ("13m exact", embedded.gguf(), options.clone().exact()),
             ("8b", &large, options.clone()),
@@ -161,6 +163,7 @@ fn kernels() -> Vec<Kernel> {
             ("8b of 8 sequences", &large, several),
             ("1b f16", &halves, options.clone()),
             ("1b bf16", &bfloats, options),
+            ("8b in halves", &large, in_halves),
         ];
         for (name, gguf, options) in models {
             for compiled in compile(gguf, &options, Purpose::Generate).unwrap() {

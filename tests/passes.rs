@@ -4,7 +4,7 @@ mod common;
 
 use common::{fuse, input, line, parse, rejections};
 use sinter::ir::fused::Computation;
-use sinter::ir::{Decision, Kernel, Op, Outcome, Why};
+use sinter::ir::{DType, Decision, Kernel, Op, Outcome, Why};
 use sinter::passes::{Pipeline, names};
 use sinter::target::Target;
 
@@ -236,35 +236,120 @@ fn target_lacks_integer_dots() {
 
 /// Of more than a few tokens, where the target has matrix units that take such rows; not twice, and nothing of it is told to a reader of another format.
 #[test]
-fn matmuls_of_weights_in_16_bits_may_round() {
-    let of = |format: &str, columns: u64, tokens: u64, target: Target| {
-        let text = format!(
+fn matmuls_of_prompts_may_round() {
+    let matmul = |format: &str, columns: u64, tokens: u64| {
+        format!(
             "graph @g(%x: f32[T,{columns}]) sym T<={tokens}, R<=1 {{
               %w = weight \"w\" : {format}[8,{columns}]
               %f = dequant %w : f32[8,{columns}]
               %y = matmul %x, %f : f32[T,8]
               return %y
             }}"
-        );
-        let mut graph = parse(&text);
+        )
+    };
+    let of = |format: &str, columns: u64, tokens: u64, target: Target| {
+        let mut graph = parse(&matmul(format, columns, tokens));
         let report = fuse(&mut graph, &["quantise_acts"], &target);
-        let rounds = graph.to_string().contains("matmul %x, %0 {round=weight}");
+        let rounds = graph.to_string().contains(&format!("matmul %x, %0 {{round={format}}}"));
         assert_eq!(report.rewrites.get("quantise_acts").copied().unwrap_or(0), u64::from(rounds), "{graph}");
         // Kernels are told, and a second run finds nothing.
         fuse(&mut graph, &["quantise_acts", "dequant_matmul"], &target);
-        assert_eq!(graph.to_string().matches("{round=weight}").count(), usize::from(rounds), "{graph}");
+        assert_eq!(graph.to_string().matches(" {round=").count(), usize::from(rounds), "{graph}");
         let body = graph.ids().into_iter().find_map(|id| match graph.op(id) {
             Op::Fused(fused) => Some(fused.read().unwrap()),
             _ => None,
         });
         let Some(Computation::Matmul(m)) = body else { panic!("{graph}") };
-        assert_eq!(m.parts[0].may_round, rounds);
+        assert_eq!(m.parts[0].round.is_some(), rounds);
         rounds
     };
     let named = |name: &str| Target::named(name).unwrap();
+    // What is quantised, where the target has it so; else, and where there are few tokens or no whole steps, activations go in bytes.
+    let in_halves = |name: &str| Target { prompt_activations: DType::F16, ..named(name) };
+    for (format, columns, tokens, target, to) in [
+        ("q4_k", 256, 9, in_halves("sm_90"), Some(DType::F16)),
+        ("q8_0", 64, 9, in_halves("gfx1100"), Some(DType::F16)),
+        ("q4_k", 256, 9, named("sm_90"), None),
+        ("q4_k", 256, 8, in_halves("sm_90"), None),
+        ("q8_0", 96, 9, in_halves("sm_90"), None),
+        ("q4_k", 256, 9, in_halves("gfx90a"), None),
+        ("q4_k", 256, 9, in_halves("gfx1030"), None),
+        ("q4_k", 256, 9, in_halves("cpu"), None),
+    ] {
+        let mut graph = parse(&matmul(format, columns, tokens));
+        fuse(&mut graph, &["quantise_acts"], &target);
+        let ops = graph.ids().into_iter().map(|id| graph.op(id));
+        let rounds = ops.filter_map(|op| match op {
+            Op::MatMul { round } => Some(*round),
+            _ => None,
+        });
+        assert_eq!(
+            rounds.collect::<Vec<_>>(),
+            [to],
+            "{format}, {columns} columns, {tokens} tokens on {}",
+            target.name
+        );
+        assert_eq!(graph.to_string().contains("quant_act"), to.is_none(), "{graph}");
+    }
+    // The best of all rows is found without tiles.
+    let head = matmul("q4_k", 256, 9).replace("return %y", "%best = argmax %y : i32[T]\nreturn %best");
+    let mut graph = parse(&head);
+    fuse(&mut graph, &["quantise_acts"], &in_halves("sm_90"));
+    assert!(graph.to_string().contains("quant_act"), "{graph}");
+    // Why not is told of those that would have been.
+    for (format, columns, tokens, target, why) in [
+        ("f16", 40, 9, named("sm_90"), Some("rows of 40 are not whole steps of tiles of f16")),
+        ("bf16", 64, 9, named("gfx1030"), Some("the target lacks matrix units of bf16")),
+        ("f16", 64, 8, named("gfx1030"), None),
+        ("f16", 64, 9, named("cpu"), None),
+    ] {
+        let told = whys(&matmul(format, columns, tokens), &["quantise_acts"], &target);
+        let told: Vec<String> = told.iter().map(Why::to_string).collect();
+        assert!(told.len() == usize::from(why.is_some()), "{told:?}");
+        assert!(why.is_none_or(|why| told[0].contains(why)), "{told:?}");
+    }
     assert!(of("f16", 64, 9, wave32()) && of("bf16", 64, 9, wave32()) && of("f16", 96, 512, named("sm_90")));
     assert!(!of("f16", 64, 8, wave32()) && !of("f16", 40, 9, wave32()));
     assert!(!of("f16", 64, 9, named("gfx1030")) && !of("bf16", 64, 9, named("cpu")));
+}
+
+/// Of many tokens a GPU has tiles of gates and ups of one format alone, without biases; a CPU, and few tokens, take any.
+#[test]
+fn gates_and_ups_without_tiles_stay_apart() {
+    let text = |tokens: u64, up: &str, gate: &str| {
+        let biased = if gate.is_empty() { "%gate" } else { "%b" };
+        format!(
+            "graph @g(%q: q8_act[T,256]) sym T<={tokens}, R<=1 {{
+              %x = dequant %q : f32[T,256]
+              %wg = weight \"gate\" : q4_k[512,256]
+              %g = dequant %wg : f32[512,256]
+              %gate = matmul %x, %g : f32[T,512]
+              {gate}
+              %wu = weight \"up\" : {up}[512,256]
+              %u = dequant %wu : f32[512,256]
+              %up = matmul %x, %u : f32[T,512]
+              %s = silu {biased} : f32[T,512]
+              %y = mul %s, %up : f32[T,512]
+              return %y
+            }}"
+        )
+    };
+    let bias = "%c = weight \"bias\" : f32[512] %b = add %gate, %c : f32[T,512]";
+    let named = |name: &str| Target::named(name).unwrap();
+    for (tokens, up, gate, target, lacks) in [
+        (9, "q4_k", "", "gfx1100", None),
+        (9, "q6_k", "", "gfx1100", Some("tiles of gates and ups of two formats")),
+        (9, "q4_k", bias, "sm_90", Some("tiles of gates and ups with biases")),
+        (8, "q6_k", bias, "sm_90", None),
+        (9, "q6_k", bias, "cpu", None),
+    ] {
+        let mut graph = parse(&text(tokens, up, gate));
+        let report = fuse(&mut graph, &["dequant_matmul", "merge", "swiglu"], &named(target));
+        let told: Vec<String> = rejections(&report, "swiglu").iter().map(|why| why.to_string()).collect();
+        assert_eq!(told.is_empty(), lacks.is_none(), "{told:?}");
+        assert!(lacks.is_none_or(|lacks| told[0].contains(lacks)), "{told:?}");
+        assert_eq!(graph.to_string().contains("matmul_swiglu("), lacks.is_none(), "{graph}");
+    }
 }
 
 #[test]

@@ -56,8 +56,7 @@ pub fn emit(spec: KernelSpec, layouts: Vec<(ArgId, Layout)>, most: u64) -> Imple
 
 /// What rows of `x` times a matrix of so many rows are, and of what.
 pub fn matmul(x: DType, format: DType, rows: u64) -> (Computation, Vec<Arg>) {
-    let part =
-        MatmulPart { weight: 1, format, rows, may_round: false, bias: None, residual: None, out: Some(2) };
+    let part = MatmulPart { weight: 1, format, rows, round: None, bias: None, residual: None, out: Some(2) };
     let m = MatmulSpec { x: 0, k: K, parts: vec![part], epilogue: Epilogue::Store };
     let args = vec![
         arg(Access::Read, x, &[Dim::T, Dim::n(K)]),

@@ -19,7 +19,7 @@ pub use bandwidth::{BandwidthError, read_bandwidth};
 pub use first_token::FirstToken;
 pub use machine::{cores, cpu_name};
 pub use measurement::Measurement;
-pub use profile::{KernelTime, LaunchTime, NodeTime, Profile, filled, step_of};
+pub use profile::{Arithmetic, KernelTime, LaunchTime, NodeTime, Profile, filled, step_of};
 pub use timer::{Scope, Timed, Timer};
 pub use trend::trend;
 

@@ -40,8 +40,18 @@ pub struct KernelTime {
     pub ns: u64,
     /// What they have to do at least.
     pub work: CallWork,
-    /// Whether its operations are of 8-bit integers, not of floats.
-    pub integer: bool,
+    /// Of what its operations are.
+    pub arithmetic: Arithmetic,
+}
+
+/// Of what a kernel's operations are: a rate of the target each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    Float,
+    /// 8-bit integers: quantised activations times quantised weights.
+    Integer,
+    /// Numbers that may be rounded to 16 bits, on matrix units.
+    Half,
 }
 
 /// One call.
@@ -57,7 +67,7 @@ pub struct NodeTime {
     /// Nanoseconds: the median over the steps.
     pub ns: u64,
     pub work: CallWork,
-    pub integer: bool,
+    pub arithmetic: Arithmetic,
 }
 
 /// One launch of one step.
@@ -111,7 +121,7 @@ impl Profile {
                 launches: times.first().map_or(0, |step| step[i].1),
                 ns: median(times.iter().map(|step| step[i].0)),
                 work: plan.work_of_call(program, i, &at, filled).unwrap_or_default(),
-                integer: in_integers(spec),
+                arithmetic: arithmetic(spec),
             }
         };
         let nodes: Vec<NodeTime> = planned.calls.iter().enumerate().map(node).collect();
@@ -250,7 +260,7 @@ fn kernels(calls: &[PlannedCall], nodes: &[NodeTime], times: &[Vec<(u64, u64)>])
             launches: members.iter().map(|i| nodes[*i].launches).sum(),
             ns: median(times.iter().map(|step| members.iter().map(|i| step[*i].0).sum())),
             work: members.iter().map(|i| nodes[*i].work).fold(CallWork::default(), CallWork::and),
-            integer: first.integer,
+            arithmetic: first.arithmetic,
         }
     });
     let mut kernels: Vec<KernelTime> = folded.collect();
@@ -263,11 +273,15 @@ fn without(kernel: &str, label: &str) -> String {
     label.strip_prefix(kernel).unwrap_or(label).trim_start().to_string()
 }
 
-/// Whether a matmul multiplies 8-bit integers: quantised activations by quantised weights.
-fn in_integers(spec: &KernelSpec) -> bool {
-    let Computation::Matmul(m) = &spec.computes else { return false };
+/// Of all parts of a matmul alike; else of floats.
+fn arithmetic(spec: &KernelSpec) -> Arithmetic {
+    let Computation::Matmul(m) = &spec.computes else { return Arithmetic::Float };
     let x = spec.args.get(usize::from(m.x)).map(|arg| arg.ty.dtype);
-    x == Some(DType::Q8Act) && m.parts.iter().all(|part| part.format.is_quantised())
+    match x {
+        Some(DType::Q8Act) if m.parts.iter().all(|part| part.format.is_quantised()) => Arithmetic::Integer,
+        Some(DType::F32) if m.parts.iter().all(|part| part.round.is_some()) => Arithmetic::Half,
+        _ => Arithmetic::Float,
+    }
 }
 
 fn median(values: impl Iterator<Item = u64>) -> u64 {

@@ -1,7 +1,8 @@
 //! The kernels of a graph, each on a device, beside the interpretation of its body on the same operands.
 
 use super::{Caches, CheckError};
-use crate::codegen::spec::Access;
+use crate::codegen::spec::{Access, Implementation};
+use crate::ir::fused::{Computation, MatmulSpec};
 use crate::ir::{DType, Graph, NodeId, Op, Syms, TensorType, Value, Verified};
 use crate::plan::memory::ALIGN;
 use crate::plan::{BufRef, LoadedPlan, Plan, PlannedBuffer, PlannedCall};
@@ -78,8 +79,8 @@ impl OnDevice {
 struct Made {
     /// The name of its kernel.
     kernel: &'static str,
-    /// What it rounds to on the way.
-    precision: DType,
+    /// By how much its results may be off for what it rounds on the way.
+    rounding: f64,
     results: Vec<Vec<u8>>,
 }
 
@@ -150,7 +151,7 @@ impl Calls<'_> {
                 }
             }
         }
-        Ok(Some(Made { kernel: kernel.spec.name(), precision: kernel.precision, results }))
+        Ok(Some(Made { kernel: kernel.spec.name(), rounding: rounding_of(kernel), results }))
     }
 }
 
@@ -306,8 +307,7 @@ impl<'a> Walk<'a> {
     /// Makes the node's call on the same operands, and notes how far it is off.
     fn compare(&mut self, id: NodeId, operands: &[&Tensor], expected: &[Tensor]) -> Result<(), CheckError> {
         let Some(calls) = &mut self.calls else { return Ok(()) };
-        let Some(Made { kernel, precision, results }) =
-            calls.results(self.graph, id, operands, &self.syms)?
+        let Some(Made { kernel, rounding, results }) = calls.results(self.graph, id, operands, &self.syms)?
         else {
             return Ok(());
         };
@@ -317,7 +317,7 @@ impl<'a> Walk<'a> {
             pairs.push((Tensor::new(wanted.dtype(), wanted.dims().to_vec(), bytes)?, wanted));
         }
         // Without a result, a kernel would always agree.
-        let Some((error, tolerance)) = furthest(&pairs, precision)? else {
+        let Some((error, tolerance)) = furthest(&pairs, rounding)? else {
             return Err(CheckError::NoResult { at });
         };
         self.nodes.push(NodeCheck { at, kernel, error, tolerance });
@@ -335,20 +335,28 @@ fn tolerance_of(dtype: DType) -> f64 {
     }
 }
 
-/// Error and tolerance of the result, beside what it should be, that is furthest off for its element type, of a kernel that rounds to
-/// `precision` on the way.
+/// By how much results may be off for what a kernel rounds on the way.
+pub(super) fn rounding_of(kernel: &Implementation) -> f64 {
+    // Weights that are unpacked to F16 are rounded too, and so are their scales.
+    let unpacks =
+        |m: &MatmulSpec| m.parts.iter().any(|part| part.round.is_some() && part.format.is_quantised());
+    match (kernel.precision, &kernel.spec.computes) {
+        // Eight bits, three fewer than F16 has.
+        (DType::BF16, _) => 4e-3,
+        (DType::F16, Computation::Matmul(m)) if unpacks(m) => 1e-3,
+        (precision, _) => tolerance_of(precision),
+    }
+}
+
+/// Error and tolerance of the result, beside what it should be, that is furthest off for its element type, where they may be off by `rounding`
+/// at least.
 pub(super) fn furthest(
     results: &[(Tensor, &Tensor)],
-    precision: DType,
+    rounding: f64,
 ) -> Result<Option<(f64, f64)>, InterpError> {
     let mut worst: Option<(f64, f64)> = None;
     for (found, wanted) in results {
-        let rounding = match (wanted.dtype(), precision) {
-            (DType::I32, _) => 0.0,
-            // Eight bits, three fewer than F16 has.
-            (_, DType::BF16) => 4e-3,
-            _ => tolerance_of(precision),
-        };
+        let rounding = if wanted.dtype() == DType::I32 { 0.0 } else { rounding };
         let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()).max(rounding));
         // Multiplied, as a tolerance may be zero; false if an error is not a number.
         let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;

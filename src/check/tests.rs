@@ -1,8 +1,9 @@
-use super::kernels::{distance, furthest};
+use super::kernels::{distance, furthest, rounding_of};
 use super::*;
 use crate::codegen::spec::{Computation, NormSource};
 use crate::compile::fuse;
 use crate::ir::{DType, StateRole};
+use crate::passes::Pipeline;
 use crate::plan::BufRef;
 use crate::plan::memory::ALIGN;
 use crate::runtime::device::{Submission, Ticket, Timing};
@@ -18,6 +19,29 @@ fn infinities_are_as_far_as_they_differ() {
     assert_eq!(of([3.0, 9.0, f32::NEG_INFINITY], masked), 1.0);
     assert!(of([3.0, 4.0, 5.0], masked).is_nan() && of(masked, [3.0, 4.0, 5.0]).is_infinite());
     assert!(of([f32::NAN; 3], [f32::NAN; 3]).is_nan());
+}
+
+/// Eleven bits or eight, and twice as much where weights are rounded too.
+#[test]
+fn results_may_be_off_by_what_kernels_round() {
+    let of = |format: &str, attributes: &str| {
+        let text = format!(
+            "graph @g(%x: f32[T,256]) sym T<=16, R<=1 {{
+              %w = weight \"w\" : {format}[8,256]
+              %f = dequant %w : f32[8,256]
+              %y = matmul %x, %f {attributes}: f32[T,8]
+              return %y
+            }}"
+        );
+        let (mut graph, target) = (Graph::parse(&text).unwrap(), Target::gpu("sm_90").unwrap());
+        Pipeline::standard(true).run(&mut graph, &target).unwrap();
+        let graph = verify(graph).unwrap();
+        let layouts = Layouts::choose([&graph], &target).unwrap();
+        let program = codegen::generate(&graph, &target, &layouts).unwrap();
+        program.kernels.iter().map(rounding_of).fold(0.0, f64::max)
+    };
+    let found = [("q4_k", ""), ("f16", "{round=f16} "), ("bf16", "{round=bf16} "), ("q4_k", "{round=f16} ")];
+    assert_eq!(found.map(|(format, attributes)| of(format, attributes)), [1e-5, 5e-4, 4e-3, 1e-3]);
 }
 
 /// The kernels of a step of the embedded model after `change`, each beside its body.
@@ -242,7 +266,7 @@ fn results_of_every_type_are_seen() {
                 let found = [(wrong.clone(), &right), (same.clone(), &same)];
                 let turned = [(same.clone(), &same), (wrong, &right)];
                 let passes = [&found[..], &turned].map(|results| {
-                    let (error, tolerance) = furthest(results, DType::F32).unwrap().unwrap();
+                    let (error, tolerance) = furthest(results, 1e-5).unwrap().unwrap();
                     assert!(factor == 1.0 || tolerance == bound, "{dtype} beside {other}: {tolerance}");
                     error <= tolerance
                 });
@@ -256,7 +280,7 @@ fn results_of_every_type_are_seen() {
             );
         }
     }
-    assert_eq!(furthest(&[], DType::F32).unwrap(), None);
+    assert_eq!(furthest(&[], 1e-5).unwrap(), None);
 }
 
 /// The rows are right, and their norm, which comes second, is not.

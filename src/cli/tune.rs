@@ -99,10 +99,11 @@ fn far_off(steps: &[TunedStep]) -> Option<String> {
 fn text(tuning: &Tuning, name: &str, margin: f64) -> String {
     let target = &tuning.target;
     let mut text = format!(
-        "{name}: reads {:.1} GB/s, {:.0} Gflop/s of floats, {} of bytes, {} a launch\n\n  {:6} {:>7} {:>12} {:>12} {:>12} {:>8} {:>6}\n",
+        "{name}: reads {:.1} GB/s, {:.0} Gflop/s of floats, {} of bytes,{} {} a launch\n\n  {:6} {:>7} {:>12} {:>12} {:>12} {:>8} {:>6}\n",
         target.bandwidth_gbs,
         target.f32_gflops,
         target.dot4_gops.map_or("nothing".into(), |gops| format!("{gops:.0} Gop/s")),
+        target.f16_gflops.map_or(String::new(), |gflops| format!(" {gflops:.0} Gflop/s of 16 bits,")),
         Micros(target.launch_us),
         "step",
         "tokens",
@@ -122,6 +123,16 @@ fn text(tuning: &Tuning, name: &str, margin: f64) -> String {
             Micros(step.measured_us),
             100.0 * (step.predicted_us / step.measured_us - 1.0),
             step.rank_correlation
+        );
+    }
+    if let Some(tried) = &tuning.activations {
+        text += &format!(
+            "\n  prompts of quantised weights with activations in {}: {} before, {}, gains {:.1}%{}\n",
+            tried.activations,
+            Micros(tried.before_us),
+            Micros(tried.us),
+            100.0 * (tried.before_us / tried.us - 1.0),
+            if tried.taken { "  taken" } else { "" }
         );
     }
     if !tuning.fusions.is_empty() {

@@ -1,6 +1,6 @@
 //! What would have to be otherwise for a decision to fall the other way.
 
-use crate::ir::{Decision, Gain, Micros, Outcome, Why};
+use crate::ir::{DType, Decision, Gain, Micros, Outcome, Why};
 use crate::target::Target;
 
 /// In words, what would turn a decision over.
@@ -10,6 +10,9 @@ pub fn flip(decision: &Decision, target: &Target) -> String {
         Outcome::Rewritten { added, .. } if decision.pass == "quantise_acts" => {
             let lacks = match added.iter().any(|op| op == "quant_act") {
                 true => "whose integer dot products are no faster than floats",
+                false if target.prompt_activations == DType::F16 => {
+                    "whose matrix units do not take 16 bits, or, of quantised weights, whose prompt_activations are Q8Act"
+                }
                 false => "whose matrix units do not take 16 bits",
             };
             format!("--exact, or a target {lacks}")

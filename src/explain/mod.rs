@@ -13,7 +13,7 @@ pub use rates::{rates, step};
 pub use remarks::remarks;
 
 use crate::ir::layers::{layer, rename, runs};
-use crate::ir::{Decision, FinalKernel, Limit, Origin, Outcome, Report, Why};
+use crate::ir::{DType, Decision, FinalKernel, Limit, Origin, Outcome, Report, Why};
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
 
@@ -67,12 +67,13 @@ impl Row<'_> {
         report.bounds.t != report.bounds.r && form.is_some_and(|form| form.operands.iter().any(of_wanted))
     }
 
-    /// Whether its matmuls may round activations to the format of their weight.
-    pub fn may_round(&self, report: &Report) -> bool {
+    /// To what its matmuls may round activations.
+    pub fn rounds_to(&self, report: &Report) -> Vec<DType> {
         let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
-        form.is_some_and(|form| {
-            form.primitives.iter().any(|primitive| primitive.text.contains("{round=weight}"))
-        })
+        let texts = || form.into_iter().flat_map(|form| &form.primitives).map(|primitive| &primitive.text);
+        let mut formats = vec![DType::F16, DType::BF16];
+        formats.retain(|format| texts().any(|text| text.contains(&format!("{{round={format}}}"))));
+        formats
     }
 
     /// In which formats its quantised weights and caches are.

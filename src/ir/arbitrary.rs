@@ -265,8 +265,8 @@ impl Builder {
 
     fn project_one(&mut self, x: Value, width: u64) -> Value {
         let w = self.floats(&[width, WIDTH]);
-        let may_round = self.rng.below(4) == 0;
-        let y = self.op(Op::MatMul { may_round }, &[x, w]);
+        let round = (self.rng.below(4) == 0).then_some(DType::F16);
+        let y = self.op(Op::MatMul { round }, &[x, w]);
         if self.rng.coin() {
             return y;
         }
@@ -503,7 +503,7 @@ impl Builder {
                 let w = self.weight(DType::Q4_K, &[WIDTH, WIDTH]);
                 let node = self.fuse(Kernel::DequantMatmul, &[x, w, y], |b, x| {
                     let w = b.op(Op::Dequant, &[x[1]]);
-                    let product = b.op(Op::MatMul { may_round: false }, &[x[0], w]);
+                    let product = b.op(Op::MatMul { round: None }, &[x[0], w]);
                     vec![b.op(Op::Add, &[product, x[2]])]
                 });
                 self.rows.push(node.into());
@@ -525,7 +525,7 @@ impl Builder {
         }
         // A tied head: the table is used by rows and as a matrix.
         let head = self.dequant(table);
-        let logits = self.op(Op::MatMul { may_round: false }, &[x, head]);
+        let logits = self.op(Op::MatMul { round: None }, &[x, head]);
         let mut results = vec![self.row()];
         // The logits, the best token, or both.
         let wanted = self.rng.below(3);

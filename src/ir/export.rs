@@ -56,7 +56,7 @@ impl Graph {
             Op::Const { value } => json["value"] = json!(value),
             Op::RmsNorm { eps } => json["attributes"] = json!({ "eps": eps }),
             Op::Scores { scale } => json["attributes"] = json!({ "scale": scale }),
-            Op::MatMul { may_round: true } => json["attributes"] = json!({ "round": "weight" }),
+            Op::MatMul { round: Some(dtype) } => json["attributes"] = json!({ "round": dtype.to_string() }),
             Op::KvRead { page } => json["attributes"] = json!({ "page": page }),
             Op::CausalMask { window: Some(window) } => json["attributes"] = json!({ "window": window }),
             Op::Rope(rope) => {
@@ -71,7 +71,7 @@ impl Graph {
             | Op::GetRows
             | Op::Dequant
             | Op::QuantAct
-            | Op::MatMul { may_round: false }
+            | Op::MatMul { round: None }
             | Op::MatMulId
             | Op::Add
             | Op::Mul

@@ -76,8 +76,9 @@ pub struct MatmulPart {
     pub weight: ArgId,
     pub format: DType,
     pub rows: u64,
-    /// Whether the activations may be rounded to `format`, each token's scaled by a power of two first.
-    pub may_round: bool,
+    /// To what the activations may be rounded, f16 or bf16, each token's scaled by a power of two first, and what a quantised weight
+    /// stands for too.
+    pub round: Option<DType>,
     /// f32 `[rows]`, added to every token's result.
     pub bias: Option<ArgId>,
     /// f32 `[T,rows]`, added after the bias.

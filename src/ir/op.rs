@@ -24,9 +24,9 @@ pub enum Op {
     Dequant,
     /// `f32 [..,N] -> q8_act [..,N]`: see [`DType::Q8Act`].
     QuantAct,
-    /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`. With `may_round`, a kernel may round `x` to the format in which `w` is
-    /// stored, of 16 bits, each token's scaled by a power of two first.
-    MatMul { may_round: bool },
+    /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`. With `round`, f16 or bf16, a kernel may round `x` to that, each token's
+    /// scaled by a power of two first, and, where `w` is quantised, what it stands for too.
+    MatMul { round: Option<DType> },
     /// `(x f32 [T,K], w f32 [E,N,K], ids i32 [T]) -> f32 [T,N]`: each row of `x` times the transposed matrix `ids[t]` of `w`, such
     /// as the expert that was chosen for it.
     MatMulId,

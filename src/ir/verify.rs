@@ -7,7 +7,7 @@
 //! 3. Result types are those that [`Op::infer`] gives for the operands; rows of a weight lie within its tensor.
 //! 4. Inputs, weights and states each have unique names, but for weights that are other rows of one tensor.
 //! 5. Attributes make sense: epsilon is finite and not negative, the base of RoPE finite and positive,
-//!    scales and constants finite.
+//!    scales and constants finite; a matmul rounds to f16 or bf16.
 //! 6. Sizes make sense: at most [`TensorType::MAX_RANK`] dimensions, none of which can be 0 but by `R`; fewer than
 //!    2⁴⁸ elements and bytes at the bounds.
 //! 7. Bounds make sense: `1 <= T` and `R <= T`.
@@ -338,10 +338,13 @@ impl Checker<'_> {
     /// Rule 5.
     fn attributes(&mut self, id: NodeId) {
         let (attribute, value, fits) = match *self.graph.op(id) {
-            Op::RmsNorm { eps } => ("eps", eps, eps.is_finite() && eps >= 0.0),
-            Op::Rope(rope) => ("base", rope.base, rope.base.is_finite() && rope.base > 0.0),
-            Op::Scores { scale } => ("scale", scale, scale.is_finite()),
-            Op::Const { value } => ("the constant", value, value.is_finite()),
+            Op::RmsNorm { eps } => ("eps", eps.to_string(), eps.is_finite() && eps >= 0.0),
+            Op::Rope(rope) => ("base", rope.base.to_string(), rope.base.is_finite() && rope.base > 0.0),
+            Op::Scores { scale } => ("scale", scale.to_string(), scale.is_finite()),
+            Op::Const { value } => ("the constant", value.to_string(), value.is_finite()),
+            Op::MatMul { round: Some(dtype) } => {
+                ("round", dtype.to_string(), matches!(dtype, DType::F16 | DType::BF16))
+            }
             Op::Input { .. }
             | Op::Weight { .. }
             | Op::State { .. }
@@ -349,7 +352,7 @@ impl Checker<'_> {
             | Op::GetRows
             | Op::Dequant
             | Op::QuantAct
-            | Op::MatMul { .. }
+            | Op::MatMul { round: None }
             | Op::MatMulId
             | Op::Add
             | Op::Mul
@@ -365,7 +368,7 @@ impl Checker<'_> {
             | Op::Return => return,
         };
         if !fits {
-            self.report(id, Violation::Attribute { attribute, value: value.to_string() });
+            self.report(id, Violation::Attribute { attribute, value });
         }
     }
 

@@ -127,7 +127,7 @@ impl<'a> Builder<'a> {
         let (all, slice) = (slice.map_or(*rows, |slice| slice.of), slice.map(|slice| (slice, *rows)));
         let w = self.stored(&format!("{name}.weight"), &[all, *cols], slice)?;
         let w = self.dequant(w)?;
-        let y = self.op(Op::MatMul { may_round: false }, &[x, w])?;
+        let y = self.op(Op::MatMul { round: None }, &[x, w])?;
         let bias = format!("{name}.bias");
         if !self.has(&bias) {
             return Ok(y);

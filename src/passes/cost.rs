@@ -1,6 +1,7 @@
 //! The cost model: what a launch takes on a target, from the bytes it moves and the arithmetic it does.
 //!
-//! `time = launch + max(bytes / bandwidth, operations / rate) / efficiency`, at the bounds of the graph. Views are
+//! `time = launch + max(bytes / bandwidth, operations / rate) / efficiency`, at the bounds of the graph. The rate is that of float32, of 8-bit integers,
+//! or, of matmuls that may round to 16 bits, of matrix units. Views are
 //! free, leaves but for constants too; a cache counts by the rows that are read or written, an embedding table by the rows that
 //! are fetched.
 
@@ -75,26 +76,49 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
     if free || matches!(op, Op::Return) {
         return Cost::default();
     }
-    let (bytes, (float, integer), efficiency) = match op {
+    let (bytes, work, efficiency) = match op {
         Op::Fused(fused) => {
             let residual = if has_residual(op) { target.residual_epilogue } else { 1.0 };
             let work = body_operations(fused, bounds);
             (body_bytes(&fused.body, bounds), work, target.efficiency_of(fused.kernel) * residual)
         }
-        _ => (op_bytes(op, x, y, bounds), (operations(op, x, y, bounds), 0), 1.0),
+        _ => {
+            let n = operations(op, x, y, bounds);
+            let rounds = matches!(op, Op::MatMul { round: Some(_) });
+            let work = if rounds {
+                Operations { half: n, ..Default::default() }
+            } else {
+                Operations { float: n, ..Default::default() }
+            };
+            (op_bytes(op, x, y, bounds), work, 1.0)
+        }
     };
     let transfer_us = bytes as f64 / (target.bandwidth_gbs * 1e3) / efficiency;
-    let integer_rate = target.dot4_gops.unwrap_or(target.f32_gflops);
-    let arithmetic_us = float as f64 / (target.f32_gflops * 1e3) + integer as f64 / (integer_rate * 1e3);
-    let arithmetic_us = arithmetic_us / efficiency;
+    let arithmetic_us = work.us(target) / efficiency;
     let launches = launches(op, x, y, bounds, target);
     Cost {
         us: launches as f64 * target.launch_us + transfer_us.max(arithmetic_us),
         transfer_us,
         arithmetic_us,
         bytes,
-        operations: float.saturating_add(integer),
+        operations: work.float.saturating_add(work.integer).saturating_add(work.half),
         launches,
+    }
+}
+
+/// Operations by the arithmetic that does them.
+#[derive(Default)]
+struct Operations {
+    float: u64,
+    integer: u64,
+    /// Of numbers that may be rounded to 16 bits.
+    half: u64,
+}
+
+impl Operations {
+    fn us(&self, target: &Target) -> f64 {
+        let rates = [(self.float, None), (self.integer, target.dot4_gops), (self.half, target.f16_gflops)];
+        rates.iter().map(|(n, rate)| *n as f64 / (rate.unwrap_or(target.f32_gflops) * 1e3)).sum()
     }
 }
 
@@ -245,10 +269,10 @@ fn reads_rows(op: &Op, slot: u32) -> bool {
     }
 }
 
-/// Float and integer operations of a body. A matmul of quantised activations counts as integer.
-fn body_operations(fused: &Fused, bounds: &Syms) -> (u64, u64) {
+/// Operations of a body. A matmul of quantised activations counts as integer.
+fn body_operations(fused: &Fused, bounds: &Syms) -> Operations {
     let body = &fused.body;
-    let (mut float, mut integer) = (0u64, 0u64);
+    let mut work = Operations::default();
     for id in body.ids() {
         let node = body.node(id);
         if node.op.is_leaf() || node.op.is_view() || matches!(node.op, Op::Return) {
@@ -264,13 +288,14 @@ fn body_operations(fused: &Fused, bounds: &Syms) -> (u64, u64) {
         if matches!(node.op, Op::Dequant) {
             continue;
         }
-        if of_quantised {
-            integer = integer.saturating_add(n);
-        } else {
-            float = float.saturating_add(n);
-        }
+        let of = match node.op {
+            Op::MatMul { round: Some(_) } => &mut work.half,
+            _ if of_quantised => &mut work.integer,
+            _ => &mut work.float,
+        };
+        *of = of.saturating_add(n);
     }
-    (float, integer)
+    work
 }
 
 /// Arithmetic operations of a primitive: two per multiply-add, one per element otherwise.

@@ -1,30 +1,32 @@
-//! quantise_acts: inserts `quant_act` before each matmul with a quantised weight, and lets one with a weight in 16 bits round its
-//! activations to those. Not a fusion: it changes numbers.
+//! quantise_acts: inserts `quant_act` before matmuls with a quantised weight, or lets a matmul round its activations to 16 bits. Not a fusion: it
+//! changes numbers.
 //!
 //! ```text
 //! matmul %x, (dequant %w)  =>  matmul (dequant (quant_act %x)), (dequant %w)     %w: quantised
-//! matmul %x, (dequant %w)  =>  matmul {round=weight} %x, (dequant %w)            %w: f16, bf16
+//! matmul %x, (dequant %w)  =>  matmul {round=f16} %x, (dequant %w)               %w: f16, or quantised; {round=bf16} of bf16
 //! ```
 //!
 //! The first fires where the target's 8-bit integer dot products are faster than its float arithmetic; where `sinter tune` measured, where
 //! steps are no slower with it. (Rates that were fitted to a small model say more of its launches than of arithmetic.) The second fires
-//! where there are more than a few tokens and the target has matrix units of such numbers, and again where steps are no slower with it.
+//! where there are more than a few tokens and the target has matrix units of such numbers, and again where steps are no slower with it; of quantised
+//! weights where prompts are faster so ([`Target::prompt_activations`](crate::target::Target::prompt_activations)).
 
 use super::Pass;
 use super::rule::{Cx, NewNode, Patch, Ref, Reject};
 use crate::ir::{DType, Graph, NodeId, Op, Value, Why};
-use crate::target::FEW_TOKENS;
+use crate::target::{FEW_TOKENS, TargetKind};
 
 pub const PASS: Pass = Pass {
     name: "quantise_acts",
-    summary: "activations to 8 bits, or to the 16 of their weight, in matmuls (changes numbers; off under --exact)",
+    summary: "activations to 8 bits, or 16 for matrix units, in matmuls (changes numbers; off under --exact)",
     rule: try_rewrite,
     absorbs: &[],
     repeat: false,
 };
 
 fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
-    let (Op::MatMul { .. }, Some(x), Some(w)) = (g.op(id), g.operand(id, 0), g.operand(id, 1)) else {
+    let (&Op::MatMul { round: now }, Some(x), Some(w)) = (g.op(id), g.operand(id, 0), g.operand(id, 1))
+    else {
         return Err(Reject::NoMatch);
     };
     let format = match g.op(w.node) {
@@ -32,11 +34,18 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         _ => None,
     };
     let format = format.ok_or(Reject::NoMatch)?;
+    let rounded = || round(g, id, cx, format, [x, w]);
     if !format.is_quantised() {
-        return round(g, id, cx, format, [x, w]);
+        return rounded();
     }
-    if matches!(g.op(x.node), Op::Dequant) {
+    // There are no tiles that find the best of all rows.
+    let is_head = || g.uses(id.into()).iter().any(|(user, _)| matches!(g.op(*user), Op::ArgMax));
+    let may_round = cx.target.prompt_activations == DType::F16 && !is_head();
+    if matches!(g.op(x.node), Op::Dequant) || may_round && now.is_some() {
         return Err(Reject::NoMatch);
+    }
+    if may_round && let Ok(patch) = rounded() {
+        return Ok(patch);
     }
     let Some(rate) = cx.target.dot4_gops else {
         return Err(Reject::near(id, Why::TargetLacks { what: "8-bit integer dot products".into() }));
@@ -60,7 +69,7 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
             NewNode { op: Op::QuantAct, operands: vec![Ref::Old(x)], types: vec![] },
             NewNode { op: Op::Dequant, operands: vec![Ref::New { index: 0, out: 0 }], types: vec![] },
             NewNode {
-                op: Op::MatMul { may_round: false },
+                op: Op::MatMul { round: None },
                 operands: vec![Ref::New { index: 1, out: 0 }, Ref::Old(w)],
                 types: vec![y],
             },
@@ -71,17 +80,24 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     })
 }
 
-/// The matmul of a weight in 16 bits, which may round.
+/// The matmul, which may round.
 fn round(g: &Graph, id: NodeId, cx: &Cx, format: DType, operands: [Value; 2]) -> Result<Patch, Reject> {
-    let &Op::MatMul { may_round: false } = g.op(id) else { return Err(Reject::NoMatch) };
-    let Some(columns) = g.ty(operands[0]).last().as_const() else { return Err(Reject::NoMatch) };
+    let columns = g.ty(operands[0]).last().as_const().ok_or(Reject::NoMatch)?;
     let tokens = g.ty(operands[0]).first().eval(&g.bounds);
-    if tokens <= FEW_TOKENS || !cx.target.tiles_halves(format, columns) {
+    let rounds = matches!(g.op(id), Op::MatMul { round: Some(_) });
+    if rounds || tokens <= FEW_TOKENS || cx.target.kind == TargetKind::Cpu {
         return Err(Reject::NoMatch);
     }
+    let lacks = || match cx.target.rounds_to(format, 0) {
+        None => Why::TargetLacks { what: format!("matrix units of {format}") },
+        Some(_) => {
+            Why::Shape { detail: format!("rows of {columns} are not whole steps of tiles of {format}") }
+        }
+    };
+    let to = cx.target.rounds_to(format, columns).ok_or_else(|| Reject::near(id, lacks()))?;
     Ok(Patch {
         add: vec![NewNode {
-            op: Op::MatMul { may_round: true },
+            op: Op::MatMul { round: Some(to) },
             operands: operands.map(Ref::Old).to_vec(),
             types: vec![g.ty(id.into()).clone()],
         }],

@@ -10,7 +10,9 @@
 use super::Pass;
 use super::dequant_matmul::{activations, has_residual};
 use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
+use crate::ir::fused::{Computation, MatmulPart};
 use crate::ir::{DType, Graph, Kernel, NodeId, Op, Value, Why};
+use crate::target::{FEW_TOKENS, Target, TargetKind};
 
 pub const PASS: Pass = Pass {
     name: "swiglu",
@@ -84,9 +86,36 @@ fn epilogue(g: &Graph, swiglu: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     if g.ty(result).dtype == DType::Q8Act && g.ty(result).last().as_const().is_none_or(|n| n % 32 != 0) {
         return Err(Reject::near(swiglu, Why::Shape { detail: "rows are not whole blocks of 32".into() }));
     }
+    if let Some(what) = lacks_tiles(g, &matmuls, cx.target) {
+        return Err(Reject::near(swiglu, Why::TargetLacks { what: what.into() }));
+    }
     let mut members = matmuls;
     members.push(swiglu);
     Fusion { graph: g, kernel: Kernel::MatmulSwiglu, members, results: vec![result] }
         .patch(swiglu, cx)?
         .if_it_pays(swiglu)
+}
+
+/// What no tile of a GPU does of gates and ups: of many tokens they would go over the weights for each few of them.
+fn lacks_tiles(g: &Graph, matmuls: &[NodeId], target: &Target) -> Option<&'static str> {
+    let parts: Vec<_> = matmuls.iter().flat_map(|&n| parts(g, n)).collect();
+    let tokens = g.ty(Value::from(*matmuls.first()?)).first().eval(&g.bounds);
+    let (first, rest) = parts.split_first()?;
+    match () {
+        () if target.kind == TargetKind::Cpu || tokens <= FEW_TOKENS => None,
+        () if rest.iter().any(|part| part.format != first.format) => {
+            Some("tiles of gates and ups of two formats")
+        }
+        () if parts.iter().any(|part| part.bias.is_some()) => Some("tiles of gates and ups with biases"),
+        () => None,
+    }
+}
+
+/// The weights of a fused matmul.
+fn parts(g: &Graph, id: NodeId) -> Vec<MatmulPart> {
+    let types: Vec<_> = g.operands(id).iter().map(|v| g.ty(*v)).collect();
+    match Computation::of(g.op(id), &types) {
+        Ok(Computation::Matmul(m)) => m.parts,
+        _ => vec![],
+    }
 }

@@ -39,11 +39,16 @@ impl Limits {
         let free = Target { launch_us: 0.0, ..target.clone() };
         let at_once = f64::INFINITY;
         let no_memory = Target { bandwidth_gbs: at_once, ..target.clone() };
-        let no_arithmetic = Target { f32_gflops: at_once, dot4_gops: Some(at_once), ..free.clone() };
+        let without = |target: &Target| Target {
+            f32_gflops: at_once,
+            dot4_gops: Some(at_once),
+            f16_gflops: Some(at_once),
+            ..target.clone()
+        };
         Limits {
-            memory: no_arithmetic,
+            memory: without(&free),
             arithmetic: Target { launch_us: 0.0, ..no_memory.clone() },
-            launch: Target { f32_gflops: at_once, dot4_gops: Some(at_once), ..no_memory },
+            launch: without(&no_memory),
         }
     }
 

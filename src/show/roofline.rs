@@ -45,9 +45,10 @@ fn power(exponent: i32) -> String {
 pub(super) fn roofline(roof: &Roof, dots: &[Dot], width: f64) -> Chart {
     let right = width.min(WIDEST) - 18.0;
     let bandwidth = roof.bandwidth_gbs * 1e9;
-    let f32_rate = roof.f32_gflops * 1e9;
-    let peaks: Vec<f64> = [f32_rate].into_iter().chain(roof.dot4_gops.map(|gops| gops * 1e9)).collect();
-    let top = peaks.iter().copied().fold(1.0, f64::max);
+    let named = [("f32", Some(roof.f32_gflops)), ("8-bit", roof.dot4_gops), ("16-bit", roof.f16_gflops)];
+    let peaks: Vec<(&str, f64)> =
+        named.into_iter().filter_map(|(of, gops)| Some((of, gops? * 1e9))).collect();
+    let top = peaks.iter().map(|(_, rate)| *rate).fold(1.0, f64::max);
     let down = |n: f64| n.log10().floor() as i32;
     let up = |n: f64| n.log10().ceil() as i32;
     let most = dots.iter().map(|dot| dot.intensity).fold(10.0, f64::max);
@@ -61,8 +62,7 @@ pub(super) fn roofline(roof: &Roof, dots: &[Dot], width: f64) -> Chart {
     let y = |n: f64| {
         ground - (n.log10().max(f64::from(y0)) - f64::from(y0)) / f64::from(y1 - y0) * (ground - TOP)
     };
-    let roofs: Vec<String> =
-        peaks.iter().zip(["f32", "8-bit"]).map(|(rate, of)| format!("{of} {}", per_second(*rate))).collect();
+    let roofs: Vec<String> = peaks.iter().map(|(of, rate)| format!("{of} {}", per_second(*rate))).collect();
     let mut svg = format!(
         "<text class=\"line\" x=\"0\" y=\"12\">roofline: {:.1} GB/s, {}</text>",
         roof.bandwidth_gbs,
@@ -87,7 +87,7 @@ pub(super) fn roofline(roof: &Roof, dots: &[Dot], width: f64) -> Chart {
             power(exponent)
         );
     }
-    for peak in peaks {
+    for (_, peak) in peaks {
         let low = 10f64.powi(x0).max(10f64.powi(y0) / bandwidth);
         let points = [(low, low * bandwidth), (peak / bandwidth, peak), (10f64.powi(x1), peak)];
         let points = points.map(|(across, rate)| format!("{:.1} {:.1}", x(across), y(rate)));

@@ -58,6 +58,7 @@ pub struct Roof {
     pub bandwidth_gbs: f64,
     pub f32_gflops: f64,
     pub dot4_gops: Option<f64>,
+    pub f16_gflops: Option<f64>,
     pub launch_us: f64,
 }
 
@@ -173,7 +174,7 @@ impl View {
             let primitives = seen.nodes.iter().filter_map(|id| primitive_at.get(id).copied()).collect();
             Step { primitives, turn, ..seen.step.clone() }
         });
-        let Target { bandwidth_gbs, f32_gflops, dot4_gops, launch_us, .. } = *parts.target;
+        let Target { bandwidth_gbs, f32_gflops, dot4_gops, f16_gflops, launch_us, .. } = *parts.target;
         Ok(View {
             model: parts.model.into(),
             target: parts.target.name.clone(),
@@ -192,7 +193,7 @@ impl View {
             lowered: report.lowered,
             before: report.before,
             after: report.after,
-            roof: Roof { bandwidth_gbs, f32_gflops, dot4_gops, launch_us },
+            roof: Roof { bandwidth_gbs, f32_gflops, dot4_gops, f16_gflops, launch_us },
             pictures,
         })
     }

@@ -1,4 +1,5 @@
-//! How the matrix units of a GPU go over weights in 16 bits, F16 or BF16, for many tokens (`kernels/matmul_halves.h`).
+//! How the matrix units of a GPU go over weights in 16 bits, F16 or BF16, for many tokens (`kernels/matmul_halves.h`), and over quantised ones that are
+//! unpacked to F16 (`kernels/matmul_unpacked.h`).
 
 use super::{FEW_TOKENS, Target, TargetKind};
 use crate::ir::DType;
@@ -24,8 +25,9 @@ const LARGE_TILES: u64 = 50;
 /// leave half of a multiprocessor waiting, 0.97 of the speed on an H200, and four spill, 0.52.)
 const SMALL: HalfTile = HalfTile { rows: 64, tokens: 64, threads: 128, at_once: 3 };
 
-/// Columns that a tile has at once.
+/// Columns that a tile has at once of weights in 16 bits, and of those that are unpacked.
 const COLUMNS: u64 = 32;
+const UNPACKED_COLUMNS: u64 = 64;
 /// Tiles that keep a GPU busy: of fewer, each is of a range of the columns. (An H200, a 1B: with 800 small ones prompts of 128 and 256 tokens run 1.17
 /// and 1.13 times as fast as with 512, and of 64 tokens 0.97 times; with 1200 1.21, 1.20 and 0.95 times. An 8B, 512 tokens: with 128 large ones 0.81
 /// and with 400 0.98 times as fast as with 256.)
@@ -35,7 +37,7 @@ const ENOUGH_SMALL: u64 = 800;
 const RANGE_COLUMNS: u64 = 256;
 const MOST_RANGES: u64 = 32;
 
-/// How a matmul of many tokens is cut, where its weights are in 16 bits.
+/// How a matmul of many tokens is cut, where its weights are in 16 bits or unpacked to those.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HalfTiles {
     pub tile: HalfTile,
@@ -52,22 +54,27 @@ impl HalfTiles {
     }
 }
 
+/// Whether an AMD GPU has matrix units of numbers in 16 bits, as `kernels/device.h` has it.
+pub(super) fn has_units(arch: &str) -> bool {
+    ["gfx908", "gfx90a", "gfx94", "gfx950", "gfx11", "gfx12"].iter().any(|start| arch.starts_with(start))
+}
+
 impl Target {
-    /// Whether matrix units multiply such numbers, as `kernels/device.h` has it.
-    fn multiplies_halves(&self) -> bool {
-        let amd = ["gfx908", "gfx90a", "gfx94", "gfx950", "gfx11", "gfx12"];
-        match self.kind {
+    /// To what activations are rounded that matrix units multiply by a weight of this format and so many columns, where they do: tiles have whole
+    /// steps of those.
+    pub fn rounds_to(&self, format: DType, columns: u64) -> Option<DType> {
+        let has_units = match self.kind {
             TargetKind::Cpu => false,
             TargetKind::HipNvidia => true,
-            TargetKind::HipAmd => amd.iter().any(|arch| self.arch.starts_with(arch)),
+            TargetKind::HipAmd => has_units(&self.arch),
+        };
+        // The units of these lose small halves, so that floats are multiplied in place of them, which is no faster than what they do of bytes.
+        let is_slow = ["gfx908", "gfx90a"].iter().any(|start| self.arch.starts_with(start));
+        match format {
+            DType::F16 | DType::BF16 => (has_units && columns.is_multiple_of(COLUMNS)).then_some(format),
+            _ if !format.is_quantised() || is_slow => None,
+            _ => (has_units && columns.is_multiple_of(UNPACKED_COLUMNS)).then_some(DType::F16),
         }
-    }
-
-    /// Whether they multiply a weight of this format and so many columns: tiles have whole steps of those.
-    pub fn tiles_halves(&self, format: DType, columns: u64) -> bool {
-        matches!(format, DType::F16 | DType::BF16)
-            && columns.is_multiple_of(COLUMNS)
-            && self.multiplies_halves()
     }
 
     /// What a matmul of so many tokens takes.
@@ -76,14 +83,14 @@ impl Target {
             && match m.epilogue {
                 Epilogue::Store => true,
                 Epilogue::Swiglu { .. } => {
-                    let first = (m.parts[0].format, m.parts[0].may_round);
-                    m.parts.iter().all(|part| (part.format, part.may_round) == first && part.bias.is_none())
+                    let first = (m.parts[0].format, m.parts[0].round);
+                    m.parts.iter().all(|part| (part.format, part.round) == first && part.bias.is_none())
                 }
                 Epilogue::ArgMax { .. } => false,
             };
-        let rounds = |part: &MatmulPart| part.may_round && self.tiles_halves(part.format, m.k);
-        let mut formats: Vec<DType> =
-            m.parts.iter().filter(|part| rounds(part)).map(|part| part.format).collect();
+        let rounds =
+            |part: &MatmulPart| part.round.filter(|to| self.rounds_to(part.format, m.k) == Some(*to));
+        let mut formats: Vec<DType> = m.parts.iter().filter_map(rounds).collect();
         let all = formats.len() == m.parts.len();
         formats.sort_unstable();
         formats.dedup();
@@ -110,16 +117,16 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::DType::{BF16, F16, F32};
+    use crate::ir::DType::{BF16, F16, F32, Q4_K, Q6_K, Q8_0};
 
     #[test]
     fn tiles_ranges_and_launches_are_by_format_target_and_tokens() {
-        let of = |target: &str, formats: &[DType], k: u64, tokens: u64, may_round: bool| {
+        let of = |target: &str, formats: &[DType], k: u64, tokens: u64, round: Option<DType>| {
             let part = |&format| MatmulPart {
                 weight: 1,
                 format,
                 rows: 2048,
-                may_round,
+                round,
                 bias: None,
                 residual: None,
                 out: Some(2),
@@ -129,46 +136,55 @@ mod tests {
             let HalfTiles { tile, rounds, ranges } = Target::named(target).unwrap().half_tiles(&m, tokens);
             (tile.rows, rounds, ranges)
         };
+        let (half, bfloat) = (Some(F16), Some(BF16));
         // As many ranges as keep a GPU busy, of 256 columns at the least.
-        assert_eq!(of("sm_90", &[F16], 2048, 64, true), (64, vec![F16], 8));
-        assert_eq!(of("sm_90", &[F16], 8192, 64, true), (64, vec![F16], 25));
-        assert_eq!(of("sm_90", &[F16], 8192, 256, true), (64, vec![F16], 6));
+        assert_eq!(of("sm_90", &[F16], 2048, 64, half), (64, vec![F16], 8));
+        assert_eq!(of("sm_90", &[F16], 8192, 64, half), (64, vec![F16], 25));
+        assert_eq!(of("sm_90", &[F16], 8192, 256, half), (64, vec![F16], 6));
         // Many tokens, of which there are enough large tiles.
-        assert_eq!(of("gfx90a", &[BF16], 8192, 512, true), (128, vec![BF16], 4));
-        assert_eq!(of("sm_90", &[F16, F16], 8192, 512, true), (128, vec![F16], 2));
-        assert_eq!(of("gfx1100", &[F16], 8192, 4096, true), (128, vec![F16], 1));
-        assert_eq!(of("sm_90", &[F16], 8192, 257, true), (64, vec![F16], 5));
+        assert_eq!(of("gfx90a", &[BF16], 8192, 512, bfloat), (128, vec![BF16], 4));
+        assert_eq!(of("sm_90", &[F16, F16], 8192, 512, half), (128, vec![F16], 2));
+        assert_eq!(of("gfx1100", &[F16], 8192, 4096, half), (128, vec![F16], 1));
+        assert_eq!(of("sm_90", &[F16], 8192, 257, half), (64, vec![F16], 5));
+        // What is quantised meets F16, all formats alike.
+        assert_eq!(of("sm_90", &[Q4_K, Q6_K], 8192, 512, half), (128, vec![F16], 2));
+        assert_eq!(of("gfx942", &[Q8_0], 8192, 64, half), (64, vec![F16], 25));
         // Each format once; what is multiplied otherwise has no ranges.
-        assert_eq!(of("sm_90", &[BF16, F16, BF16], 256, 64, true), (64, vec![F16, BF16], 1));
-        assert_eq!(of("sm_90", &[F16, F32], 8192, 4096, true), (64, vec![F16], 1));
+        assert_eq!(of("sm_90", &[F16, F32], 8192, 4096, half), (64, vec![F16], 1));
+        assert_eq!(of("sm_90", &[BF16, F16, BF16], 256, 64, half), (64, vec![F16], 1));
         // Both of gate and up, or neither.
-        let swiglu = |may_round: [bool; 2]| {
-            let part = |may_round| MatmulPart {
+        let swiglu = |round: [Option<DType>; 2]| {
+            let part = |round| MatmulPart {
                 weight: 1,
                 format: F16,
                 rows: 8192,
-                may_round,
+                round,
                 bias: None,
                 residual: None,
                 out: None,
             };
-            let parts = may_round.map(part).to_vec();
+            let parts = round.map(part).to_vec();
             let m = MatmulSpec { x: 0, k: 2048, parts, epilogue: Epilogue::Swiglu { out: 3 } };
             let HalfTiles { tile, rounds, ranges } = Target::named("sm_90").unwrap().half_tiles(&m, 512);
             (tile.rows, rounds.len(), ranges)
         };
-        assert_eq!(swiglu([true, true]), (128, 1, 1));
-        assert_eq!([swiglu([true, false]), swiglu([false, true])], [(64, 0, 1); 2]);
+        assert_eq!(swiglu([half, half]), (128, 1, 1));
+        assert_eq!([swiglu([half, None]), swiglu([None, half])], [(64, 0, 1); 2]);
         // No tiles, no whole steps of columns, no matrix unit; nothing that may be rounded.
-        for (target, k, tokens, may_round) in [
-            ("sm_90", 8192, FEW_TOKENS, true),
-            ("sm_90", 8200, 64, true),
-            ("gfx1030", 8192, 64, true),
-            ("cpu", 8192, 64, true),
-            ("sm_90", 8192, 512, false),
+        for (target, format, k, tokens, round) in [
+            ("sm_90", F16, 8192, FEW_TOKENS, half),
+            ("sm_90", F16, 8200, 64, half),
+            ("gfx1030", F16, 8192, 64, half),
+            ("cpu", F16, 8192, 64, half),
+            ("sm_90", F16, 8192, 512, None),
+            ("sm_90", Q8_0, 8192 + 32, 512, half),
+            ("sm_90", Q8_0, 8192, 512, bfloat),
+            ("gfx90a", Q8_0, 8192, 512, half),
+            ("gfx1030", Q4_K, 8192, 512, half),
+            ("sm_90", F32, 8192, 512, half),
         ] {
-            let found = of(target, &[F16], k, tokens, may_round);
-            assert_eq!(found, (64, vec![], 1), "{target}, {k} columns, {tokens} tokens");
+            let found = of(target, &[format], k, tokens, round);
+            assert_eq!(found, (64, vec![], 1), "{target}, {format}, {k} columns, {tokens} tokens");
         }
     }
 }

@@ -98,10 +98,14 @@ const ONE: Shape = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..TINY[0]
 pub fn some(target: &Target) -> Vec<Case> {
     use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q8_0};
     match target.wave {
-        32 => [cases(target, &DType::WEIGHTS, &[Q2_K], &TINY), large(target)].concat(),
+        32 => {
+            [cases(target, &DType::WEIGHTS, &[Q2_K], &TINY), large(target), unpacked(target, &DType::WEIGHTS)]
+                .concat()
+        }
         _ => {
             let shapes = [shape("tiny-odd"), shape("tiny-phi3"), WIDE];
-            cases(target, &[Q4_0, Q4_K, Q8_0, F16, Q3_K], &DType::WEIGHTS, &shapes)
+            let formats = [Q4_0, Q4_K, Q8_0, F16, Q3_K];
+            [cases(target, &formats, &DType::WEIGHTS, &shapes), unpacked(target, &formats)].concat()
         }
     }
 }
@@ -130,7 +134,8 @@ pub fn otherwise(target: &Target) -> Vec<Case> {
 pub fn all(target: &Target) -> Vec<Case> {
     let formats = &DType::WEIGHTS;
     let shapes = [&TINY[..], &[WIDE]].concat();
-    [cases(target, formats, formats, &shapes), large(target), otherwise(target)].concat()
+    [cases(target, formats, formats, &shapes), large(target), unpacked(target, formats), otherwise(target)]
+        .concat()
 }
 
 /// A layer of each format, and of some in float32 throughout; models of families and of an odd shape; and what options make.
@@ -211,6 +216,65 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
         cases.push(Case { prompt: 1, after: &[], ..case });
     }
     cases
+}
+
+/// Prompts whose activations are rounded to F16 and whose weights are unpacked to it, a layer of each format: rows of 256 columns, and of 512, which
+/// have ranges; in small tiles, and of some formats in large ones. Then formats that are merged, with biases, and rows that are no whole tiles.
+fn unpacked(target: &Target, formats: &[DType]) -> Vec<Case> {
+    let few = Options { context: Some(96), chunk: 13, ..Options::new(in_halves(target)) };
+    let many = Options { context: Some(4096), chunk: 4096, ..few.clone() };
+    let mut cases = vec![];
+    for dtype in formats.iter().copied().filter(|dtype| dtype.is_quantised()) {
+        let file = Model::new(&Shape { ffn: 512, ..ONE }, uniform(dtype)).file();
+        let case = Case::new(format!("{dtype} unpacked in small tiles"), file.clone(), &few);
+        cases.push(Case { after: &[], ..case });
+        if matches!(dtype, DType::Q4_K | DType::Q6_K) {
+            // Two of tokens.
+            let case = Case::new(format!("{dtype} unpacked in large tiles"), file, &many);
+            cases.push(Case { prompt: 140, after: &[], ..case });
+        }
+    }
+    // Of one step, of five, and of ranges of four and five; gates and ups of rows that are no whole tiles.
+    let one = Shape { heads: 2, kv_heads: 1, head_dim: 32, rotated: 32, width: 64, ffn: 336, ..ONE };
+    let five = Shape { heads: 5, kv_heads: 1, width: 320, ffn: 576, ..ONE };
+    for (steps, shape, options, prompt) in
+        [("one step", one, &few, 13), ("five steps", five, &few, 13), ("five steps, large", five, &many, 20)]
+    {
+        let file =
+            Model::new(&shape, |name| match name.contains("ffn_down") && !shape.ffn.is_multiple_of(32) {
+                true => DType::F32,
+                false => uniform(DType::Q8_0)(name),
+            });
+        let file = file.file();
+        cases.push(Case { prompt, after: &[], ..Case::new(format!("{steps} unpacked"), file, options) });
+    }
+    let uneven = Shape {
+        architecture: "qwen2",
+        biases: true,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 32,
+        rotated: 32,
+        ffn: 768,
+        ..ONE
+    };
+    let merged = Model::new(&uneven, |name| match name {
+        name if name.ends_with("bias") => DType::F32,
+        name if name.contains("attn_q") => DType::Q6_K,
+        name if name.contains("attn_k") => DType::F16,
+        name if name.contains("attn_output") => DType::BF16,
+        _ => DType::Q5_K,
+    });
+    cases.push(Case {
+        prompt: 70,
+        ..Case::new("merged formats unpacked", merged.file(), &Options { chunk: 70, ..few })
+    });
+    cases
+}
+
+/// A target whose prompts have activations in F16.
+fn in_halves(target: &Target) -> Target {
+    Target { prompt_activations: DType::F16, ..target.clone() }
 }
 
 /// What only large models and long prompts have, and caches of other types.
@@ -324,6 +388,12 @@ fn ways(target: &Target) -> Vec<(String, Options, Purpose)> {
             add("to score", options.clone(), Purpose::Score);
             add("for the best token", Options { greedy: true, ..options.clone() }, Purpose::Generate);
             add("of four sequences", Options { sequences: 4, ..options }, Purpose::Bench);
+        }
+    }
+    let halves = Options { target: in_halves(target), ..default.clone() };
+    for (fused, options) in [("fused", halves.clone()), ("unfused", unfused(&halves))] {
+        for (what, purpose) in [("to generate", Purpose::Generate), ("to score", Purpose::Score)] {
+            ways.push((format!("{fused} in halves {what}"), options.clone(), purpose));
         }
     }
     for (k, v) in CACHES {

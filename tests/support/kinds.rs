@@ -133,6 +133,11 @@ impl Text<'_> {
             "Turning" => [1, 2].map(|i| (i, arguments[i].into())).into(),
             "attend_part" => vec![(1, arguments[1].into())],
             "matmul_halves" => vec![(1, is(size(1) > 1, "ranges"))],
+            "matmul_unpacked" => [0, 1]
+                .map(|i| (i, arguments[i].into()))
+                .into_iter()
+                .chain([(2, is(size(2) > 1, "ranges"))])
+                .collect(),
             "attend" | "Tile" | "HalfTile" => vec![(0, arguments[0].into())],
             "Shape" => {
                 let head_dim = [64, 32, 16].into_iter().find(|n| size(2).is_multiple_of(*n));
@@ -152,6 +157,8 @@ impl Text<'_> {
                 aside(is(size(0) > self.wave, "several warps"));
                 aside(is(size(2) == 0 || size(1) == size(2), "whole heads"));
             }
+            // Formats are unpacked in the same way in all.
+            "UnpackedTile" => aside(format!("tiles of {} rows", size(0))),
             "get_row" => aside(is(size(1).is_multiple_of(4), "fours")),
             "Matrix" => {
                 let span = if arguments[0].ends_with("_K") { 64 } else { 32 };

@@ -3,7 +3,7 @@
 use super::super::units;
 use super::filter::Filter;
 use sinter::explain::{Left, Row, left, put_in};
-use sinter::ir::{Kernel, Micros, Origin, Report};
+use sinter::ir::{DType, Kernel, Micros, Origin, Report};
 use sinter::target::{Measured, Target};
 use sinter::tune::rank_correlation;
 use std::collections::BTreeMap;
@@ -67,8 +67,9 @@ pub fn text(
         if !replaces.is_empty() {
             let formats = row.formats(report).join(", ");
             let of = if formats.is_empty() { String::new() } else { format!("; of {formats}") };
+            let rounds = row.rounds_to(report).iter().map(DType::to_string).collect::<Vec<_>>().join(" and ");
             let rounds =
-                if row.may_round(report) { "; may round activations to their weight's format" } else { "" };
+                if rounds.is_empty() { rounds } else { format!("; may round activations to {rounds}") };
             let tokens = if row.is_of_wanted(report) { "; R tokens" } else { "" };
             text += &format!("       {:10} replaces {replaces}{of}{rounds}{tokens}\n", "");
         }

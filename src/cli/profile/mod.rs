@@ -278,6 +278,7 @@ fn roofs(target: &Target, bandwidth: f64, bandwidth_is: &'static str) -> Roofs {
         bandwidth_is,
         float: Rate::of(target, target.f32_gflops),
         integer: Rate::of(target, target.dot4_gops.unwrap_or(target.f32_gflops)),
+        half: Rate::of(target, target.f16_gflops.unwrap_or(target.f32_gflops)),
         // On the CPU calls cost far less than a microsecond; on a GPU it is found among those that were timed.
         launch_us: 0.0,
     }

@@ -29,6 +29,7 @@ pub struct Report {
 pub struct Arithmetic {
     pub float: Roof,
     pub integer: Roof,
+    pub half: Roof,
 }
 
 #[derive(Serialize)]
@@ -45,7 +46,11 @@ impl Roof {
 
 impl Arithmetic {
     pub fn of(roofs: &Roofs) -> Arithmetic {
-        Arithmetic { float: Roof::of(&roofs.float), integer: Roof::of(&roofs.integer) }
+        Arithmetic {
+            float: Roof::of(&roofs.float),
+            integer: Roof::of(&roofs.integer),
+            half: Roof::of(&roofs.half),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::svg::Svg;
 use super::verdict::{Rate, Roofs, Verdict};
-use sinter::bench::{KernelTime, Profile, Test};
+use sinter::bench::{Arithmetic, KernelTime, Profile, Test};
 use sinter::ir::Micros;
 
 const WIDTH: f64 = 1180.0;
@@ -121,15 +121,22 @@ fn uncounted(profile: &Profile) -> f64 {
     ns as f64 / profile.kernels_ns().max(1) as f64
 }
 
+/// What kernels compute with; floats if there are none.
+fn used(dots: &[Dot<'_>]) -> Vec<Arithmetic> {
+    let mut used = vec![Arithmetic::Integer, Arithmetic::Half, Arithmetic::Float];
+    used.retain(|of| dots.iter().any(|dot| dot.kernel.arithmetic == *of));
+    if used.is_empty() { vec![Arithmetic::Float] } else { used }
+}
+
 /// Axes that hold all dots, and where the roofs meet.
 fn axes(area: Area, dots: &[Dot<'_>], roofs: &Roofs) -> Axes {
-    let rates = [&roofs.float, &roofs.integer].map(|rate| rate.per_second / 1e9);
-    let highest = rates[0].max(rates[1]);
+    let rates = used(dots).into_iter().map(|of| roofs.rate(of).per_second / 1e9);
+    let (least, highest) = rates.fold((f64::INFINITY, 0f64), |(a, b), rate| (a.min(rate), b.max(rate)));
     let ridge = highest * 1e9 / roofs.bandwidth;
     let xs = || dots.iter().map(|dot| dot.at.0);
     let ys = || dots.iter().map(|dot| dot.at.1);
     let x = (xs().fold(1.0, f64::min) / 4.0, xs().fold(ridge, f64::max) * 4.0);
-    let y = (ys().fold(rates[0].min(rates[1]), f64::min) / 2.0, ys().fold(highest, f64::max) * 2.5);
+    let y = (ys().fold(least, f64::min) / 2.0, ys().fold(highest, f64::max) * 2.5);
     Axes { area, x, y }
 }
 
@@ -170,14 +177,12 @@ fn number(value: f64) -> String {
 /// Memory up to the highest arithmetic roof, and the arithmetic roofs from memory on; where their words are.
 fn draw_roofs(svg: &mut Svg, axes: &Axes, roofs: &Roofs, dots: &[Dot<'_>]) -> Vec<(f64, f64)> {
     let slope = roofs.bandwidth / 1e9;
-    let used = |integer: bool| dots.iter().any(|dot| dot.kernel.integer == integer);
-    let mut flat: Vec<(&str, &Rate)> = vec![];
-    if used(true) {
-        flat.push(("8-bit integers", &roofs.integer));
-    }
-    if used(false) || flat.is_empty() {
-        flat.push(("floats", &roofs.float));
-    }
+    let name = |of| match of {
+        Arithmetic::Integer => "8-bit integers",
+        Arithmetic::Half => "16 bits",
+        Arithmetic::Float => "floats",
+    };
+    let flat: Vec<(&str, &Rate)> = used(dots).into_iter().map(|of| (name(of), roofs.rate(of))).collect();
     let highest = flat.iter().map(|(_, rate)| rate.per_second / 1e9).fold(0.0, f64::max);
     // Where the memory's roof enters the plot from below or from the left.
     let first = axes.x.0.max(axes.y.0 / slope);

@@ -1,6 +1,6 @@
 //! What limits a kernel, in a word and in a sentence.
 
-use sinter::bench::KernelTime;
+use sinter::bench::{Arithmetic, KernelTime};
 use sinter::ir::Micros;
 use sinter::target::Target;
 
@@ -23,9 +23,10 @@ pub struct Roofs {
     /// Bytes per second that it reads.
     pub bandwidth: f64,
     pub bandwidth_is: &'static str,
-    /// Operations per second: of floats, and of 8-bit integers where the kernel is of those.
+    /// Operations per second: of floats, of 8-bit integers, and of numbers in 16 bits on matrix units.
     pub float: Rate,
     pub integer: Rate,
+    pub half: Rate,
     /// Microseconds of the launch that takes least.
     pub launch_us: f64,
 }
@@ -72,7 +73,11 @@ impl Roofs {
     /// Raises what is assumed to what some kernel reached.
     pub fn raise(&mut self, kernels: &[KernelTime]) {
         for k in kernels {
-            let rate = if k.integer { &mut self.integer } else { &mut self.float };
+            let rate = match k.arithmetic {
+                Arithmetic::Float => &mut self.float,
+                Arithmetic::Integer => &mut self.integer,
+                Arithmetic::Half => &mut self.half,
+            };
             if k.arithmetic() > rate.per_second {
                 rate.per_second = k.arithmetic();
                 rate.reached_by = Some(format!("{} {}", k.kernel, k.node));
@@ -80,8 +85,12 @@ impl Roofs {
         }
     }
 
-    pub fn rate(&self, integer: bool) -> &Rate {
-        if integer { &self.integer } else { &self.float }
+    pub fn rate(&self, arithmetic: Arithmetic) -> &Rate {
+        match arithmetic {
+            Arithmetic::Float => &self.float,
+            Arithmetic::Integer => &self.integer,
+            Arithmetic::Half => &self.half,
+        }
     }
 }
 
@@ -96,7 +105,7 @@ pub struct Verdict {
 impl Verdict {
     pub fn of(k: &KernelTime, roofs: &Roofs) -> Verdict {
         let bandwidth = k.bandwidth() / roofs.bandwidth;
-        let rate = roofs.rate(k.integer);
+        let rate = roofs.rate(k.arithmetic);
         let arithmetic = k.arithmetic() / rate.per_second;
         let each = k.ns as f64 / 1e3 / k.launches.max(1) as f64;
         let limit = match each {
@@ -171,14 +180,22 @@ mod tests {
 
     fn roofs() -> Roofs {
         let target = Target::test_cpu();
-        let (float, integer) = (Rate::of(&target, 1e3), Rate::of(&target, 4e3));
-        Roofs { bandwidth: 1e11, bandwidth_is: "measured", float, integer, launch_us: 2.0 }
+        let [float, integer, half] = [1e3, 4e3, 2e3].map(|gops| Rate::of(&target, gops));
+        Roofs { bandwidth: 1e11, bandwidth_is: "measured", float, integer, half, launch_us: 2.0 }
     }
 
     fn kernel(us: u64, bytes: u64, operations: u64) -> KernelTime {
         let work = CallWork { bytes, weights: bytes, states: 0, operations };
         let (kernel, node) = ("matmul", "w".into());
-        KernelTime { kernel, node, calls: 1, launches: 1, ns: us * 1000, work, integer: true }
+        KernelTime {
+            kernel,
+            node,
+            calls: 1,
+            launches: 1,
+            ns: us * 1000,
+            work,
+            arithmetic: Arithmetic::Integer,
+        }
     }
 
     #[test]
@@ -212,10 +229,12 @@ mod tests {
     fn a_rate_that_was_assumed_too_low_is_raised() {
         let mut roofs = roofs();
         let mut float = kernel(100, 1, 90_000_000);
-        float.integer = false;
+        float.arithmetic = Arithmetic::Float;
+        let half = KernelTime { arithmetic: Arithmetic::Half, ..float.clone() };
         // 0.9e12 of floats is below; 5e12 of integers is not.
-        roofs.raise(&[float.clone(), kernel(100, 1, 500_000_000)]);
+        roofs.raise(&[float.clone(), half.clone(), kernel(100, 1, 500_000_000)]);
         assert_eq!(roofs.float, Rate::of(&Target::test_cpu(), 1e3));
+        assert_eq!(Verdict::of(&half, &roofs).roofline_share, 0.45);
         assert_eq!((roofs.integer.per_second, roofs.integer.reached_by.as_deref()), (5e12, Some("matmul w")));
         assert_eq!(Verdict::of(&float, &roofs).roofline_share, 0.9);
     }

@@ -27,13 +27,13 @@ impl Unit<'_> {
             Op::Add => self.each("((const float*)a0)[i] + ((const float*)a1)[j]", 2),
             Op::Mul => self.each("((const float*)a0)[i] * ((const float*)a1)[j]", 2),
             Op::Silu => self.each("silu(((const float*)a0)[i])", 1),
-            &Op::MatMul { may_round } => {
+            &Op::MatMul { round } => {
                 let (rows, k) = (u64::from(self.constant(1, 0)?), u64::from(self.constant(1, 1)?));
                 let part = MatmulPart {
                     weight: 1,
                     format: self.ty(1)?.dtype,
                     rows,
-                    may_round,
+                    round,
                     bias: None,
                     residual: None,
                     out: Some(2),

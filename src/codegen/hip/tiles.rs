@@ -1,4 +1,5 @@
-//! Matmuls of more than a few tokens, in tiles: `kernels/matmul.h` and, of weights in 16 bits, `kernels/matmul_halves.h`.
+//! Matmuls of more than a few tokens, in tiles: `kernels/matmul.h`, of weights in 16 bits `kernels/matmul_halves.h`, and of quantised ones that are
+//! unpacked to such `kernels/matmul_unpacked.h`.
 
 use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, MatmulPart, MatmulSpec};
@@ -20,6 +21,8 @@ enum Kind {
     Bytes,
     /// Weights in 16 bits, F16 or BF16, and activations rounded to such numbers.
     Halves,
+    /// Weights unpacked to F16, and activations rounded to it.
+    Unpacked,
     Floats,
 }
 
@@ -41,7 +44,7 @@ impl Unit<'_> {
             Epilogue::Swiglu { out } => {
                 let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
                 let alike = gate.format == up.format
-                    && gate.may_round == up.may_round
+                    && gate.round == up.round
                     && self.layout(gate.weight) == self.layout(up.weight);
                 let in_blocks = self.ty(out)?.dtype == DType::Q8Act;
                 if !alike
@@ -68,7 +71,7 @@ impl Unit<'_> {
         }
         let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
         body += &format!("__shared__ union {{ {}}} room;\n", rooms(m, &tiling));
-        if tiling.kinds.iter().any(|kind| *kind != Kind::Halves) {
+        if tiling.kinds.iter().any(|kind| matches!(kind, Kind::Bytes | Kind::Floats)) {
             body += &format!("const auto x = {};\n", self.activations(m.x, m.k)?);
         }
         for (format, value) in &rounded {
@@ -78,7 +81,11 @@ impl Unit<'_> {
             Epilogue::Swiglu { out } => self.swiglu_of_tiles(m, &tiling, out, tokens)?,
             Epilogue::Store | Epilogue::ArgMax { .. } => self.sums_of_tiles(m.k, &stored, &tiling, tokens)?,
         };
-        let header = if rounded.is_empty() { "matmul.h" } else { "matmul_halves.h" };
+        let header = match &tiling.kinds {
+            kinds if kinds.contains(&Kind::Unpacked) => "matmul_unpacked.h",
+            kinds if kinds.contains(&Kind::Halves) => "matmul_halves.h",
+            _ => "matmul.h",
+        };
         let mut grid = vec![Extent::each(blocks), Extent { dim: tokens, per: tile.tokens as u32 }];
         if ranges > 1 {
             grid.insert(0, Extent::each(ranges));
@@ -99,12 +106,15 @@ impl Unit<'_> {
     fn tiling(&self, m: &MatmulSpec, tokens: Dim) -> Result<Tiling, String> {
         let in_bytes =
             self.ty(m.x)?.dtype == DType::Q8Act && m.parts.iter().all(|part| part.format.is_quantised());
-        let kind = |part: &MatmulPart| match in_bytes {
-            true => Kind::Bytes,
-            false if part.may_round && self.target.tiles_halves(part.format, m.k) => Kind::Halves,
-            false => Kind::Floats,
-        };
         let halves = self.target.half_tiles(m, tokens.eval(self.bounds));
+        let kind =
+            |part: &MatmulPart| match part.round {
+                _ if in_bytes => Kind::Bytes,
+                Some(to) if self.target.rounds_to(part.format, m.k) == Some(to) => {
+                    if part.format.is_quantised() { Kind::Unpacked } else { Kind::Halves }
+                }
+                _ => Kind::Floats,
+            };
         let wide_tiles = m.parts.iter().map(|part| part.rows.div_ceil(WIDE_ROWS)).sum::<u64>()
             * tokens.eval(self.bounds).div_ceil(halves.tile.tokens);
         let is_narrow = in_bytes && wide_tiles < BLOCKS && matches!(m.epilogue, Epilogue::Store);
@@ -215,6 +225,12 @@ impl Unit<'_> {
                 let x = format!("x_{}", part.format);
                 (format!("matmul_halves{suffix}<{of}>"), ["room.halves".into(), x])
             }
+            Kind::Unpacked => {
+                let of = format!("{}, {}", format_name(part.format), layout_name(self.layout(part.weight))?);
+                let of = if suffix.is_empty() { format!("{of}, {ranges}") } else { of };
+                let x = format!("x_{}", DType::F16);
+                (format!("matmul_unpacked{suffix}<{of}>"), ["room.unpacked".into(), x])
+            }
             Kind::Floats => (format!("matmul_floats{suffix}<{weight}>"), ["room.floats".into(), "x".into()]),
         })
     }
@@ -249,15 +265,14 @@ impl Unit<'_> {
 
 /// The members of the shared memory of a block, which has a tile of one kind at a time.
 fn rooms(m: &MatmulSpec, tiling: &Tiling) -> String {
+    let HalfTile { rows, tokens, threads, .. } = tiling.halves.tile;
     let room = |(part, kind): (&MatmulPart, &Kind)| match kind {
         Kind::Bytes => {
             let run = run(part.format);
             format!("Tile<{run}, {}> t{run}; ", if tiling.is_narrow { "NARROW" } else { "WIDE" })
         }
-        Kind::Halves => {
-            let HalfTile { rows, tokens, threads, .. } = tiling.halves.tile;
-            format!("HalfTile<{rows}, {tokens}, {threads}> halves; ")
-        }
+        Kind::Halves => format!("HalfTile<{rows}, {tokens}, {threads}> halves; "),
+        Kind::Unpacked => format!("UnpackedTile<{rows}, {tokens}, {threads}> unpacked; "),
         Kind::Floats => "FloatTile floats; ".into(),
     };
     let mut rooms: Vec<String> = m.parts.iter().zip(&tiling.kinds).map(room).collect();

@@ -123,7 +123,7 @@ impl Body<'_> {
                 return Err("a sum that is neither bias nor residual".into());
             }
         }
-        let &Op::MatMul { may_round } = self.op(v) else {
+        let &Op::MatMul { round } = self.op(v) else {
             return Err(format!("{} where matmul should be", self.op(v).name()));
         };
         let (x, weight) = (self.stored(self.operand(v, 0)?)?, self.stored(self.operand(v, 1)?)?);
@@ -132,7 +132,9 @@ impl Body<'_> {
         if self.arg_ty(x).dtype == DType::Q8Act && !format.is_quantised() {
             return Err(format!("{format} weights with quantised activations"));
         }
-        Ok((x, MatmulPart { weight, format, rows, may_round, bias, residual, out }))
+        // What is in 8 bits is not rounded again.
+        let round = round.filter(|_| self.arg_ty(x).dtype != DType::Q8Act);
+        Ok((x, MatmulPart { weight, format, rows, round, bias, residual, out }))
     }
 
     /// All parts multiply the same activations.

@@ -522,14 +522,15 @@ fn primitive(at: usize, name: &str, attributes: &mut Attributes<'_>) -> Parsed<O
         "dequant" => Op::Dequant,
         "quant_act" => Op::QuantAct,
         "matmul" => {
-            let may_round = match optional("round") {
-                None => false,
-                Some((_, Token::Word("weight"))) => true,
+            let round = match optional("round") {
+                None => None,
+                Some((_, Token::Word("f16"))) => Some(DType::F16),
+                Some((_, Token::Word("bf16"))) => Some(DType::BF16),
                 Some((at, other)) => {
-                    return Err((at, format!("{} is no rounding: weight", other.describe())));
+                    return Err((at, format!("{} is no rounding: f16 or bf16", other.describe())));
                 }
             };
-            Op::MatMul { may_round }
+            Op::MatMul { round }
         }
         "matmul_id" => Op::MatMulId,
         "add" => Op::Add,

@@ -149,7 +149,7 @@ pub fn attributes(op: &Op) -> String {
     match op {
         Op::RmsNorm { eps } => format!(" {{eps={}}}", float(*eps)),
         Op::Scores { scale } => format!(" {{scale={}}}", float(*scale)),
-        Op::MatMul { may_round: true } => " {round=weight}".into(),
+        Op::MatMul { round: Some(dtype) } => format!(" {{round={dtype}}}"),
         Op::KvRead { page } => format!(" {{page={page}}}"),
         Op::CausalMask { window: Some(window) } => format!(" {{window={window}}}"),
         Op::Rope(rope) => {
@@ -163,7 +163,7 @@ pub fn attributes(op: &Op) -> String {
         | Op::GetRows
         | Op::Dequant
         | Op::QuantAct
-        | Op::MatMul { may_round: false }
+        | Op::MatMul { round: None }
         | Op::MatMulId
         | Op::Add
         | Op::Mul

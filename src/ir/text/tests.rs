@@ -196,6 +196,7 @@ fn mistakes_are_named_with_their_place() {
         ("%0 = silu : f32[T,4]", "2:6: silu: takes 1 operands, not 0"),
         ("%0 = silu %x {eps=1} : f32[T,4]", "2:15: silu has no attribute eps"),
         ("%0 = rms_norm %x, %x : f32[T,4]", "2:6: rms_norm needs the attribute eps"),
+        ("%0 = matmul %x, %x {round=q8_act} : f32[T,4]", "2:27: `q8_act` is no rounding: f16 or bf16"),
         ("%0 = rms_norm %x, %x {eps=x} : f32[4]", "2:27: `x` is no 32-bit float"),
         ("%0 = rms_norm %x, %x {eps=1e99} : f32[4]", "2:27: `1e99` is no 32-bit float"),
         ("%0 = rms_norm %x {eps=1, eps=2} : f32[4]", "2:26: attribute eps is given twice"),

@@ -122,7 +122,7 @@ fn rule_3_types_follow_from_operands() {
     let a = g.results()[0].node;
     g.raw_mut()[a].outs[0] = TensorType::new(DType::F32, [7u64]);
     breaks(&g, 3, "the results are declared as f32[7], but the operands give f32[T,64]");
-    g.raw_mut()[a].op = Op::MatMul { may_round: false };
+    g.raw_mut()[a].op = Op::MatMul { round: None };
     breaks(&g, 3, "takes 2 operands, not 1");
 }
 
@@ -219,6 +219,11 @@ fn rule_5_attributes_make_sense() {
         let leaves = "%c = const 1 : f32[64] %d = const 1 : f32[1,64,1,64]";
         statements_break(&format!("{leaves} {statement} return %a, %k"), 5, message);
     }
+    let mut g = graph("%d = const 1 : f32[8,64] %a = matmul %y, %d {round=bf16} : f32[T,8] return %a, %k");
+    assert!(verify(g.clone()).is_ok());
+    let a = g.ids().into_iter().find(|id| matches!(g.op(*id), Op::MatMul { .. })).unwrap();
+    g.raw_mut()[a].op = Op::MatMul { round: Some(DType::Q8Act) };
+    breaks(&g, 5, "round cannot be q8_act");
 }
 
 #[test]

@@ -14,13 +14,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The headers that sources include, by name.
-pub const HEADERS: [(&str, &str); 15] = [
+pub const HEADERS: [(&str, &str); 16] = [
     ("attention.h", include_str!("../../../kernels/attention.h")),
     ("device.h", include_str!("../../../kernels/device.h")),
     ("elementwise.h", include_str!("../../../kernels/elementwise.h")),
     ("embed.h", include_str!("../../../kernels/embed.h")),
     ("matmul.h", include_str!("../../../kernels/matmul.h")),
     ("matmul_halves.h", include_str!("../../../kernels/matmul_halves.h")),
+    ("matmul_unpacked.h", include_str!("../../../kernels/matmul_unpacked.h")),
     ("matvec.h", include_str!("../../../kernels/matvec.h")),
     ("prefill_attention.h", include_str!("../../../kernels/prefill_attention.h")),
     ("primitive.h", include_str!("../../../kernels/primitive.h")),

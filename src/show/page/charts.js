@@ -34,6 +34,7 @@ function roofline(view, dots, width) {
   const height = 240, left = 44, bottom = 36, { roof } = view;
   const peaks = [["f32", roof.f32_gflops * 1e9]];
   if (roof.dot4_gops) peaks.push(["8-bit", roof.dot4_gops * 1e9]);
+  if (roof.f16_gflops) peaks.push(["16-bit", roof.f16_gflops * 1e9]);
   const bandwidth = roof.bandwidth_gbs * 1e9, top = Math.max(...peaks.map((peak) => peak[1]));
   const xs = dots.map((dot) => dot.intensity), ys = dots.map((dot) => dot.rate);
   const down = (n) => Math.floor(Math.log10(n)), up = (n) => Math.ceil(Math.log10(n));

@@ -22,7 +22,7 @@ fn stored(x: DType, k: u64, tile: u32, weights: &[(DType, u64)], adds: bool) -> 
             weight: push(arg(Access::Read, format, [rows, k])),
             format,
             rows,
-            may_round: false,
+            round: None,
             bias: adds.then(|| push(arg(Access::Read, DType::F32, [rows]))),
             residual: adds.then(|| push(arg(Access::Read, DType::F32, [T, n(rows)]))),
             out: Some(push(arg(Access::Write, DType::F32, [T, n(rows)]))),

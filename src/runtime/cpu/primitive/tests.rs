@@ -180,11 +180,8 @@ fn quant_act_is_the_reference_bit_for_bit() {
 
 #[test]
 fn matmul() {
-    let kernel = primitive(
-        Op::MatMul { may_round: false },
-        vec![f32s([T, n(300)]), f32s([n(7), n(300)])],
-        f32s([T, n(7)]),
-    );
+    let kernel =
+        primitive(Op::MatMul { round: None }, vec![f32s([T, n(300)]), f32s([n(7), n(300)])], f32s([T, n(7)]));
     check(&kernel, &[], |x, _| {
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
         x[0].chunks(300).flat_map(|a| x[1].chunks(300).map(|b| dot(a, b)).collect::<Vec<f64>>()).collect()
