@@ -360,7 +360,8 @@ fn what_is_given_back_is_read_again() {
     let tensor = |name| file.tensor_bytes(file.gguf().tensor(name).unwrap());
     let all = file.bytes().len() as u64;
     file.expect_one_reading(tensor("b"));
-    assert!(file.bytes() == bytes && in_memory(&path) >= all);
+    // Pages that the system moves just then count as none, and are there when they are read again.
+    assert!((0..20).any(|_| file.bytes() == bytes && in_memory(&path) >= all));
     // Pages that hold something else too stay.
     file.give_back(tensor("b"));
     let left = in_memory(&path);
