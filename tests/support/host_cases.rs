@@ -105,7 +105,7 @@ pub fn some(target: &Target) -> Vec<Case> {
         _ => {
             let shapes = [shape("tiny-odd"), shape("tiny-phi3"), WIDE];
             let formats = [Q4_0, Q4_K, Q8_0, F16, Q3_K];
-            [cases(target, &formats, &DType::WEIGHTS, &shapes), unpacked(target, &formats)].concat()
+            [cases(target, &formats, &DType::WEIGHTS, &shapes), unpacked(target, &[Q4_K])].concat()
         }
     }
 }
@@ -219,7 +219,7 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
 }
 
 /// Prompts whose activations are rounded to F16 and whose weights are unpacked to it, a layer of each format: rows of 256 columns, and of 512, which
-/// have ranges; in small tiles, and of some formats in large ones. Then formats that are merged, with biases, and rows that are no whole tiles.
+/// have ranges; in small tiles, and of one format in large ones. Then formats that are merged, with biases, and rows that are no whole tiles.
 fn unpacked(target: &Target, formats: &[DType]) -> Vec<Case> {
     let few = Options { context: Some(96), chunk: 13, ..Options::new(in_halves(target)) };
     let many = Options { context: Some(4096), chunk: 4096, ..few.clone() };
@@ -228,7 +228,7 @@ fn unpacked(target: &Target, formats: &[DType]) -> Vec<Case> {
         let file = Model::new(&Shape { ffn: 512, ..ONE }, uniform(dtype)).file();
         let case = Case::new(format!("{dtype} unpacked in small tiles"), file.clone(), &few);
         cases.push(Case { after: &[], ..case });
-        if matches!(dtype, DType::Q4_K | DType::Q6_K) {
+        if dtype == (if target.wave == 32 { DType::Q6_K } else { DType::Q4_K }) {
             // Two of tokens.
             let case = Case::new(format!("{dtype} unpacked in large tiles"), file, &many);
             cases.push(Case { prompt: 140, after: &[], ..case });
