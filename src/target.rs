@@ -180,7 +180,7 @@ impl Target {
                 dot4_gops,
                 // Matrix units of such cards do as many of either.
                 f16_gflops: dot4_gops.filter(|_| halves::has_units(arch)),
-                prompt_activations: default_activations(),
+                prompt_activations: halves::prompt_activations(arch),
                 shapes: BTreeMap::new(),
                 efficiency: BTreeMap::new(),
                 residual_epilogue: 1.0,
@@ -213,7 +213,7 @@ impl Target {
                     dot4_gops: Some(240_000.0),
                     // Of a prompt of 512 tokens of an 8B in F16.
                     f16_gflops: Some(260_000.0),
-                    prompt_activations: default_activations(),
+                    prompt_activations: halves::prompt_activations(&format!("sm_{capability}")),
                     shapes: if capability == 90 { measured_shapes() } else { BTreeMap::new() },
                     efficiency: BTreeMap::new(),
                     residual_epilogue: 1.0,

@@ -528,17 +528,23 @@ fn matmuls_that_may_round_say_so() {
     };
     assert!(of(&["--step", "prefill"]) > 3);
     assert_eq!([of(&["--step", "decode"]), of(&["--step", "prefill", "--exact"])], [0; 2]);
-    // What is quantised may be too, where the target has it so.
+    // What is quantised may be too, but where the target has it otherwise.
     let target = folder.path().join("target.json");
-    let in_halves = Target { prompt_activations: DType::F16, ..Target::gpu("sm_90").unwrap() };
-    std::fs::write(&target, serde_json::to_string(&in_halves).unwrap()).unwrap();
-    let text = stdout(&["explain", "--step", "prefill", "--target", target.to_str().unwrap()]);
-    assert!(text.contains("; of q4_k; may round activations to f16\n"), "{text}");
+    let in_bytes = Target { prompt_activations: DType::Q8Act, ..Target::gpu("sm_90").unwrap() };
+    std::fs::write(&target, serde_json::to_string(&in_bytes).unwrap()).unwrap();
+    for (target, rounds) in [("sm_90", true), (target.to_str().unwrap(), false)] {
+        let text = stdout(&["explain", "--step", "prefill", "--target", target]);
+        assert_eq!(text.contains("; of q4_k; may round activations to f16\n"), rounds, "{text}");
+    }
     let config = Config::from_gguf(&model.description()).unwrap();
     let options = on("sm_90");
     let step = Purpose::Generate.steps(&config, &options).into_iter().max_by_key(|step| step.tokens).unwrap();
     let (_, report) = compile::fuse(&model.description(), &options, &step).unwrap();
     let rounds = report.decisions.iter().find(|d| d.pass == "quantise_acts").unwrap();
-    assert_eq!(flip(rounds, &options.target), "--exact, or a target whose matrix units do not take 16 bits");
+    let in_bytes = Target { prompt_activations: DType::Q8Act, ..options.target.clone() };
+    let lacks = "--exact, or a target whose matrix units do not take 16 bits";
+    assert_eq!(flip(rounds, &in_bytes), lacks);
+    let quantised = format!("{lacks}, or, of quantised weights, whose prompt_activations are Q8Act");
+    assert_eq!(flip(rounds, &options.target), quantised);
     assert!(put_in(&report).is_none(), "another matmul is no launch more");
 }

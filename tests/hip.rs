@@ -244,7 +244,7 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
         for (dtype, file) in &formats {
             let mut ways = vec![options.clone(), options.clone().exact()];
             if dtype.is_quantised() {
-                ways.push(in_halves(&options));
+                ways.push(in_bytes(&options));
             }
             for options in ways {
                 scope.spawn(move || all(file, &options));
@@ -253,9 +253,9 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
     });
 }
 
-/// The same with activations of prompts in F16, and weights that are unpacked to it.
-fn in_halves(options: &Options) -> Options {
-    let target = Target { prompt_activations: DType::F16, ..options.target.clone() };
+/// The same with activations of prompts in 8 bits, where they are in 16 by default.
+fn in_bytes(options: &Options) -> Options {
+    let target = Target { prompt_activations: DType::Q8Act, ..options.target.clone() };
     Options { target, ..options.clone() }
 }
 
@@ -281,7 +281,7 @@ fn large_tiles_on_a_gpu() {
     let check = |dtype: DType| {
         let shape = if dtype.is_quantised() { whole } else { shape };
         let format = |name: &str| if name.ends_with("bias") { DType::F32 } else { dtype };
-        let (file, options) = (Model::new(&shape, format).file(), in_halves(&Options::new(target.clone())));
+        let (file, options) = (Model::new(&shape, format).file(), Options::new(target.clone()));
         for tokens in [650, 257, 128, 70, 9] {
             check_in(&file, &options, &device, tokens, 0, 650);
         }

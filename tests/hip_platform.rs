@@ -115,22 +115,23 @@ fn a_small_model_runs_in_waves_of_64() {
     assert_eq!(ran.leaks(), [""; 0]);
 }
 
-/// Of a target whose prompts have activations in F16, beside one whose have them in bytes.
+/// As this target's prompts have them, beside one whose have them in bytes.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
 fn activations_in_halves_are_nearer_than_in_bytes() {
     let Some(folder) = stubs() else { return };
     let (path, file) = tiny(folder);
-    let target = Target { prompt_activations: DType::F16, ..Target::gpu("gfx1100").unwrap() };
-    let named = folder.join("in_halves.json");
-    std::fs::write(&named, serde_json::to_string(&target).unwrap()).unwrap();
+    let target = Target::gpu("gfx1100").unwrap();
+    let in_bytes = Target { prompt_activations: DType::Q8Act, ..target.clone() };
+    let named = folder.join("in_bytes.json");
+    std::fs::write(&named, serde_json::to_string(&in_bytes).unwrap()).unwrap();
     let logits = ["logits", &path, "--tokens", &tokens(13), "--chunk", "13", "-o", "-"];
     let exact = floats(&command::run(&[&logits[..], &["--exact"]].concat()).stdout);
-    let [halves, bytes] = [target, Target::gpu("gfx1100").unwrap()].map(|target| {
+    let [halves, bytes] = [target, in_bytes].map(|target| {
         let at = Options { chunk: 13, context: Some(13), ..Options::new(target.clone()) };
         compile_ahead(folder, "gfx1100", &codes(&file, &at, Purpose::Score));
         let target = match target.prompt_activations {
-            DType::F16 => lanes::text(&named),
+            DType::Q8Act => lanes::text(&named),
             _ => "gfx1100".into(),
         };
         let ran = sinter(folder, &[&logits[..], &["--device", "hip", "--target", &target]].concat(), &[]);

@@ -151,8 +151,8 @@ fn kernels() -> Vec<Kernel> {
         let options = Options::new(Target::named(target).unwrap());
         let greedy = Options { greedy: true, ..options.clone() };
         let several = Options { sequences: 8, ..options.clone() };
-        let mut in_halves = options.clone();
-        in_halves.target.prompt_activations = DType::F16;
+        let mut in_bytes = options.clone();
+        in_bytes.target.prompt_activations = DType::Q8Act;
         let models: [(&str, &Gguf, Options); 10] = [
             ("13m", embedded.gguf(), options.clone()),
             ("13m exact", embedded.gguf(), options.clone().exact()),
@@ -163,7 +163,7 @@ fn kernels() -> Vec<Kernel> {
             ("8b of 8 sequences", &large, several),
             ("1b f16", &halves, options.clone()),
             ("1b bf16", &bfloats, options),
-            ("8b in halves", &large, in_halves),
+            ("8b in bytes", &large, in_bytes),
         ];
         for (name, gguf, options) in models {
             for compiled in compile(gguf, &options, Purpose::Generate).unwrap() {

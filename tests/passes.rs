@@ -265,11 +265,13 @@ fn matmuls_of_prompts_may_round() {
     };
     let named = |name: &str| Target::named(name).unwrap();
     // What is quantised, where the target has it so; else, and where there are few tokens or no whole steps, activations go in bytes.
+    let in_bytes = |name: &str| Target { prompt_activations: DType::Q8Act, ..named(name) };
     let in_halves = |name: &str| Target { prompt_activations: DType::F16, ..named(name) };
     for (format, columns, tokens, target, to) in [
-        ("q4_k", 256, 9, in_halves("sm_90"), Some(DType::F16)),
-        ("q8_0", 64, 9, in_halves("gfx1100"), Some(DType::F16)),
-        ("q4_k", 256, 9, named("sm_90"), None),
+        ("q4_k", 256, 9, named("sm_90"), Some(DType::F16)),
+        ("q8_0", 64, 9, named("gfx1100"), Some(DType::F16)),
+        ("q4_k", 256, 9, in_bytes("sm_90"), None),
+        ("q4_k", 256, 9, named("sm_89"), None),
         ("q4_k", 256, 8, in_halves("sm_90"), None),
         ("q8_0", 96, 9, in_halves("sm_90"), None),
         ("q4_k", 256, 9, in_halves("gfx90a"), None),

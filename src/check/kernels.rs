@@ -344,6 +344,8 @@ pub(super) fn rounding_of(kernel: &Implementation) -> f64 {
         // Eight bits, three fewer than F16 has.
         (DType::BF16, _) => 4e-3,
         (DType::F16, Computation::Matmul(m)) if unpacks(m) => 1e-3,
+        // Queries are rounded, and so are the weights that come of them.
+        (DType::F16, Computation::Attention(_)) => 1e-3,
         (precision, _) => tolerance_of(precision),
     }
 }

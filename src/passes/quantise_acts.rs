@@ -40,7 +40,8 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     }
     // There are no tiles that find the best of all rows.
     let is_head = || g.uses(id.into()).iter().any(|(user, _)| matches!(g.op(*user), Op::ArgMax));
-    let may_round = cx.target.prompt_activations == DType::F16 && !is_head();
+    let is_prompt = g.ty(x).first().eval(&g.bounds) > FEW_TOKENS;
+    let may_round = is_prompt && cx.target.prompt_activations == DType::F16 && !is_head();
     if matches!(g.op(x.node), Op::Dequant) || may_round && now.is_some() {
         return Err(Reject::NoMatch);
     }

@@ -97,15 +97,16 @@ const ONE: Shape = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..TINY[0]
 /// Those that run each time: in waves of 32 all formats and families, in waves of 64 all formats in float32 throughout.
 pub fn some(target: &Target) -> Vec<Case> {
     use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q8_0};
+    let bytes = &with(target, DType::Q8Act);
     match target.wave {
         32 => {
-            [cases(target, &DType::WEIGHTS, &[Q2_K], &TINY), large(target), unpacked(target, &DType::WEIGHTS)]
+            [cases(bytes, &DType::WEIGHTS, &[Q2_K], &TINY), large(bytes), unpacked(target, &DType::WEIGHTS)]
                 .concat()
         }
         _ => {
             let shapes = [shape("tiny-odd"), shape("tiny-phi3"), WIDE];
             let formats = [Q4_0, Q4_K, Q8_0, F16, Q3_K];
-            [cases(target, &formats, &DType::WEIGHTS, &shapes), unpacked(target, &[Q4_K])].concat()
+            [cases(bytes, &formats, &DType::WEIGHTS, &shapes), unpacked(target, &[Q4_K])].concat()
         }
     }
 }
@@ -221,7 +222,7 @@ fn cases(target: &Target, formats: &[DType], exact: &[DType], shapes: &[Shape]) 
 /// Prompts whose activations are rounded to F16 and whose weights are unpacked to it, a layer of each format: rows of 256 columns, and of 512, which
 /// have ranges; in small tiles, and of one format in large ones. Then formats that are merged, with biases, and rows that are no whole tiles.
 fn unpacked(target: &Target, formats: &[DType]) -> Vec<Case> {
-    let few = Options { context: Some(96), chunk: 13, ..Options::new(in_halves(target)) };
+    let few = Options { context: Some(96), chunk: 13, ..Options::new(with(target, DType::F16)) };
     let many = Options { context: Some(4096), chunk: 4096, ..few.clone() };
     let mut cases = vec![];
     for dtype in formats.iter().copied().filter(|dtype| dtype.is_quantised()) {
@@ -272,9 +273,9 @@ fn unpacked(target: &Target, formats: &[DType]) -> Vec<Case> {
     cases
 }
 
-/// A target whose prompts have activations in F16.
-fn in_halves(target: &Target) -> Target {
-    Target { prompt_activations: DType::F16, ..target.clone() }
+/// A target whose prompts have such activations.
+fn with(target: &Target, activations: DType) -> Target {
+    Target { prompt_activations: activations, ..target.clone() }
 }
 
 /// What only large models and long prompts have, and caches of other types.
@@ -390,10 +391,10 @@ fn ways(target: &Target) -> Vec<(String, Options, Purpose)> {
             add("of four sequences", Options { sequences: 4, ..options }, Purpose::Bench);
         }
     }
-    let halves = Options { target: in_halves(target), ..default.clone() };
-    for (fused, options) in [("fused", halves.clone()), ("unfused", unfused(&halves))] {
+    let bytes = Options { target: with(target, DType::Q8Act), ..default.clone() };
+    for (fused, options) in [("fused", bytes.clone()), ("unfused", unfused(&bytes))] {
         for (what, purpose) in [("to generate", Purpose::Generate), ("to score", Purpose::Score)] {
-            ways.push((format!("{fused} in halves {what}"), options.clone(), purpose));
+            ways.push((format!("{fused} in bytes {what}"), options.clone(), purpose));
         }
     }
     for (k, v) in CACHES {
