@@ -80,21 +80,25 @@ fn golden(family: &str, name: &str) {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "decisions are the same as in an optimised build")]
 fn decisions_llama() {
     golden("llama", "llama-3.2-1b");
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "decisions are the same as in an optimised build")]
 fn decisions_qwen2() {
     golden("qwen2", "qwen2.5-0.5b");
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "decisions are the same as in an optimised build")]
 fn decisions_qwen3() {
     golden("qwen3", "qwen3-0.6b");
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "decisions are the same as in an optimised build")]
 fn decisions_phi3() {
     golden("phi3", "phi-3-mini-4k");
 }
