@@ -19,6 +19,14 @@ DEVICE void dequantise_activations(Quantised<TOKENS, K> x, int row, float* to) {
     }
 }
 
+template <int THREADS, int TOKENS, int K>
+DEVICE void dequantise_activations(QuantisedTwice<TOKENS, K> x, int row, float* to) {
+    for (int column = thread(); column < K; column += THREADS) {
+        const int both = FINE_STEPS * *(const i8*)(x.bytes(row) + column) + *(const i8*)(x.fine(row) + column);
+        to[column] = x.scales(row)[column / 32 * 2] / (float)FINE_STEPS * (float)both;
+    }
+}
+
 // silu(gate) * up of column `column` and token `token`, wherever `out` stores it.
 template <int K, class Out>
 DEVICE void swiglu(const float* gate, const float* up, int token, int column, Out out) {
@@ -28,10 +36,11 @@ DEVICE void swiglu(const float* gate, const float* up, int token, int column, Ou
     out.store(token, column, value);
 }
 
-// Row `ids[row]` of `height` of activations in 8 bits, as row `row` of others.
-template <int THREADS, int TOKENS, int ROWS, int K>
-DEVICE void get_activations(Quantised<TOKENS, K> from, const i32* ids, int height, Quantised<ROWS, K> to, int row) {
+// Row `ids[row]` of `height` of activations in 8 bits, or in `BYTES` of those, as row `row` of others.
+template <int THREADS, int BYTES, class From, class To>
+DEVICE void get_activations(From from, const i32* ids, int height, To to, int row) {
+    constexpr int K = From::WIDTH;
     const int id = load_index(ids + row, height);
-    for (int i = thread(); i < K / 4; i += THREADS) ((u32*)to.bytes(row))[i] = ((const u32*)from.bytes(id))[i];
+    for (int i = thread(); i < BYTES * K / 4; i += THREADS) ((u32*)to.bytes(row))[i] = ((const u32*)from.bytes(id))[i];
     for (int i = thread(); i < K / 16; i += THREADS) to.scales(row)[i] = from.scales(id)[i];
 }

@@ -82,6 +82,70 @@ struct Meets {
     }
 };
 
+// The same of activations in two bytes: a sum of both is one number.
+template <class F, int TOKENS, int K>
+struct MeetsTwice {
+    u32 q[F::SPAN / 4], r[F::SPAN / 4];
+    Pair scales[F::GROUPS];
+
+    DEVICE void load(QuantisedTwice<TOKENS, K> x, int token, int first, int part) {
+        const u8 *bytes = x.bytes(token) + first, *fine = x.fine(token) + first;
+        const float* of_blocks = x.scales(token) + first / 32 * 2;
+#pragma unroll
+        for (int g = 0; g < F::GROUPS; g++) {
+            const int column = F::column(part, g);
+#pragma unroll
+            for (int i = 0; i < F::RUN / 16; i++) {
+                const Words a = *(const Words*)(bytes + column + 16 * i), b = *(const Words*)(fine + column + 16 * i);
+                for (int j = 0; j < 4; j++) q[g * (F::RUN / 4) + 4 * i + j] = a.x[j], r[g * (F::RUN / 4) + 4 * i + j] = b.x[j];
+            }
+            scales[g] = *(const Pair*)(of_blocks + column / 32 * 2);
+        }
+    }
+
+    template <int R>
+    DEVICE void add_products(const typename F::Chunk (&w)[R], float (&sums)[R]) const {
+        constexpr int WORDS = F::RUN / 4;
+#pragma unroll
+        for (int g = 0; g < F::GROUPS; g++) {
+            const float step = float_of(scales[g].x[0]) / (float)FINE_STEPS, s = float_of(scales[g].x[1]);
+            int own = 0;
+            if constexpr (F::MIN && F::RUN < 32) {
+                int fine = 0;
+                for (int i = 0; i < WORDS; i++) {
+                    own = dot4(0x01010101, q[g * WORDS + i], own), fine = dot4(0x01010101, r[g * WORDS + i], fine);
+                }
+                own = FINE_STEPS * own + fine;
+            }
+#pragma unroll
+            for (int row = 0; row < R; row++) {
+                int dot = 0, fine = 0;
+                for (int i = 0; i < WORDS; i++) {
+                    const u32 bytes = w[row].q[g * WORDS + i];
+                    dot = dot4(bytes, q[g * WORDS + i], dot), fine = dot4(bytes, r[g * WORDS + i], fine);
+                }
+                sums[row] = fused(step * w[row].scale[g], (float)(FINE_STEPS * dot + fine), sums[row]);
+                if constexpr (F::MIN && F::RUN < 32) {
+                    sums[row] = fused(-step * w[row].min[g], (float)own, sums[row]);
+                } else if constexpr (F::MIN) {
+                    sums[row] = fused(-w[row].min[g], s, sums[row]);
+                }
+            }
+        }
+    }
+
+    template <int R, int N>
+    static DEVICE void add_products_of(const typename F::Chunk (&w)[R], QuantisedTwice<TOKENS, K> x, int token, int tokens, int first, int part,
+                                       float (&sums)[N][R]) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            MeetsTwice meets;
+            meets.load(x, token + (token + n < tokens ? n : 0), first, part);
+            meets.template add_products<R>(w, sums[n]);
+        }
+    }
+};
+
 // The same of float activations, which are loaded as they are met.
 template <class F, int K>
 struct MeetsFloats {
@@ -148,12 +212,16 @@ struct MeetsFloats {
     }
 };
 
-// Which of both it is.
+// Which of these it is.
 template <class F, class X>
 struct MeetsOf;
 template <class F, int TOKENS, int K>
 struct MeetsOf<F, Quantised<TOKENS, K>> {
     typedef Meets<F, TOKENS, K> Type;
+};
+template <class F, int TOKENS, int K>
+struct MeetsOf<F, QuantisedTwice<TOKENS, K>> {
+    typedef MeetsTwice<F, TOKENS, K> Type;
 };
 template <class F, int K>
 struct MeetsOf<F, Floats<K>> {

@@ -477,10 +477,22 @@ struct Quantised {
     DEVICE float* scales(int token) const { return (float*)(base + (u64)TOKENS * K) + (u64)token * (K / 32 * 2); }
 };
 
+// The same in two bytes, d * (q + r / 254): of each token a row of q, then one of r; the sums are of both.
+constexpr int FINE_STEPS = 254;
+template <int TOKENS, int K>
+struct QuantisedTwice {
+    static constexpr int WIDTH = K;
+    u8* base;
+    DEVICE u8* bytes(int token) const { return base + (u64)token * (2 * K); }
+    DEVICE u8* fine(int token) const { return bytes(token) + K; }
+    DEVICE float* scales(int token) const { return (float*)(base + (u64)TOKENS * (2 * K)) + (u64)token * (K / 32 * 2); }
+};
+
 // Lanes that have `V` neighbouring columns each of 32 quantise them together: 127 steps to the largest, halves away from zero. Numbers
-// that are not finite leave d so, and zeros. All lanes of a warp come here, though not all of them store.
-template <int V>
-DEVICE void quantise_lanes(const float (&x)[V], u8* bytes, float* scales, bool is_there) {
+// that are not finite leave d so, and zeros. All lanes of a warp come here, though not all of them store. What that leaves goes to `fine` in steps of
+// d / 254, if there is such.
+template <int V, bool TWICE>
+DEVICE void quantise_lanes(const float (&x)[V], u8* bytes, u8* fine, float* scales, bool is_there) {
     constexpr int LANES = 32 / V;
     u32 most = 0;
     // Magnitudes are ordered as their bits are, with infinity and then NaN above all else.
@@ -490,25 +502,36 @@ DEVICE void quantise_lanes(const float (&x)[V], u8* bytes, float* scales, bool i
     for (int mask = LANES / 2; mask > 0; mask /= 2) most = larger(most, exchange(most, mask));
     const float d = float_of(most) / 127.0f;
     const bool is_scale = d > 0 && d < INFINITE;
+    const float step = d / (float)FINE_STEPS;
+    const bool is_step = is_scale && step > 0;
     int sum = 0;
-    u32 packed = 0;
+    u32 packed = 0, left = 0;
 #pragma unroll
     for (int v = 0; v < V; v++) {
         float exact = is_scale ? x[v] / d : 0.0f;
         exact = exact > 127 ? 127.0f : exact < -127 ? -127.0f : exact;
         const int q = (int)rounded(exact);
-        sum += q;
+        sum += TWICE ? FINE_STEPS * q : q;
         packed |= (u32)(q & 255) << (8 * v);
+        if constexpr (TWICE) {
+            float rest = is_step ? (x[v] - d * (float)q) / step : 0.0f;
+            rest = rest > 127 ? 127.0f : rest < -127 ? -127.0f : rest;
+            const int r = (int)rounded(rest);
+            sum += r;
+            left |= (u32)(r & 255) << (8 * v);
+        }
     }
 #pragma unroll
     for (int mask = LANES / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
     if (!is_there) return;
     if constexpr (V == 4) {
         *(u32*)bytes = packed;
+        if constexpr (TWICE) *(u32*)fine = left;
     } else {
         *bytes = (u8)packed;
+        if constexpr (TWICE) *fine = (u8)left;
     }
-    if (lane() % LANES == 0) scales[0] = d, scales[1] = d * (float)sum;
+    if (lane() % LANES == 0) scales[0] = d, scales[1] = (TWICE ? step : d) * (float)sum;
 }
 
 // Where numbers of a row go, `V` neighbouring columns at a time.
@@ -531,7 +554,15 @@ struct StoreQuantised {
     Quantised<TOKENS, K> to;
     template <int V>
     DEVICE void store(int token, int column, const float (&x)[V], bool is_there = true) const {
-        quantise_lanes<V>(x, to.bytes(token) + column, to.scales(token) + column / 32 * 2, is_there);
+        quantise_lanes<V, false>(x, to.bytes(token) + column, nullptr, to.scales(token) + column / 32 * 2, is_there);
+    }
+};
+template <int TOKENS, int K>
+struct StoreQuantisedTwice {
+    QuantisedTwice<TOKENS, K> to;
+    template <int V>
+    DEVICE void store(int token, int column, const float (&x)[V], bool is_there = true) const {
+        quantise_lanes<V, true>(x, to.bytes(token) + column, to.fine(token) + column, to.scales(token) + column / 32 * 2, is_there);
     }
 };
 // Nowhere.

@@ -41,7 +41,9 @@ const OTHERS: &str =
   %0 = matmul_id %x, %w, %ids : f32[T,20]
   %1 = quant_act %x : q8_act[T,64]
   %2 = get_rows %1, %rows : q8_act[R,64]
-  return %0, %2
+  %3 = quant_act %x : q16_act[T,64]
+  %4 = get_rows %3, %rows : q16_act[R,64]
+  return %0, %2, %4
 }";
 
 /// A kernel, and which of its arguments are step data.

@@ -4,7 +4,7 @@ mod common;
 
 use common::{fuse, input, line, parse, rejections};
 use sinter::ir::fused::Computation;
-use sinter::ir::{DType, Decision, Kernel, Op, Outcome, Why};
+use sinter::ir::{DType, Decision, Kernel, Op, Outcome, Why, verify};
 use sinter::passes::{Pipeline, names};
 use sinter::target::Target;
 
@@ -231,6 +231,43 @@ fn target_lacks_integer_dots() {
     for target in [none, slow] {
         let whys = whys(&input("quantise_acts").to_string(), &["quantise_acts"], &target);
         assert!(matches!(&whys[..], [Why::TargetLacks { .. }, Why::TargetLacks { .. }]), "{whys:?}");
+    }
+}
+
+/// Of a GPU's steps of few tokens, and of as many layers as the target has it; whatever is fused afterwards.
+#[test]
+fn activations_of_the_first_layers_are_in_two_bytes() {
+    let of = |layer: u64, tokens: u64, target: &Target| {
+        let mut graph = parse(&format!(
+            "graph @g(%x: f32[T,256]) sym T<={tokens}, R<=1 {{
+              %n = weight \"blk.{layer}.ffn_norm.weight\" : f32[256]
+              %w = weight \"blk.{layer}.ffn_down.weight\" : q4_k[8,256]
+              %a = rms_norm %x, %n {{eps=0.5}} : f32[T,256]
+              %f = dequant %w : f32[8,256]
+              %y = matmul %a, %f : f32[T,8]
+              return %y
+            }}"
+        ));
+        Pipeline::standard(false).run(&mut graph, target).unwrap();
+        let text = verify(graph).unwrap().to_string();
+        assert!(text.contains("fused dequant_matmul"), "{text}");
+        [text.contains("q8_act"), text.contains("q16_act")]
+    };
+    let one = Target { fine_layers: 1, ..Target::gpu("gfx90a").unwrap() };
+    let [coarse, fine] = [[true, false], [false, true]];
+    for (layer, tokens, target, found) in [
+        (0, 1, Target::gpu("sm_90").unwrap(), fine),
+        (0, 8, Target::gpu("gfx1030").unwrap(), fine),
+        (1, 8, Target::gpu("sm_90").unwrap(), fine),
+        (2, 8, Target::gpu("sm_90").unwrap(), coarse),
+        (0, 8, one.clone(), fine),
+        (1, 8, one.clone(), coarse),
+        (0, 9, one, coarse),
+        (0, 9, Target::gpu("sm_90").unwrap(), [false, false]),
+        (0, 1, Target { fine_layers: 1, ..Target::cpu() }, coarse),
+        (0, 1, wave32(), coarse),
+    ] {
+        assert_eq!(of(layer, tokens, &target), found, "layer {layer}, {tokens} tokens, {}", target.name);
     }
 }
 

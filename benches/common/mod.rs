@@ -76,7 +76,9 @@ fn fill(dtype: DType, n: u64) -> Vec<u8> {
         match dtype {
             DType::F32 => block.copy_from_slice(&((i % 13) as f32 * 0.1).to_le_bytes()),
             DType::F16 => block.copy_from_slice(&f16::from_f32((i % 13) as f32 * 0.1).to_le_bytes()),
-            DType::Q8Act => block[..8].copy_from_slice(&[0.01f32, 0.1].map(f32::to_le_bytes).concat()),
+            DType::Q8Act | DType::Q16Act => {
+                block[..8].copy_from_slice(&[0.01f32, 0.1].map(f32::to_le_bytes).concat())
+            }
             DType::BF16 => block.copy_from_slice(&((i % 13) as f32 * 0.1).to_le_bytes()[2..]),
             DType::Q2_K => block[80..].copy_from_slice(&[small, small].concat()),
             DType::Q3_K => block[108..].copy_from_slice(&small),

@@ -278,7 +278,9 @@ fn arithmetic(spec: &KernelSpec) -> Arithmetic {
     let Computation::Matmul(m) = &spec.computes else { return Arithmetic::Float };
     let x = spec.args.get(usize::from(m.x)).map(|arg| arg.ty.dtype);
     match x {
-        Some(DType::Q8Act) if m.parts.iter().all(|part| part.format.is_quantised()) => Arithmetic::Integer,
+        Some(DType::Q8Act | DType::Q16Act) if m.parts.iter().all(|part| part.format.is_quantised()) => {
+            Arithmetic::Integer
+        }
         Some(DType::F32) if m.parts.iter().all(|part| part.round.is_some()) => Arithmetic::Half,
         _ => Arithmetic::Float,
     }

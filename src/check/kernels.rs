@@ -156,7 +156,7 @@ impl Calls<'_> {
 }
 
 /// Bytes before and behind a result that are looked at: whole blocks of whatever type lies there.
-const BESIDE: u64 = 128 * DType::Q8Act.block_bytes() as u64;
+pub(super) const BESIDE: u64 = 2 * (DType::Q8Act.block_bytes() * DType::Q16Act.block_bytes()) as u64;
 
 impl Calls<'_> {
     /// Where a buffer of the arena lies.
@@ -329,6 +329,7 @@ impl<'a> Walk<'a> {
 fn tolerance_of(dtype: DType) -> f64 {
     match dtype {
         DType::Q8Act => 5e-3,
+        DType::Q16Act => 5e-5,
         DType::F16 => 5e-4,
         DType::I32 => 0.0,
         _ => 1e-5,

@@ -1,4 +1,4 @@
-use super::kernels::{distance, furthest, rounding_of};
+use super::kernels::{BESIDE, distance, furthest, rounding_of};
 use super::*;
 use crate::codegen::spec::{Computation, NormSource};
 use crate::compile::fuse;
@@ -237,6 +237,14 @@ fn a_kernel_that_is_not_its_body_is_named() {
 }
 
 /// Every element type is held to its own bound, whatever the other results of the kernel are.
+/// A part of a block would not be written, and look as if a kernel had.
+#[test]
+fn what_lies_beside_a_result_is_whole_blocks() {
+    for dtype in [DType::F32, DType::F16, DType::I32, DType::Q8Act, DType::Q16Act] {
+        assert_eq!(BESIDE % dtype.block_bytes() as u64, 0, "{dtype}");
+    }
+}
+
 #[test]
 fn results_of_every_type_are_seen() {
     let floats: Vec<f32> = (0..256).map(|i| (i as f32 * 0.7).sin() + 2.0).collect();

@@ -152,7 +152,7 @@ impl Layout {
             (Layout::Planes, [rows, columns]) => {
                 let is_there = |dim: &Dim| dim.as_const().is_some_and(|n| n > 0);
                 ty.dtype.is_quantised()
-                    && ty.dtype != DType::Q8Act
+                    && !ty.dtype.is_activations()
                     && is_there(rows)
                     && is_there(columns)
                     && ty.is_blocked()

@@ -81,7 +81,7 @@ impl Row<'_> {
         let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
         let types = form.into_iter().flat_map(|form| &form.operands);
         let mut formats: Vec<&str> = types.filter_map(|ty| ty.split('[').next()).collect();
-        formats.retain(|format| !["f32", "i32", "q8_act"].contains(format));
+        formats.retain(|format| !["f32", "i32", "q8_act", "q16_act"].contains(format));
         formats.sort_unstable();
         formats.dedup();
         formats

@@ -293,6 +293,16 @@ pub struct BlockQ8Act {
     pub q: [i8; 32],
 }
 
+/// 32 activations: value = `d · (q + r / 254)`; `s` is the sum of those.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ16Act {
+    pub d: F32Le,
+    pub s: F32Le,
+    pub q: [i8; 32],
+    pub r: [i8; 32],
+}
+
 /// Says of how many elements of which format a struct is the block, and asserts that the format agrees, in bytes too.
 macro_rules! blocks {
     ($($block:ty: $len:literal of $dtype:expr;)*) => {$(
@@ -318,4 +328,5 @@ blocks! {
     BlockQ6K: 256 of DType::Q6_K;
     BlockMXFP4: 32 of DType::MXFP4;
     BlockQ8Act: 32 of DType::Q8Act;
+    BlockQ16Act: 32 of DType::Q16Act;
 }

@@ -42,6 +42,7 @@ pub fn dequantise(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Deq
         DType::Q6_K => each(bytes, out, q6_k),
         DType::MXFP4 => each(bytes, out, mxfp4),
         DType::Q8Act => each(bytes, out, q8_act),
+        DType::Q16Act => each(bytes, out, q16_act),
     }
     Ok(())
 }
@@ -54,20 +55,51 @@ pub fn dequantise(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Deq
 pub fn quantise_q8_act(x: &[f32], out: &mut [u8]) -> Result<(), DequantError> {
     check_lengths(DType::Q8Act, x.len(), out.len())?;
     let (inputs, _) = x.as_chunks::<32>();
-    for (x, block) in inputs.iter().zip(bytemuck::cast_slice_mut::<u8, BlockQ8Act>(out)) {
-        // Not f32::max, which would drop a NaN.
-        let largest = x.iter().fold(0f32, |m, v| if v.abs() > m || v.is_nan() { v.abs() } else { m });
-        let d = largest / 127.0;
-        *block = BlockQ8Act::zeroed();
-        if d != 0.0 {
-            // Only a subnormal d is so coarse that the quotient exceeds 127.
-            block.q = x.map(|v| (v / d).round().clamp(-127.0, 127.0) as i8);
-            let sum: i32 = block.q.iter().map(|&q| i32::from(q)).sum();
-            block.d = F32Le::new(d);
-            block.s = F32Le::new(d * sum as f32);
-        }
+    for (x, block) in inputs.iter().zip(bytemuck::cast_slice_mut(out)) {
+        *block = quantised(x);
     }
     Ok(())
+}
+
+/// Steps of what [`DType::Q8Act`] leaves in one of its own: that is half of it at most, which 127 of these are.
+const FINE_STEPS: f32 = 254.0;
+
+/// Quantises activations to [`DType::Q16Act`] blocks: as [`quantise_q8_act`] does, and what that leaves in steps of `d / 254`.
+///
+/// # Errors
+/// Lengths that do not fit each other or are no whole blocks.
+pub fn quantise_q16_act(x: &[f32], out: &mut [u8]) -> Result<(), DequantError> {
+    check_lengths(DType::Q16Act, x.len(), out.len())?;
+    let (inputs, _) = x.as_chunks::<32>();
+    for (x, block) in inputs.iter().zip(bytemuck::cast_slice_mut(out)) {
+        let BlockQ8Act { d, q, .. } = quantised(x);
+        let step = d.get() / FINE_STEPS;
+        let left = |i: usize| x[i] - d.get() * f32::from(q[i]);
+        // Where a step is no number above zero, nothing is left that one could say.
+        let is_step = step > 0.0 && step.is_finite();
+        let r = std::array::from_fn(|i| match is_step {
+            true => (left(i) / step).round().clamp(-127.0, 127.0) as i8,
+            false => 0,
+        });
+        let total: i32 = q.iter().zip(&r).map(|(&q, &r)| 254 * i32::from(q) + i32::from(r)).sum();
+        *block = BlockQ16Act { d, s: F32Le::new(step * total as f32), q, r };
+    }
+    Ok(())
+}
+
+fn quantised(x: &[f32; 32]) -> BlockQ8Act {
+    // Not f32::max, which would drop a NaN.
+    let largest = x.iter().fold(0f32, |m, v| if v.abs() > m || v.is_nan() { v.abs() } else { m });
+    let d = largest / 127.0;
+    let mut block = BlockQ8Act::zeroed();
+    if d != 0.0 {
+        // Only a subnormal d is so coarse that the quotient exceeds 127.
+        block.q = x.map(|v| (v / d).round().clamp(-127.0, 127.0) as i8);
+        let sum: i32 = block.q.iter().map(|&q| i32::from(q)).sum();
+        block.d = F32Le::new(d);
+        block.s = F32Le::new(d * sum as f32);
+    }
+    block
 }
 
 fn check_lengths(dtype: DType, elements: usize, given: usize) -> Result<(), DequantError> {
@@ -145,6 +177,11 @@ fn q8_act(b: &BlockQ8Act, y: &mut [f32; 32]) {
     *y = b.q.map(|q| b.d.get() * f32::from(q));
 }
 
+fn q16_act(b: &BlockQ16Act, y: &mut [f32; 32]) {
+    let step = b.d.get() / FINE_STEPS;
+    *y = std::array::from_fn(|i| step * (FINE_STEPS * f32::from(b.q[i]) + f32::from(b.r[i])));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +249,34 @@ mod tests {
         for (block, (x, y)) in x.chunks(32).zip(found.chunks(32)).enumerate() {
             let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
             assert!(x.iter().zip(y).all(|(a, b)| (a - b).abs() <= step * 0.501), "block {block}");
+        }
+    }
+
+    /// What a byte leaves is half of one of its 127 steps at most, and of that another leaves as little.
+    #[test]
+    fn activations_in_two_bytes_are_within_half_a_step_of_the_second() {
+        let x: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.013 * (i / 32) as f32).collect();
+        let mut bytes = vec![0xAA; 216];
+        quantise_q16_act(&x, &mut bytes).unwrap();
+        assert_eq!(bytes[..72], [0; 72], "a zero block is all zeros");
+        for (x, y) in x.chunks(32).zip(values(DType::Q16Act, &bytes).chunks(32)).skip(1) {
+            let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0 / 254.0;
+            assert!(x.iter().zip(y).all(|(a, b)| (a - b).abs() <= step * 0.51), "{x:?} are {y:?}");
+        }
+        // The sums are of both, and the first bytes what there is otherwise.
+        let mut coarse = vec![0; 120];
+        quantise_q8_act(&x, &mut coarse).unwrap();
+        for (block, coarse) in bytes.chunks(72).zip(coarse.chunks(40)) {
+            let (block, coarse): (&BlockQ16Act, &BlockQ8Act) =
+                (bytemuck::from_bytes(block), bytemuck::from_bytes(coarse));
+            assert_eq!((block.d.get(), block.q), (coarse.d.get(), coarse.q));
+            let sum: f32 = values(DType::Q16Act, bytemuck::bytes_of(block)).iter().sum();
+            assert!((block.s.get() - sum).abs() <= 1e-5, "{} is not {sum}", block.s.get());
+        }
+        let mut bytes = [0; 72];
+        for bad in [f32::NAN, f32::INFINITY] {
+            quantise_q16_act(&[bad; 32], &mut bytes).unwrap();
+            assert!(values(DType::Q16Act, &bytes).iter().all(|v| v.is_nan()), "{bad}");
         }
     }
 

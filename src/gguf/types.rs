@@ -69,7 +69,7 @@ impl GgmlType {
         Some(GgmlType { id, name, block_len, block_bytes })
     }
 
-    /// The type in which a file stores `dtype`; none for [`DType::Q8Act`], which no file holds.
+    /// The type in which a file stores `dtype`; none for activations, which no file holds.
     pub fn of(dtype: DType) -> Option<GgmlType> {
         let id = match dtype {
             DType::F32 => 0,
@@ -87,7 +87,7 @@ impl GgmlType {
             DType::I32 => 26,
             DType::BF16 => 30,
             DType::MXFP4 => 39,
-            DType::Q8Act => return None,
+            DType::Q8Act | DType::Q16Act => return None,
         };
         GgmlType::from_id(id)
     }
@@ -141,14 +141,14 @@ mod tests {
 
     #[test]
     fn block_geometry_agrees_with_the_ir() {
-        for dtype in DType::ALL.into_iter().filter(|&d| d != DType::Q8Act) {
+        for dtype in DType::ALL.into_iter().filter(|&d| !d.is_activations()) {
             let ty = GgmlType::of(dtype).unwrap();
             assert_eq!(ty.dtype(), Some(dtype));
             assert_eq!(ty.block_len(), dtype.block_len() as u64, "{dtype}");
             assert_eq!(ty.block_bytes(), dtype.block_bytes() as u64, "{dtype}");
             assert_eq!(ty.name().to_lowercase(), dtype.name());
         }
-        assert_eq!(GgmlType::of(DType::Q8Act), None);
+        assert_eq!([DType::Q8Act, DType::Q16Act].map(GgmlType::of), [None; 2]);
     }
 
     #[test]

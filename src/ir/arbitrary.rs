@@ -686,6 +686,14 @@ fn random_block(dtype: DType, rng: &mut Rng, bytes: &mut Vec<u8>) {
             bytes.extend(noise(rng, 208));
             bytes.extend(half(rng.float() / 4096.0));
         }
+        DType::Q16Act => {
+            let (step, q, r) = (rng.float().abs() / 127.0 / 254.0, noise(rng, 32), noise(rng, 32));
+            let both = q.iter().zip(&r).map(|(&q, &r)| 254 * i32::from(q as i8) + i32::from(r as i8));
+            bytes.extend((254.0 * step).to_le_bytes());
+            bytes.extend((step * both.sum::<i32>() as f32).to_le_bytes());
+            bytes.extend(q);
+            bytes.extend(r);
+        }
         DType::Q8Act => {
             let (d, q) = (rng.float().abs() / 127.0, noise(rng, 32));
             let sum: i32 = q.iter().map(|&q| i32::from(q as i8)).sum();

@@ -22,7 +22,7 @@ pub enum Op {
     GetRows,
     /// `x -> f32`: the exact values of a quantised or half-precision tensor.
     Dequant,
-    /// `f32 [..,N] -> q8_act [..,N]`: see [`DType::Q8Act`].
+    /// `f32 [..,N] -> q8_act [..,N]`, or q16_act: see [`DType::Q8Act`] and [`DType::Q16Act`].
     QuantAct,
     /// `(x f32 [T,K], w f32 [N,K]) -> f32 [T,N]`: `x · wᵀ`. With `round`, f16 or bf16, a kernel may round `x` to that, each token's
     /// scaled by a power of two first, and, where `w` is quantised, what it stands for too.
@@ -322,7 +322,8 @@ impl Op {
             Op::QuantAct => {
                 arity(1)?;
                 f32s(x[0], "the operand")?;
-                let q = x[0].with_dtype(DType::Q8Act);
+                let to = declared.first().map(|ty| ty.dtype).filter(|dtype| dtype.is_activations());
+                let q = x[0].with_dtype(to.unwrap_or(DType::Q8Act));
                 if !q.is_blocked() {
                     return Err(format!("{} elements a row are not whole blocks of 32", x[0].last()));
                 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// Element type of a tensor. Quantised formats are element types whose storage unit is a block.
 ///
-/// Layouts are those of GGML, except [`DType::Q8Act`], which is this compiler's own format for
+/// Layouts are those of GGML, except [`DType::Q8Act`] and [`DType::Q16Act`], which are this compiler's own formats for
 /// activations quantised on the fly.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,11 +39,13 @@ pub enum DType {
     MXFP4,
     /// 32 activations: `f32 d`, `f32 s = d · Σq`, 32 × `i8 q`; value = `d · q`, `d = max|x| / 127`.
     Q8Act,
+    /// 32 activations: as [`DType::Q8Act`], then 32 × `i8 r` of what that leaves; value = `d · (q + r / 254)`, `s` its sum.
+    Q16Act,
 }
 
 impl DType {
     /// Every element type, in declaration order.
-    pub const ALL: [DType; 16] = [
+    pub const ALL: [DType; 17] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -60,6 +62,7 @@ impl DType {
         DType::Q6_K,
         DType::MXFP4,
         DType::Q8Act,
+        DType::Q16Act,
     ];
 
     /// What a model file may store its weights in: every kernel that reads a weight takes each of them.
@@ -99,6 +102,7 @@ impl DType {
             DType::Q6_K => "q6_k",
             DType::MXFP4 => "mxfp4",
             DType::Q8Act => "q8_act",
+            DType::Q16Act => "q16_act",
         }
     }
 
@@ -112,7 +116,7 @@ impl DType {
         match self {
             DType::F32 | DType::F16 | DType::BF16 | DType::I32 => 1,
             DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
-            DType::MXFP4 | DType::Q8Act => 32,
+            DType::MXFP4 | DType::Q8Act | DType::Q16Act => 32,
             DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
     }
@@ -134,12 +138,18 @@ impl DType {
             DType::Q6_K => 210,
             DType::MXFP4 => 17,
             DType::Q8Act => 40,
+            DType::Q16Act => 72,
         }
     }
 
     /// Whether elements share scales within a block.
     pub const fn is_quantised(self) -> bool {
         self.block_len() > 1
+    }
+
+    /// Whether it is a format of activations, whose sums with a quantised weight are of integers.
+    pub const fn is_activations(self) -> bool {
+        matches!(self, DType::Q8Act | DType::Q16Act)
     }
 
     /// Whether `dequant` turns this type into f32.

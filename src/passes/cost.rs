@@ -7,7 +7,7 @@
 
 use super::dequant_matmul::has_residual;
 use crate::ir::fused::Computation;
-use crate::ir::{DType, Dim, Fused, Graph, Kernel, Limit, NodeId, Op, Syms, TensorType, Value};
+use crate::ir::{Dim, Fused, Graph, Kernel, Limit, NodeId, Op, Syms, TensorType, Value};
 use crate::target::{Target, TargetKind, attends_at_once};
 use std::iter::Sum;
 
@@ -131,7 +131,7 @@ fn launches(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target:
         Some(Kernel::Attention) if target.kind != TargetKind::Cpu => {
             let Ok(Computation::Attention(m)) = Computation::of(op, x) else { return 2 };
             let tokens = x.get(usize::from(m.q)).map_or(1, |q| q.first().eval(bounds));
-            let quantised = y.first().is_some_and(|y| y.dtype == DType::Q8Act);
+            let quantised = y.first().is_some_and(|y| y.dtype.is_activations());
             if attends_at_once(tokens, m.head_dim, quantised) { 1 } else { 2 }
         }
         // Of so few tokens that it is split.
@@ -283,7 +283,7 @@ fn body_operations(fused: &Fused, bounds: &Syms) -> Operations {
         let n = operations(&node.op, &types, &node.outs, bounds);
         let of_quantised = matches!(node.op, Op::MatMul { .. } | Op::MatMulId)
             && matches!(body.op(operands[0].node), Op::Dequant)
-            && body.operand(operands[0].node, 0).is_some_and(|v| body.ty(v).dtype == DType::Q8Act);
+            && body.operand(operands[0].node, 0).is_some_and(|v| body.ty(v).dtype.is_activations());
         // What dequantises on the way to a dot product is part of that product.
         if matches!(node.op, Op::Dequant) {
             continue;

@@ -49,7 +49,7 @@ fn core(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         return Err(Reject::near(id, Why::Dtype { dtype: format.to_string() }));
     }
     if let (Op::Dequant, Some(q)) = (g.op(x.node), g.operand(x.node, 0)) {
-        if g.ty(q).dtype != DType::Q8Act {
+        if !g.ty(q).dtype.is_activations() {
             return Err(Reject::near(id, Why::Dtype { dtype: g.ty(q).dtype.to_string() }));
         }
         // Integer dot products need integers on both sides; float weights take the activations as they come.

@@ -6,6 +6,9 @@
 //! matmul %x, (dequant %w)  =>  matmul {round=f16} %x, (dequant %w)               %w: f16, or quantised; {round=bf16} of bf16
 //! ```
 //!
+//! Of a GPU's steps of few tokens the first layers' activations are in q16_act instead, twice as many bytes
+//! ([`Target::fine_layers`](crate::target::Target::fine_layers)): what is rounded there is in every layer after.
+//!
 //! The first fires where the target's 8-bit integer dot products are faster than its float arithmetic; where `sinter tune` measured, where
 //! steps are no slower with it. (Rates that were fitted to a small model say more of its launches than of arithmetic.) The second fires
 //! where there are more than a few tokens and the target has matrix units of such numbers, and again where steps are no slower with it; of quantised
@@ -13,7 +16,7 @@
 
 use super::Pass;
 use super::rule::{Cx, NewNode, Patch, Ref, Reject};
-use crate::ir::{DType, Graph, NodeId, Op, Value, Why};
+use crate::ir::{DType, Graph, NodeId, Op, Value, Why, layers};
 use crate::target::{FEW_TOKENS, TargetKind};
 
 pub const PASS: Pass = Pass {
@@ -58,7 +61,8 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         ));
     }
     let ty = g.ty(x);
-    if !ty.with_dtype(DType::Q8Act).is_blocked() {
+    let to = if !is_prompt && is_fine(g, w, cx) { DType::Q16Act } else { DType::Q8Act };
+    if !ty.with_dtype(to).is_blocked() {
         return Err(Reject::near(
             id,
             Why::Shape { detail: format!("rows of {} are not whole blocks of 32", ty.last()) },
@@ -67,7 +71,7 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     let y = g.ty(id.into()).clone();
     Ok(Patch {
         add: vec![
-            NewNode { op: Op::QuantAct, operands: vec![Ref::Old(x)], types: vec![] },
+            NewNode { op: Op::QuantAct, operands: vec![Ref::Old(x)], types: vec![ty.with_dtype(to)] },
             NewNode { op: Op::Dequant, operands: vec![Ref::New { index: 0, out: 0 }], types: vec![] },
             NewNode {
                 op: Op::MatMul { round: None },
@@ -79,6 +83,12 @@ fn try_rewrite(g: &Graph, id: NodeId, cx: &Cx) -> Result<Patch, Reject> {
         drop: vec![id],
         fused: None,
     })
+}
+
+/// Whether the weight is of a layer whose activations are in two bytes each.
+fn is_fine(g: &Graph, w: Value, cx: &Cx) -> bool {
+    let layer = g.operand(w.node, 0).and_then(|w| layers::layer(&g.describe(w.node)));
+    cx.target.kind != TargetKind::Cpu && layer.is_some_and(|layer| layer < cx.target.fine_layers)
 }
 
 /// The matmul, which may round.

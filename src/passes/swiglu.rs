@@ -11,7 +11,7 @@ use super::Pass;
 use super::dequant_matmul::{activations, has_residual};
 use super::rule::{Cx, Fusion, Patch, Reject, sole_use};
 use crate::ir::fused::{Computation, MatmulPart};
-use crate::ir::{DType, Graph, Kernel, NodeId, Op, Value, Why};
+use crate::ir::{Graph, Kernel, NodeId, Op, Value, Why};
 use crate::target::{FEW_TOKENS, Target, TargetKind};
 
 pub const PASS: Pass = Pass {
@@ -83,7 +83,7 @@ fn epilogue(g: &Graph, swiglu: NodeId, cx: &Cx) -> Result<Patch, Reject> {
     }
     let result = Value::from(swiglu);
     // The kernel quantises what one work item computes: 32 rows of gate and up.
-    if g.ty(result).dtype == DType::Q8Act && g.ty(result).last().as_const().is_none_or(|n| n % 32 != 0) {
+    if g.ty(result).dtype.is_activations() && g.ty(result).last().as_const().is_none_or(|n| n % 32 != 0) {
         return Err(Reject::near(swiglu, Why::Shape { detail: "rows are not whole blocks of 32".into() }));
     }
     if let Some(what) = lacks_tiles(g, &matmuls, cx.target) {

@@ -2,7 +2,7 @@
 //!
 //! Sums accumulate in f64 and every result is rounded to f32 once. A fused node is its body.
 
-use crate::gguf::dequant::{DequantError, dequantise, quantise_q8_act};
+use crate::gguf::dequant::{DequantError, dequantise, quantise_q8_act, quantise_q16_act};
 use crate::ir::{
     DType, Graph, NodeId, Op, Rope, RopeStyle, Slice, Syms, TensorType, Value, VerifyErrors,
     verify_unfinished,
@@ -368,7 +368,8 @@ fn primitive(op: &Op, outs: &[TensorType], x: &[&Tensor], syms: &Syms) -> Result
             weighted_sum(&float(0)?, &float(1)?, x[0].dims(), x[1].dims(), &sequences)
         }
         Op::QuantAct => {
-            quantise_q8_act(&float(0)?, Arc::make_mut(&mut y.data).as_mut_slice())?;
+            let quantise = if y.dtype == DType::Q16Act { quantise_q16_act } else { quantise_q8_act };
+            quantise(&float(0)?, Arc::make_mut(&mut y.data).as_mut_slice())?;
             return Ok(vec![y]);
         }
         Op::GetRows => {

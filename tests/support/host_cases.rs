@@ -97,16 +97,15 @@ const ONE: Shape = Shape { layers: 1, width: 256, ffn: 256, vocab: 96, ..TINY[0]
 /// Those that run each time: in waves of 32 all formats and families, in waves of 64 all formats in float32 throughout.
 pub fn some(target: &Target) -> Vec<Case> {
     use DType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q8_0};
-    let bytes = &with(target, DType::Q8Act);
+    let bytes = &in_bytes(target);
+    let all = &DType::WEIGHTS;
     match target.wave {
-        32 => {
-            [cases(bytes, &DType::WEIGHTS, &[Q2_K], &TINY), large(bytes), unpacked(target, &DType::WEIGHTS)]
-                .concat()
-        }
+        32 => [cases(bytes, all, &[Q2_K], &TINY), large(bytes), unpacked(target, all), fine(target, all)]
+            .concat(),
         _ => {
             let shapes = [shape("tiny-odd"), shape("tiny-phi3"), WIDE];
             let formats = [Q4_0, Q4_K, Q8_0, F16, Q3_K];
-            [cases(bytes, &formats, &DType::WEIGHTS, &shapes), unpacked(target, &[Q4_K])].concat()
+            [cases(bytes, &formats, all, &shapes), unpacked(target, &[Q4_K]), fine(target, &[Q4_K])].concat()
         }
     }
 }
@@ -135,8 +134,9 @@ pub fn otherwise(target: &Target) -> Vec<Case> {
 pub fn all(target: &Target) -> Vec<Case> {
     let formats = &DType::WEIGHTS;
     let shapes = [&TINY[..], &[WIDE]].concat();
-    [cases(target, formats, formats, &shapes), large(target), unpacked(target, formats), otherwise(target)]
-        .concat()
+    let bytes = &in_bytes(target);
+    let halves = [unpacked(target, formats), fine(target, formats)].concat();
+    [cases(bytes, formats, formats, &shapes), large(bytes), otherwise(bytes), halves].concat()
 }
 
 /// A layer of each format, and of some in float32 throughout; models of families and of an odd shape; and what options make.
@@ -273,9 +273,43 @@ fn unpacked(target: &Target, formats: &[DType]) -> Vec<Case> {
     cases
 }
 
+/// Few tokens whose activations are in two bytes each, a layer of each format, of several that are merged, and unfused.
+fn fine(target: &Target, formats: &[DType]) -> Vec<Case> {
+    let options = Options { context: Some(96), chunk: 8, greedy: true, ..Options::new(target.clone()) };
+    let mut cases = vec![];
+    let mut add = |name: String, file: Arc<GgufFile>, options: &Options| {
+        cases.push(Case { prompt: 5, after: &[3, 2, 1], ..Case::new(name, file, options) });
+    };
+    for dtype in formats.iter().copied().filter(|dtype| dtype.is_quantised()) {
+        add(format!("{dtype} of a fine layer"), of(dtype), &options);
+    }
+    for shape in [ONE, Shape { head_dim: 40, rotated: 40, width: 160, ffn: 544, ..ONE }] {
+        let format = if shape.width == 256 { q4_k_m } else { |name: &str| uniform(DType::Q8_0)(name) };
+        let file = Model::new(&shape, format).file();
+        add("a fine layer".into(), file.clone(), &options);
+        add("a fine layer, unfused".into(), file, &unfused(&options));
+    }
+    if target.wave == 32 {
+        let file = Model::new(&ONE, q4_k_m).file();
+        for (k, v) in CACHES {
+            let options = Options { kv: KvTypes { k, v }, ..options.clone() };
+            add(format!("a fine layer with caches of {k} and {v}"), file.clone(), &options);
+        }
+    }
+    let three = Model::new(&Shape { layers: 3, ..ONE }, q4_k_m).file();
+    let case = Case::new("fine layers and another", three, &Options { chunk: 1, greedy: false, ..options });
+    cases.push(Case { purpose: Purpose::Generate, prompt: 1, after: &[], ..case });
+    cases
+}
+
 /// A target whose prompts have such activations.
 fn with(target: &Target, activations: DType) -> Target {
     Target { prompt_activations: activations, ..target.clone() }
+}
+
+/// A target whose activations are all in 8 bits.
+fn in_bytes(target: &Target) -> Target {
+    Target { fine_layers: 0, ..with(target, DType::Q8Act) }
 }
 
 /// What only large models and long prompts have, and caches of other types.
@@ -391,7 +425,7 @@ fn ways(target: &Target) -> Vec<(String, Options, Purpose)> {
             add("of four sequences", Options { sequences: 4, ..options }, Purpose::Bench);
         }
     }
-    let bytes = Options { target: with(target, DType::Q8Act), ..default.clone() };
+    let bytes = Options { target: in_bytes(target), ..default.clone() };
     for (fused, options) in [("fused", bytes.clone()), ("unfused", unfused(&bytes))] {
         for (what, purpose) in [("to generate", Purpose::Generate), ("to score", Purpose::Score)] {
             ways.push((format!("{fused} in bytes {what}"), options.clone(), purpose));

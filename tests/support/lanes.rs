@@ -351,11 +351,12 @@ impl LaneDevice {
     }
 
     /// How many bytes a buffer has whose activations lie in planes.
-    fn planes(&self, program: usize, place: BufRef) -> Option<usize> {
+    fn planes(&self, program: usize, place: BufRef) -> Option<(usize, DType, usize)> {
         let BufRef::Arena(i) = place else { return None };
         let program = &self.plan.programs[program];
         let ty = &program.buffers[i as usize].ty;
-        (ty.dtype == DType::Q8Act).then(|| ty.bytes(&program.bounds) as usize)
+        let bytes = || ty.bytes(&program.bounds) as usize;
+        ty.dtype.is_activations().then(|| (bytes(), ty.dtype, ty.last().eval(&program.bounds) as usize))
     }
 
     /// Makes one call of a program. What its kernel only reads is as before.
@@ -377,7 +378,7 @@ impl LaneDevice {
         let mut used: HashMap<usize, (usize, usize)> = HashMap::new();
         for (arg, place) in kernel.args().zip(&call.args) {
             // Scales of activations lie behind all rows of the bounds, and so do parts in scratch memory.
-            let is_whole = arg.ty.dtype == DType::Q8Act || arg.access == Access::Scratch;
+            let is_whole = arg.ty.dtype.is_activations() || arg.access == Access::Scratch;
             let block = self.block(program, *place);
             let (start, len) = (block.at as usize, block.len);
             let has = if is_whole { len } else { len.min(arg.ty.bytes(&at) as usize) };
@@ -519,8 +520,8 @@ impl Device for LaneDevice {
     fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
         let planes = self.planes(program, to);
         let block = self.block(program, to).bytes();
-        if let Some(len) = planes {
-            activations_to_planes(bytes, &mut block[..len]);
+        if let Some((len, dtype, columns)) = planes {
+            activations_to_planes(bytes, dtype, columns, &mut block[..len]);
         } else {
             block[..bytes.len()].copy_from_slice(bytes);
         }
@@ -537,8 +538,8 @@ impl Device for LaneDevice {
         let planes = self.planes(program, from);
         let block = self.block(program, from).bytes();
         let mut all = block.to_vec();
-        if let Some(len) = planes {
-            activations_from_planes(&block[..len], &mut all);
+        if let Some((len, dtype, columns)) = planes {
+            activations_from_planes(&block[..len], dtype, columns, &mut all);
         }
         bytes.copy_from_slice(&all[first as usize..][..bytes.len()]);
         Ok(())

@@ -414,7 +414,7 @@ fn set_scales(dtype: DType, block: &mut [u8], scale: f32) {
         DType::Q6_K => put(208, scale / 1366.0),
         // A power of two: 127 is the exponent's bias, 2.9 the deviation of E2M1.
         DType::MXFP4 => block[0] = (127.0 + (scale.abs() / 2.9).log2().round()) as u8,
-        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act => {
+        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act | DType::Q16Act => {
             unreachable!("no blocks in a file")
         }
     }

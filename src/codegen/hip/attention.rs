@@ -47,7 +47,7 @@ impl Unit<'_> {
             .ok_or_else(|| format!("heads of {d} do not fit the memory that a block shares"))?;
         let blocks = tokens.eval(self.bounds) * m.heads / shared;
         let longest = u64::from(pages) * u64::from(m.page);
-        let quantised = self.ty(m.out)?.dtype == DType::Q8Act;
+        let quantised = self.ty(m.out)?.dtype.is_activations();
         let at_once = attends_at_once(tokens.eval(self.bounds), m.head_dim, quantised);
         let parts = (BLOCKS / blocks.max(1)).clamp(1, longest.div_ceil(PART).max(1));
         let parts = if at_once { 1 } else { parts };

@@ -19,14 +19,16 @@ impl Unit<'_> {
         if tokens.eval(self.bounds) > FEW_TOKENS && self.tiles(m, tokens)? {
             return Ok(());
         }
-        let most = tokens.eval(self.bounds).min(FEW_TOKENS).next_power_of_two();
+        // Activations in two bytes take twice the registers: half of the tokens at once, and of more than two a single row.
+        let twice = self.ty(m.x)?.dtype == DType::Q16Act;
+        let most = tokens.eval(self.bounds).min(FEW_TOKENS / if twice { 2 } else { 1 }).next_power_of_two();
         let count = symbol(tokens)?;
         let x = self.activations(m.x, m.k)?;
         let wave = self.target.wave;
         let groups =
             |part: &MatmulPart, threads: u32| u64::from(threads / lanes_of_row(m.k, part.format, wave));
         let target = self.target;
-        let at_once = |format: DType| target.shape(format).rows;
+        let at_once = |format: DType| if twice && most > 2 { 1 } else { target.shape(format).rows };
         let mut body = self.waits_unless_given(m.parts.iter().map(|part| part.weight)).to_string();
         body += &format!("const auto x = {x};\n");
         let token_tiles = Extent { dim: tokens, per: most as u32 };
@@ -56,11 +58,11 @@ impl Unit<'_> {
                 let [gate, up] = &m.parts[..] else { return Err("a gate and an up".into()) };
                 let to = self.store(out, gate.rows)?;
                 let [g, u] = [gate, up].map(|part| self.weight(part.weight, part.format, part.rows, m.k));
-                if self.ty(out)?.dtype == DType::Q8Act && !gate.rows.is_multiple_of(32) {
+                if self.ty(out)?.dtype.is_activations() && !gate.rows.is_multiple_of(32) {
                     return Err(format!("{} rows are no whole blocks", gate.rows));
                 }
                 let shape = self.target.shape(gate.format);
-                let at_once = if most == 1 { shape.pairs } else { shape.rows };
+                let at_once = if most == 1 { shape.pairs } else { at_once(gate.format) };
                 body += &format!(
                     "matvec_swiglu<{THREADS}, {at_once}, {most}>({}, {}, {}, {}, x, block_x(), {count}, {to});\n",
                     g?,

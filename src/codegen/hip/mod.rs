@@ -214,16 +214,17 @@ impl Unit<'_> {
         });
     }
 
-    /// An expression for where numbers of rows of `width` go that an argument has, floats or 8 bits.
+    /// An expression for where numbers of rows of `width` go that an argument has, floats or in blocks.
     fn store(&self, id: ArgId, width: u64) -> Result<String, String> {
         let ty = self.ty(id)?;
         match ty.dtype {
             DType::F32 => Ok(format!("StoreFloats<{width}>{{(float*)a{id}}}")),
-            DType::Q8Act => {
+            DType::Q8Act | DType::Q16Act => {
                 let rows = self.rows(id, width)?;
-                Ok(format!("StoreQuantised<{rows}, {width}>{{{{a{id}}}}}"))
+                let twice = if ty.dtype == DType::Q16Act { "Twice" } else { "" };
+                Ok(format!("StoreQuantised{twice}<{rows}, {width}>{{{{a{id}}}}}"))
             }
-            other => Err(format!("results are f32 or q8_act, not {other}")),
+            other => Err(format!("results are f32, q8_act or q16_act, not {other}")),
         }
     }
 
@@ -232,7 +233,8 @@ impl Unit<'_> {
         match self.ty(id)?.dtype {
             DType::F32 => Ok(format!("Floats<{width}>{{(const float*)a{id}}}")),
             DType::Q8Act => Ok(format!("Quantised<{}, {width}>{{(u8*)a{id}}}", self.rows(id, width)?)),
-            other => Err(format!("activations are f32 or q8_act, not {other}")),
+            DType::Q16Act => Ok(format!("QuantisedTwice<{}, {width}>{{(u8*)a{id}}}", self.rows(id, width)?)),
+            other => Err(format!("activations are f32, q8_act or q16_act, not {other}")),
         }
     }
 

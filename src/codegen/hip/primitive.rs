@@ -45,10 +45,11 @@ impl Unit<'_> {
                 let width = ty.last().as_const().ok_or("rows of symbolic size")?;
                 let bytes = ty.dtype.block_bytes() as u64 * width / ty.dtype.block_len() as u64;
                 let height = super::symbol(self.dim(0, 0)?)?;
-                let body = if ty.dtype == DType::Q8Act {
+                let body = if ty.dtype.is_activations() {
                     let [from, to] = [self.activations(0, width)?, self.activations(2, width)?];
+                    let bytes = if ty.dtype == DType::Q16Act { 2 } else { 1 };
                     format!(
-                        "{WAIT}get_activations<{THREADS}>({from}, (const i32*)a1, {height}, {to}, block_x());\n"
+                        "{WAIT}get_activations<{THREADS}, {bytes}>({from}, (const i32*)a1, {height}, {to}, block_x());\n"
                     )
                 } else {
                     format!(
@@ -73,7 +74,7 @@ impl Unit<'_> {
                 let (grid, row) = self.rows_grid(1)?;
                 let threads = threads_of_row(width).min(THREADS);
                 let to = format!("(float*)a1 + (u64)({row}) * {width}");
-                let body = if self.ty(0)?.dtype == DType::Q8Act {
+                let body = if self.ty(0)?.dtype.is_activations() {
                     format!(
                         "{WAIT}dequantise_activations<{threads}>({}, {row}, {to});\n",
                         self.activations(0, width)?

@@ -39,6 +39,9 @@ struct Tiling {
 impl Unit<'_> {
     /// The matmul in tiles; false if there are none of its kind.
     pub(super) fn tiles(&mut self, m: &MatmulSpec, tokens: Dim) -> Result<bool, String> {
+        if self.ty(m.x)?.dtype == DType::Q16Act {
+            return Ok(false);
+        }
         match m.epilogue {
             Epilogue::Store => {}
             Epilogue::Swiglu { out } => {
@@ -46,7 +49,7 @@ impl Unit<'_> {
                 let alike = gate.format == up.format
                     && gate.round == up.round
                     && self.layout(gate.weight) == self.layout(up.weight);
-                let in_blocks = self.ty(out)?.dtype == DType::Q8Act;
+                let in_blocks = self.ty(out)?.dtype.is_activations();
                 if !alike
                     || gate.bias.is_some()
                     || up.bias.is_some()

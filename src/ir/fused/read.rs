@@ -4,7 +4,7 @@ use super::{
     ArgId, AttentionSpec, CacheRows, Computation, Epilogue, GatedScanSpec, HeadNorm, MatmulPart, MatmulSpec,
     NormSource, NormSpec, RopeAttentionSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec,
 };
-use crate::ir::{DType, Dim, Fused, Graph, Kernel, Op, TensorType, Value};
+use crate::ir::{Dim, Fused, Graph, Kernel, Op, TensorType, Value};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -129,11 +129,11 @@ impl Body<'_> {
         let (x, weight) = (self.stored(self.operand(v, 0)?)?, self.stored(self.operand(v, 1)?)?);
         let ty = self.arg_ty(weight);
         let (rows, format) = (constant(ty.shape.first(), "a symbolic number of rows")?, ty.dtype);
-        if self.arg_ty(x).dtype == DType::Q8Act && !format.is_quantised() {
+        if self.arg_ty(x).dtype.is_activations() && !format.is_quantised() {
             return Err(format!("{format} weights with quantised activations"));
         }
         // What is in 8 bits is not rounded again.
-        let round = round.filter(|_| self.arg_ty(x).dtype != DType::Q8Act);
+        let round = round.filter(|_| !self.arg_ty(x).dtype.is_activations());
         Ok((x, MatmulPart { weight, format, rows, round, bias, residual, out }))
     }
 

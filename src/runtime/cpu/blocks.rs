@@ -72,7 +72,7 @@ macro_rules! with_format {
             DType::Q5_K => $go!(Q5K),
             DType::Q6_K => $go!(Q6K),
             DType::MXFP4 => $go!(Mxfp4),
-            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act => $rest,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act | DType::Q16Act => $rest,
         }
     };
 }

@@ -9,7 +9,7 @@ use super::matmul::{index_of, larger};
 use super::rope_kv::{MAX_HEAD, Rotation, store_cache};
 use super::{Kernel, Syms};
 use crate::codegen::spec::{Access, ArgId, Extent, Implementation};
-use crate::ir::{Op, TensorType};
+use crate::ir::{DType, Op, TensorType};
 use std::ops::Range;
 
 /// Elements that elementwise kernels hold at a time.
@@ -56,6 +56,9 @@ impl PrimitiveKernel {
                 Some((below, distinct)) => check.index("an index", i, &ty.shape, below, distinct)?,
                 None => drop(check.arg("an operand", i, Access::Read)?),
             }
+        }
+        if types.iter().chain([&out_type]).any(|ty| ty.dtype == DType::Q16Act) {
+            return binding::parameter("the CPU has no kernels of q16_act");
         }
         let mut grid = rows_grid(&out_type.shape);
         let mut in_place: &[ArgId] = &[];

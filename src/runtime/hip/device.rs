@@ -7,7 +7,7 @@ use super::weights::Weights;
 use super::{HipError, find};
 use crate::codegen::spec::{Code, Extent, HipCode, Implementation};
 use crate::gguf::GgufFile;
-use crate::ir::{DType, StateRole, StepInput, Syms, TensorType};
+use crate::ir::{StateRole, StepInput, Syms, TensorType};
 use crate::plan::memory::ALIGN;
 use crate::plan::schedule::{EventId, Slot};
 use crate::plan::{BufRef, Input, LoadedPlan, PlannedProgram, State};
@@ -525,10 +525,11 @@ impl Device for HipDevice {
         let (at, ty, bounds) = self.place(program, to);
         let room = ty.bytes(&bounds);
         assert!(bytes.len() as u64 <= room, "{to:?} has {room} bytes, not {}", bytes.len());
-        if ty.dtype == DType::Q8Act {
+        if ty.dtype.is_activations() {
+            let (dtype, columns) = (ty.dtype, ty.last().eval(&bounds) as usize);
             let mut planes = vec![0; room as usize];
             self.read_at(at, &mut planes).map_err(|e| self.in_step(e))?;
-            activations_to_planes(bytes, &mut planes);
+            activations_to_planes(bytes, dtype, columns, &mut planes);
             return self.write_at(at, &planes).map_err(|e| self.in_step(e).into());
         }
         if !self.eager && bounds.t <= FEW_TOKENS {
@@ -549,10 +550,11 @@ impl Device for HipDevice {
         let end = first.checked_add(bytes.len() as u64).filter(|end| *end <= room);
         let end =
             end.unwrap_or_else(|| panic!("{from:?} has {room} bytes, so none at {first}..+{}", bytes.len()));
-        if ty.dtype == DType::Q8Act {
+        if ty.dtype.is_activations() {
+            let (dtype, columns) = (ty.dtype, ty.last().eval(&bounds) as usize);
             let (mut planes, mut all) = (vec![0; room as usize], vec![0; room as usize]);
             self.read_at(at, &mut planes).map_err(|e| self.in_step(e))?;
-            activations_from_planes(&planes, &mut all);
+            activations_from_planes(&planes, dtype, columns, &mut all);
             bytes.copy_from_slice(&all[first as usize..end as usize]);
             return Ok(());
         }
@@ -572,7 +574,7 @@ impl Device for HipDevice {
         let (at, ty, bounds) = self.place(program, from);
         let inside = first.checked_add(len as u64).is_some_and(|end| end <= ty.bytes(&bounds));
         assert!(inside, "{from:?} has no bytes at {first}..+{len}");
-        if len > STAGING || ty.dtype == DType::Q8Act {
+        if len > STAGING || ty.dtype.is_activations() {
             let bytes = room_for(len, room);
             self.read(program, from, first, bytes)?;
             return Ok(bytes);

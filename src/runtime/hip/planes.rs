@@ -20,7 +20,7 @@ pub const fn fields(dtype: DType) -> &'static [Field] {
         DType::Q4_K => &[(16, 128), (0, 16)],
         DType::Q5_K => &[(48, 128), (16, 32), (0, 16)],
         DType::Q6_K => &[(0, 128), (128, 64), (192, 16), (208, 2)],
-        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act => &[],
+        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Q8Act | DType::Q16Act => &[],
     }
 }
 
@@ -31,26 +31,39 @@ pub fn gather(blocks: &[u8], block_bytes: usize, (first, bytes): Field, to: &mut
     }
 }
 
-/// Bytes of a block of activations.
-const ACTIVATIONS: usize = DType::Q8Act.block_bytes();
+/// Rows of bytes that a GPU has of a row of activations.
+const fn bytes_of_row(dtype: DType) -> usize {
+    if matches!(dtype, DType::Q16Act) { 2 } else { 1 }
+}
 
-/// Activations as graphs have them, blocks of d, s and 32 bytes, from those of a GPU: `rows` rows of bytes, of which the first
-/// `out.len()` bytes' worth are wanted, then d and s of each block.
-pub fn activations_from_planes(planes: &[u8], out: &mut [u8]) {
-    let blocks = planes.len() / ACTIVATIONS;
-    for (i, block) in out.chunks_exact_mut(ACTIVATIONS).enumerate() {
-        let scales = &planes[32 * blocks + 8 * i..][..8];
-        block[..8].copy_from_slice(scales);
-        block[8..].copy_from_slice(&planes[32 * i..][..32]);
+/// Where the bytes of block `i` lie, rows of `columns`: `32` of each row that it has a part in.
+fn places(i: usize, dtype: DType, columns: usize) -> impl Iterator<Item = usize> {
+    let (rows, blocks) = (bytes_of_row(dtype), columns / 32);
+    (0..rows).map(move |row| (i / blocks * rows + row) * columns + i % blocks * 32)
+}
+
+/// Activations as graphs have them, rows of `columns` in blocks of d, s and bytes, from those of a GPU: rows of bytes, of which the first
+/// `out.len()` bytes' worth are wanted, then d and s of each block. Of [`DType::Q16Act`] a row of first bytes is followed by one of second ones.
+pub fn activations_from_planes(planes: &[u8], dtype: DType, columns: usize, out: &mut [u8]) {
+    let size = dtype.block_bytes();
+    let scales = planes.len() / size * (size - 8);
+    for (i, block) in out.chunks_exact_mut(size).enumerate() {
+        block[..8].copy_from_slice(&planes[scales + 8 * i..][..8]);
+        for (to, at) in block[8..].chunks_exact_mut(32).zip(places(i, dtype, columns)) {
+            to.copy_from_slice(&planes[at..][..32]);
+        }
     }
 }
 
 /// The inverse of [`activations_from_planes`]: leaves what it is not given.
-pub fn activations_to_planes(given: &[u8], planes: &mut [u8]) {
-    let blocks = planes.len() / ACTIVATIONS;
-    for (i, block) in given.chunks_exact(ACTIVATIONS).enumerate() {
-        planes[32 * i..][..32].copy_from_slice(&block[8..]);
-        planes[32 * blocks + 8 * i..][..8].copy_from_slice(&block[..8]);
+pub fn activations_to_planes(given: &[u8], dtype: DType, columns: usize, planes: &mut [u8]) {
+    let size = dtype.block_bytes();
+    let scales = planes.len() / size * (size - 8);
+    for (i, block) in given.chunks_exact(size).enumerate() {
+        planes[scales + 8 * i..][..8].copy_from_slice(&block[..8]);
+        for (from, at) in block[8..].chunks_exact(32).zip(places(i, dtype, columns)) {
+            planes[at..][..32].copy_from_slice(from);
+        }
     }
 }
 
@@ -78,12 +91,22 @@ mod tests {
 
     #[test]
     fn activations_go_and_come_back() {
-        let given: Vec<u8> = (0..3 * ACTIVATIONS).map(|i| (i * 37 % 64) as u8).collect();
-        let mut planes = vec![0xff; 4 * ACTIVATIONS];
-        activations_to_planes(&given, &mut planes);
-        assert_eq!(planes[..32], given[8..40]);
-        let mut back = vec![0; given.len()];
-        activations_from_planes(&planes, &mut back);
-        assert_eq!(back, given);
+        for (dtype, columns) in
+            [(DType::Q8Act, 32), (DType::Q8Act, 64), (DType::Q16Act, 32), (DType::Q16Act, 96)]
+        {
+            let row = columns / 32 * dtype.block_bytes();
+            let given: Vec<u8> = (0..3 * row).map(|i| (i * 37 % 251) as u8).collect();
+            // Another row is there and not given.
+            let mut planes = vec![0xff; 4 * row];
+            activations_to_planes(&given, dtype, columns, &mut planes);
+            // The second bytes of a row come after its first ones.
+            let second = if dtype == DType::Q16Act { columns } else { 32 };
+            let from = if dtype == DType::Q16Act { 40 } else { 48 };
+            assert_eq!(planes[..32], given[8..40], "{dtype}");
+            assert_eq!(planes[second..][..32], given[from..][..32], "{dtype}");
+            let mut back = vec![0; given.len()];
+            activations_from_planes(&planes, dtype, columns, &mut back);
+            assert_eq!(back, given, "{dtype}");
+        }
     }
 }
