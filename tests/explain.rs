@@ -536,6 +536,13 @@ fn matmuls_that_may_round_say_so() {
         let text = stdout(&["explain", "--step", "prefill", "--target", target]);
         assert_eq!(text.contains("; of q4_k; may round activations to f16\n"), rounds, "{text}");
     }
+    // And those in 16 bits of the first layers, of a few tokens.
+    let text = stdout(&["explain", "--step", "decode", "--target", "sm_90"]);
+    let is_fine = |at: &str| {
+        let mut lines = text.lines().skip_while(|line| !line.contains(at));
+        lines.nth(1).unwrap_or_else(|| panic!("{at}:\n{text}")).contains("; activations in q16_act")
+    };
+    assert!(is_fine("blk.0-1.ffn_gate.weight") && !is_fine("blk.2-3.ffn_gate.weight"), "{text}");
     let config = Config::from_gguf(&model.description()).unwrap();
     let options = on("sm_90");
     let step = Purpose::Generate.steps(&config, &options).into_iter().max_by_key(|step| step.tokens).unwrap();

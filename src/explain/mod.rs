@@ -76,6 +76,14 @@ impl Row<'_> {
         formats
     }
 
+    /// Whether it reads or makes activations in [`DType::Q16Act`], as the first layers of some targets have them.
+    pub fn is_fine(&self, report: &Report) -> bool {
+        let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));
+        let types = || form.into_iter().flat_map(|form| &form.operands);
+        let texts = || form.into_iter().flat_map(|form| &form.primitives).map(|primitive| &primitive.text);
+        types().any(|ty| ty.starts_with("q16_act")) || texts().any(|text| text.contains(": q16_act["))
+    }
+
     /// In which formats its quantised weights and caches are.
     pub fn formats<'a>(&self, report: &'a Report) -> Vec<&'a str> {
         let form = self.kernels[0].form.and_then(|form| report.forms.get(form as usize));

@@ -70,8 +70,9 @@ pub fn text(
             let rounds = row.rounds_to(report).iter().map(DType::to_string).collect::<Vec<_>>().join(" and ");
             let rounds =
                 if rounds.is_empty() { rounds } else { format!("; may round activations to {rounds}") };
+            let fine = if row.is_fine(report) { "; activations in q16_act" } else { "" };
             let tokens = if row.is_of_wanted(report) { "; R tokens" } else { "" };
-            text += &format!("       {:10} replaces {replaces}{of}{rounds}{tokens}\n", "");
+            text += &format!("       {:10} replaces {replaces}{of}{rounds}{fine}{tokens}\n", "");
         }
     }
     match (&measured, of_device) {
