@@ -19,7 +19,7 @@ pub enum TargetKind {
     HipNvidia,
 }
 
-/// Tokens of a step up to which a GPU goes over each weight once, row by row, and splits attention over positions; more go in tiles.
+/// Tokens of a step up to which a GPU goes over each weight once (twice for more than half as many, of activations in two bytes), row by row, and splits attention over positions; more go in tiles.
 pub const FEW_TOKENS: u64 = 8;
 
 /// Tokens of a step up to which attention turns its queries and keys itself. Each block turns those of the step that it may meet: of eight
@@ -107,7 +107,8 @@ pub struct Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatvecShape {
-    /// Rows that a group of lanes takes at once: 1 or 2. Two share what they read of the activations, and need twice the registers.
+    /// Rows that a group of lanes takes at once: 1 or 2. Two share what they read of the activations, and need twice the registers; of more than two
+    /// tokens in two bytes it is 1.
     pub rows: u64,
     /// Pairs of a gate's and an up's rows that it takes at once of one token; of more tokens it is `rows`.
     pub pairs: u64,

@@ -106,8 +106,9 @@ fn kernels_on_a_gpu_compute_what_their_bodies_say() {
         .map(|dtype| (dtype.name().to_string(), Model::new(&shape, uniform(dtype)).file()));
     for (name, file) in files.chain([("default".to_string(), Arc::new(sinter::model::embedded().unwrap()))]) {
         let options = Options::new(target.clone());
-        check(&file, &options, &device, &name);
-        check(&file, &options.clone().exact(), &device, &format!("{name} exact"));
+        for (i, options) in ways(&options).iter().enumerate() {
+            check(&file, options, &device, &format!("{name}, way {i}"));
+        }
         if name == "default" {
             let pipeline = options.pipeline.clone().without_fusions();
             check(&file, &Options { pipeline, ..options.exact() }, &device, "unfused");
@@ -210,7 +211,7 @@ fn steps_of_all_sizes_at_all_depths_on_a_gpu() {
     let (files, all) = (uneven_models(), &all);
     std::thread::scope(|scope| {
         for file in &files {
-            for options in [options.clone(), options.clone().exact()] {
+            for options in ways(&options) {
                 scope.spawn(move || all(file, &options));
             }
         }
@@ -242,21 +243,23 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
     let all = &all;
     std::thread::scope(|scope| {
         for (dtype, file) in &formats {
-            let mut ways = vec![options.clone(), options.clone().exact()];
-            if dtype.is_quantised() {
-                ways.push(in_bytes(&options));
-            }
-            for options in ways {
+            // Weights that are no bytes have one way beside the exact.
+            for options in ways(&options).into_iter().skip(usize::from(!dtype.is_quantised())) {
                 scope.spawn(move || all(file, &options));
             }
         }
     });
 }
 
-/// The same with activations of prompts in 8 bits, where they are in 16 by default.
-fn in_bytes(options: &Options) -> Options {
-    let target = Target { prompt_activations: DType::Q8Act, ..options.target.clone() };
+/// The same with activations of prompts so, and of as many layers' few tokens in two bytes.
+fn with(options: &Options, prompt_activations: DType, fine_layers: u64) -> Options {
+    let target = Target { prompt_activations, fine_layers, ..options.target.clone() };
     Options { target, ..options.clone() }
+}
+
+/// Activations as a target may have them: by default and the other way; and floats.
+fn ways(options: &Options) -> [Options; 3] {
+    [with(options, DType::F16, 2), with(options, DType::Q8Act, 0), options.clone().exact()]
 }
 
 /// Weights in 16 bits and such as are unpacked to those, of whose tiles there are so many that they are large, in ranges of the columns and in whole,
@@ -281,7 +284,8 @@ fn large_tiles_on_a_gpu() {
     let check = |dtype: DType| {
         let shape = if dtype.is_quantised() { whole } else { shape };
         let format = |name: &str| if name.ends_with("bias") { DType::F32 } else { dtype };
-        let (file, options) = (Model::new(&shape, format).file(), Options::new(target.clone()));
+        let (file, options) =
+            (Model::new(&shape, format).file(), with(&Options::new(target.clone()), DType::F16, 2));
         for tokens in [650, 257, 128, 70, 9] {
             check_in(&file, &options, &device, tokens, 0, 650);
         }
@@ -305,8 +309,9 @@ fn warps_that_share_rows_on_a_gpu() {
             let mut options = Options::new(target.clone());
             let shape = MatvecShape { warps, ..target.shape(dtype) };
             options.target.shapes.insert(dtype, shape);
-            check_at(&file, &options, &device, 1, 40);
-            check_at(&file, &options.exact(), &device, 1, 40);
+            for options in ways(&options) {
+                check_at(&file, &options, &device, 1, 40);
+            }
         }
     }
 }
@@ -392,9 +397,10 @@ fn exact_logits_of_every_family_on_a_gpu_are_those_of_the_cpu() {
     families(&target, &device);
 }
 
-/// By default, which rounds activations and the cache, on a text that the model knows.
+/// By default, which rounds activations and the cache, on a text that the model knows: at once, and in steps of few tokens, which are nearer where the
+/// first layers' activations are in two bytes.
 #[test]
-fn default_logits_on_a_gpu_are_close_to_those_of_the_cpu() {
+fn default_logits_on_a_gpu_are_close_to_exact_ones_of_the_cpu() {
     let Some((target, device)) = here() else { return };
     let file = Arc::new(sinter::model::embedded().unwrap());
     let tokenizer = Tokenizer::from_gguf(file.gguf()).unwrap();
@@ -403,10 +409,34 @@ fn default_logits_on_a_gpu_are_close_to_those_of_the_cpu() {
     tokens.truncate(500);
     assert_eq!(tokens.len(), 500);
     let options = |target: Target| Options { context: Some(500), ..Options::new(target) };
-    let expected = logits(&file, &options(Target::cpu()), &DeviceOptions::default(), &tokens);
-    let found = logits(&file, &options(target), &device, &tokens);
+    let expected = logits(&file, &options(Target::cpu()).exact(), &DeviceOptions::default(), &tokens);
+    let of = |options: Options| apart(&logits(&file, &options, &device, &tokens), &expected);
+    let options = options(target);
+    let by = |chunk: u64, fine_layers: u64| {
+        with(&Options { chunk, ..options.clone() }, options.target.prompt_activations, fine_layers)
+    };
+    let fine = options.target.fine_layers;
+    assert!(fine > 0, "no layer of it is fine by default");
+    let [at_once, by_eight, one_by_one, coarse] = [by(500, fine), by(8, fine), by(1, fine), by(1, 0)].map(of);
+    _ = writeln!(
+        std::io::stderr(),
+        "default logits and their divergence: {at_once:?} at once, {by_eight:?} by eight, {one_by_one:?} one by one, {coarse:?} with no fine layer"
+    );
+    for (furthest, divergence) in [at_once, by_eight, one_by_one, coarse] {
+        assert!(furthest < 4e-2 && divergence < 1e-3, "{furthest:e}, {divergence:e}");
+    }
+    if options.target.prompt_activations == DType::F16 {
+        assert!(at_once.0 < 4e-3 && at_once.1 < 5e-5, "{at_once:?}");
+    }
+    for fine in [by_eight, one_by_one] {
+        assert!(fine.1 < 0.8 * coarse.1, "{fine:?} of {coarse:?}");
+    }
+}
+
+/// The row that is furthest off, and the mean divergence. The best token is the same where it is better than the next by some.
+fn apart(found: &[Vec<f32>], expected: &[Vec<f32>]) -> (f64, f64) {
     let (mut divergence, mut furthest) = (0.0, 0f64);
-    for (found, expected) in found.iter().zip(&expected) {
+    for (found, expected) in found.iter().zip(expected) {
         furthest = furthest.max(distance(found, expected));
         let [p, q] = [expected, found].map(|row| log_probabilities(row));
         divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
@@ -414,12 +444,7 @@ fn default_logits_on_a_gpu_are_close_to_those_of_the_cpu() {
         let margin = expected[best(expected)] - expected[best(found)];
         assert!(margin <= 0.3, "the best token is another, by {margin}");
     }
-    divergence /= expected.len() as f64;
-    _ = writeln!(
-        std::io::stderr(),
-        "default logits are {furthest:.1e} apart, and diverge by {divergence:.1e} in the mean"
-    );
-    assert!(furthest < 4e-2 && divergence < 1e-3, "{furthest:e}, {divergence:e}");
+    (furthest, divergence / expected.len() as f64)
 }
 
 fn log_probabilities(logits: &[f32]) -> Vec<f64> {

@@ -1,6 +1,6 @@
 use super::kernels::{BESIDE, distance, furthest, rounding_of};
 use super::*;
-use crate::codegen::spec::{Computation, NormSource};
+use crate::codegen::spec::{Computation, Implementation, NormSource};
 use crate::compile::fuse;
 use crate::ir::{DType, StateRole};
 use crate::passes::Pipeline;
@@ -42,6 +42,18 @@ fn results_may_be_off_by_what_kernels_round() {
     };
     let found = [("q4_k", ""), ("f16", "{round=f16} "), ("bf16", "{round=bf16} "), ("q4_k", "{round=f16} ")];
     assert_eq!(found.map(|(format, attributes)| of(format, attributes)), [1e-5, 5e-4, 4e-3, 1e-3]);
+    // Attention of many tokens on matrix units rounds queries, and the weights that come of them; of few it rounds nothing.
+    let file = model::embedded().unwrap();
+    let of_attention = |tokens: u64| {
+        let options = Options::new(Target::gpu("sm_90").unwrap());
+        let step = Step { tokens, wanted: 1, greedy: false, kv: options.kv, context: 64, sequences: 1 };
+        let graph = verify(fuse(file.gguf(), &options, &step).unwrap().0).unwrap();
+        let layouts = Layouts::choose([&graph], &options.target).unwrap();
+        let program = codegen::generate(&graph, &options.target, &layouts).unwrap();
+        let attends = |kernel: &&Implementation| kernel.spec.name().contains("attention");
+        program.kernels.iter().filter(attends).map(rounding_of).fold(0.0, f64::max)
+    };
+    assert_eq!([16, 1].map(of_attention), [1e-3, 1e-5]);
 }
 
 /// The kernels of a step of the embedded model after `change`, each beside its body.
@@ -236,7 +248,6 @@ fn a_kernel_that_is_not_its_body_is_named() {
     assert!(outcome.nodes.iter().all(|n| n.passes() == (n.kernel != "rope_kv")), "{:?}", outcome.nodes);
 }
 
-/// Every element type is held to its own bound, whatever the other results of the kernel are.
 /// A part of a block would not be written, and look as if a kernel had.
 #[test]
 fn what_lies_beside_a_result_is_whole_blocks() {
@@ -245,6 +256,7 @@ fn what_lies_beside_a_result_is_whole_blocks() {
     }
 }
 
+/// Every element type is held to its own bound, whatever the other results of the kernel are.
 #[test]
 fn results_of_every_type_are_seen() {
     let floats: Vec<f32> = (0..256).map(|i| (i as f32 * 0.7).sin() + 2.0).collect();
@@ -258,13 +270,24 @@ fn results_of_every_type_are_seen() {
                 crate::gguf::dequant::quantise_q8_act(&x, &mut bytes).unwrap();
                 bytes
             }
+            DType::Q16Act => {
+                let mut bytes = vec![0; x.len() / 32 * DType::Q16Act.block_bytes()];
+                crate::gguf::dequant::quantise_q16_act(&x, &mut bytes).unwrap();
+                bytes
+            }
             // One of all indices is another.
             _ => (0..256i32).flat_map(|i| (i + i32::from(i == 7 && factor != 1.0)).to_le_bytes()).collect(),
         };
         Tensor::new(dtype, vec![256], bytes).unwrap()
     };
     // A little within the bound, and a little beyond it.
-    let dtypes = [(DType::F32, 1e-5), (DType::F16, 5e-4), (DType::Q8Act, 5e-3), (DType::I32, 0.0)];
+    let dtypes = [
+        (DType::F32, 1e-5),
+        (DType::F16, 5e-4),
+        (DType::Q8Act, 5e-3),
+        (DType::Q16Act, 5e-5),
+        (DType::I32, 0.0),
+    ];
     for (dtype, bound) in dtypes {
         let right = stored(dtype, 1.0);
         for (other, _) in dtypes {

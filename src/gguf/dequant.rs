@@ -64,7 +64,8 @@ pub fn quantise_q8_act(x: &[f32], out: &mut [u8]) -> Result<(), DequantError> {
 /// Steps of what [`DType::Q8Act`] leaves in one of its own: that is half of it at most, which 127 of these are.
 const FINE_STEPS: f32 = 254.0;
 
-/// Quantises activations to [`DType::Q16Act`] blocks: as [`quantise_q8_act`] does, and what that leaves in steps of `d / 254`.
+/// Quantises activations to [`DType::Q16Act`] blocks: as [`quantise_q8_act`] does, and what that leaves in steps of `d / 254` (which says less where
+/// that is no normal number).
 ///
 /// # Errors
 /// Lengths that do not fit each other or are no whole blocks.

@@ -62,7 +62,7 @@ impl Computation {
 /// `x [T,K]` times the transposed rows of one or more weights `[N,K]`, which stay quantised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MatmulSpec {
-    /// The activations, f32 or q8_act.
+    /// The activations, f32, q8_act or q16_act.
     pub x: ArgId,
     /// Columns of every weight.
     pub k: u64,
@@ -93,7 +93,7 @@ pub struct MatmulPart {
 pub enum Epilogue {
     /// Each part is written to its `out`.
     Store,
-    /// Parts are gate and up: `silu(gate) · up` goes to `out`, f32 or q8_act `[T,rows]`.
+    /// Parts are gate and up: `silu(gate) · up` goes to `out`, f32, q8_act or q16_act `[T,rows]`.
     Swiglu { out: ArgId },
     /// One part: the index of each token's largest result goes to `out`, i32 `[T]`.
     ArgMax { out: ArgId },
@@ -111,7 +111,7 @@ pub struct NormSpec {
     pub rows_out: Option<ArgId>,
     /// f32: the norm.
     pub norm_out: Option<ArgId>,
-    /// q8_act: the quantised norm.
+    /// q8_act or q16_act: the quantised norm.
     pub quant_out: Option<ArgId>,
 }
 
@@ -175,7 +175,7 @@ pub struct HeadNorm {
     pub eps: f32,
 }
 
-/// `silu(gate) · up`, f32 `[T,n]` each, to f32 or q8_act `out`.
+/// `silu(gate) · up`, f32 `[T,n]` each, to f32, q8_act or q16_act `out`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SwigluSpec {
     pub gate: ArgId,
@@ -203,7 +203,7 @@ pub struct AttentionSpec {
     pub sequences: ArgId,
     /// i32 `[T]`: the position of each query.
     pub positions: ArgId,
-    /// f32 or q8_act `[T,heads·head_dim]` (or with heads apart).
+    /// f32 or q8_act `[T,heads·head_dim]` (or with heads apart), or q16_act.
     pub out: ArgId,
     pub heads: u64,
     pub kv_heads: u64,

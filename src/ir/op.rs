@@ -282,8 +282,8 @@ impl Op {
         }
     }
 
-    /// The result types for operands of types `x`. Leaves and `reshape` produce what `declared` says;
-    /// all others ignore it.
+    /// The result types for operands of types `x`. Leaves and `reshape` produce what `declared` says, and `quant_act` takes the format of
+    /// activations from it (q8_act where it says none); all others ignore it.
     ///
     /// # Errors
     /// Which rule is broken.
@@ -401,6 +401,10 @@ impl Op {
                 let [t] = declared else { return Err("needs exactly one type".into()) };
                 if t.dtype != x[0].dtype || flat(t).is_none() || flat(t) != flat(x[0]) || !t.is_blocked() {
                     return Err(format!("{} cannot be seen as {t}", x[0]));
+                }
+                // Its bytes lie in two rows for each of these.
+                if t.dtype == DType::Q16Act && t.last() != x[0].last() {
+                    return Err(format!("{} cannot be seen as {t}: its rows stay", x[0]));
                 }
                 one(t.clone())
             }

@@ -74,7 +74,7 @@ fn is_residual_add(g: &Graph, v: Value) -> bool {
 }
 
 /// RMSNorm over the rows of a matrix, with what it takes in on the way: the dequantisation of its weight, and that of
-/// its result to 8 bits.
+/// its result to bytes.
 pub struct NormGroup {
     norm: NodeId,
     weight: Option<NodeId>,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! matmul %x, (dequant %w)                       =>  fused dequant_matmul(%x, %w)
-//! matmul (dequant %q), (dequant %w)             =>  fused dequant_matmul(%q, %w)      %q: q8_act
+//! matmul (dequant %q), (dequant %w)             =>  fused dequant_matmul(%q, %w)      %q: q8_act, q16_act
 //! add (fused dequant_matmul ..), %bias          =>  taken in, [N] added to every row
 //! add %residual, (fused dequant_matmul ..)      =>  taken in where the cost model prefers it to the next norm
 //! ```

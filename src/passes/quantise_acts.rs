@@ -21,7 +21,7 @@ use crate::target::{FEW_TOKENS, TargetKind};
 
 pub const PASS: Pass = Pass {
     name: "quantise_acts",
-    summary: "activations to 8 bits, or 16 for matrix units, in matmuls (changes numbers; off under --exact)",
+    summary: "activations to 8 bits, or 16 for matrix units and of first layers, in matmuls (changes numbers; off under --exact)",
     rule: try_rewrite,
     absorbs: &[],
     repeat: false,

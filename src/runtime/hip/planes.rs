@@ -1,5 +1,5 @@
 //! [`Layout::Planes`](crate::codegen::spec::Layout): each field of a weight's blocks in a plane of its own, as `kernels/quant.h` has
-//! them; and activations in 8 bits, which GPUs keep in two planes.
+//! them; and activations in bytes, which GPUs keep apart from their scales.
 
 use crate::ir::DType;
 
