@@ -214,7 +214,8 @@ fn kernels_say_what_they_compute_and_are_shared() {
         }
     }
     println!("{} sources, {of_8b} of an 8B at most", all.len());
-    assert!((40..100).contains(&of_8b), "{of_8b}");
+    // Of few tokens those of the first layers are others than those of all that come after.
+    assert!((40..150).contains(&of_8b), "{of_8b}");
 }
 
 /// The most memory that a process had, in bytes, while it ran to its end.
