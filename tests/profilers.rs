@@ -9,7 +9,7 @@ use sinter::bench::recorded::{Recorded, Tool, match_steps};
 use sinter::bench::{Test, Work};
 use sinter::codegen::spec::Code;
 use sinter::compile::{Options, Purpose};
-use sinter::ir::Syms;
+use sinter::ir::{DType, Syms};
 use sinter::model;
 use sinter::plan::{Output, Plan};
 use sinter::target::Target;
@@ -116,8 +116,12 @@ fn functions(plan: &Plan, program: usize, at: Syms) -> Vec<(usize, String)> {
 }
 
 fn plan(arch: &str, sequences: u64) -> Plan {
+    plan_for(Target::gpu(arch).unwrap(), sequences)
+}
+
+fn plan_for(target: Target, sequences: u64) -> Plan {
     let file = model::embedded().unwrap();
-    let options = Options { context: Some(512), sequences, ..Options::new(Target::gpu(arch).unwrap()) };
+    let options = Options { context: Some(512), sequences, ..Options::new(target) };
     model::plan(&file, None, &options, Purpose::Bench).unwrap()
 }
 
@@ -291,12 +295,17 @@ fn command_lines_are_ready_to_run() {
     assert!(err.contains("taken for the one for sm_90") && json.contains("\"target\": \"sm_90\""), "{err}");
 }
 
-/// What Nsight Compute wrote of the embedded model on an H200, as the command reads it.
+/// What Nsight Compute wrote of the embedded model on an H200, as the command reads it: of a target whose activations are all in 8 bits.
 #[test]
 fn a_recording_of_a_gpu_is_found_to_be_its_steps() {
     let recorded = read("ncu_h200.csv");
     let names: Vec<&str> = recorded.launches.iter().map(|launch| launch.kernel.as_str()).collect();
-    let plan = plan("sm_90", 1);
+    let in_bytes =
+        Target { prompt_activations: DType::Q8Act, fine_layers: 0, ..Target::gpu("sm_90").unwrap() };
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("in_bytes.json");
+    std::fs::write(&target, serde_json::to_string(&in_bytes).unwrap()).unwrap();
+    let plan = plan_for(in_bytes, 1);
     let of = |t| functions(&plan, plan.program_for(t, 1, Output::Logits).unwrap(), Syms { t, r: 1 });
     let (prompt, token) = (of(512), of(1));
     let wanted: Vec<&str> =
@@ -306,7 +315,8 @@ fn a_recording_of_a_gpu_is_found_to_be_its_steps() {
         "the embedded model launches other kernels than it did: record ncu_h200.csv anew, as tests/data/profilers/README.md says"
     );
     let path = sample("ncu_h200.csv");
-    let args = ["profile", "--target", "sm_90", "--import", path.to_str().unwrap(), "--json"];
+    let args =
+        ["profile", "--target", target.to_str().unwrap(), "--import", path.to_str().unwrap(), "--json"];
     let (out, err) = command::said(&command::run(&args));
     assert_eq!(err, "");
     let json: Value = serde_json::from_str(&out).unwrap();
