@@ -1,8 +1,8 @@
-// Operations that take each element by itself, and quantising to 8 bits, which takes 32.
+// Operations that take each element by itself, and quantising, which takes 32.
 #pragma once
 #include "embed.h"
 
-// Row `row` of floats to 8 bits. Whole runs of 32 columns are there.
+// Row `row` of floats to bytes. Whole runs of 32 columns are there.
 template <int THREADS, int K, class Out>
 DEVICE void quantise_row(const float* x, int row, Out out) {
     for (int column = thread(); column < K; column += THREADS) {
@@ -11,19 +11,13 @@ DEVICE void quantise_row(const float* x, int row, Out out) {
     }
 }
 
-// Row `row` of activations in 8 bits to floats.
-template <int THREADS, int TOKENS, int K>
-DEVICE void dequantise_activations(Quantised<TOKENS, K> x, int row, float* to) {
+// Row `row` of activations in bytes to floats.
+template <int THREADS, int TOKENS, int K, int BYTES>
+DEVICE void dequantise_activations(Quantised<TOKENS, K, BYTES> x, int row, float* to) {
     for (int column = thread(); column < K; column += THREADS) {
-        to[column] = x.scales(row)[column / 32 * 2] * (float)*(const i8*)(x.bytes(row) + column);
-    }
-}
-
-template <int THREADS, int TOKENS, int K>
-DEVICE void dequantise_activations(QuantisedTwice<TOKENS, K> x, int row, float* to) {
-    for (int column = thread(); column < K; column += THREADS) {
-        const int both = FINE_STEPS * *(const i8*)(x.bytes(row) + column) + *(const i8*)(x.fine(row) + column);
-        to[column] = x.scales(row)[column / 32 * 2] / (float)FINE_STEPS * (float)both;
+        int q[BYTES];
+        for (int byte = 0; byte < BYTES; byte++) q[byte] = *(const i8*)(x.bytes(row, byte) + column);
+        to[column] = step_of<BYTES>(x.scales(row)[column / 32 * 2]) * (float)in_steps(q);
     }
 }
 
@@ -36,11 +30,13 @@ DEVICE void swiglu(const float* gate, const float* up, int token, int column, Ou
     out.store(token, column, value);
 }
 
-// Row `ids[row]` of `height` of activations in 8 bits, or in `BYTES` of those, as row `row` of others.
-template <int THREADS, int BYTES, class From, class To>
+// Row `ids[row]` of `height` of activations in bytes as row `row` of others.
+template <int THREADS, class From, class To>
 DEVICE void get_activations(From from, const i32* ids, int height, To to, int row) {
     constexpr int K = From::WIDTH;
     const int id = load_index(ids + row, height);
-    for (int i = thread(); i < BYTES * K / 4; i += THREADS) ((u32*)to.bytes(row))[i] = ((const u32*)from.bytes(id))[i];
+    for (int byte = 0; byte < From::OF_EACH; byte++) {
+        for (int i = thread(); i < K / 4; i += THREADS) ((u32*)to.bytes(row, byte))[i] = ((const u32*)from.bytes(id, byte))[i];
+    }
     for (int i = thread(); i < K / 16; i += THREADS) to.scales(row)[i] = from.scales(id)[i];
 }

@@ -22,46 +22,58 @@ struct Floats {
     const float* base;
 };
 
-// What a chunk meets of one token: bytes of its runs, and d and d times the sum of each 32.
-template <class F, int TOKENS, int K>
+// What a chunk meets of one token: bytes of its runs, and d and the sum of each 32.
+template <class F, int TOKENS, int K, int BYTES>
 struct Meets {
-    u32 q[F::SPAN / 4];
+    u32 q[BYTES][F::SPAN / 4];
     Pair scales[F::GROUPS];
 
     // The block of the chunk begins at column `first`.
-    DEVICE void load(Quantised<TOKENS, K> x, int token, int first, int part) {
-        const u8* bytes = x.bytes(token) + first;
+    DEVICE void load(Quantised<TOKENS, K, BYTES> x, int token, int first, int part) {
         const float* of_blocks = x.scales(token) + first / 32 * 2;
 #pragma unroll
         for (int g = 0; g < F::GROUPS; g++) {
             const int column = F::column(part, g);
 #pragma unroll
-            for (int i = 0; i < F::RUN / 16; i++) {
-                const Words words = *(const Words*)(bytes + column + 16 * i);
-                for (int j = 0; j < 4; j++) q[g * (F::RUN / 4) + 4 * i + j] = words.x[j];
+            for (int byte = 0; byte < BYTES; byte++) {
+                const u8* bytes = x.bytes(token, byte) + first + column;
+#pragma unroll
+                for (int i = 0; i < F::RUN / 16; i++) {
+                    const Words words = *(const Words*)(bytes + 16 * i);
+                    for (int j = 0; j < 4; j++) q[byte][g * (F::RUN / 4) + 4 * i + j] = words.x[j];
+                }
             }
             scales[g] = *(const Pair*)(of_blocks + column / 32 * 2);
         }
     }
 
+    // The sum of a run's numbers times bytes of `w(word)`, in steps of the last byte.
+    template <class W>
+    DEVICE int dot(int g, W w) const {
+        constexpr int WORDS = F::RUN / 4;
+        int sums[BYTES] = {};
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) {
+#pragma unroll
+            for (int byte = 0; byte < BYTES; byte++) sums[byte] = dot4(w(i), q[byte][g * WORDS + i], sums[byte]);
+        }
+        return in_steps(sums);
+    }
+
     // Adds the products with a chunk of each of `R` rows.
     template <int R>
     DEVICE void add_products(const typename F::Chunk (&w)[R], float (&sums)[R]) const {
-        constexpr int WORDS = F::RUN / 4;
 #pragma unroll
         for (int g = 0; g < F::GROUPS; g++) {
-            const float d = float_of(scales[g].x[0]), s = float_of(scales[g].x[1]);
+            const float step = step_of<BYTES>(float_of(scales[g].x[0])), s = float_of(scales[g].x[1]);
             int own = 0;
-            if constexpr (F::MIN && F::RUN < 32) {
-                for (int i = 0; i < WORDS; i++) own = dot4(0x01010101, q[g * WORDS + i], own);
-            }
+            if constexpr (F::MIN && F::RUN < 32) own = dot(g, [](int) { return 0x01010101u; });
 #pragma unroll
             for (int r = 0; r < R; r++) {
-                int dot = 0;
-                for (int i = 0; i < WORDS; i++) dot = dot4(w[r].q[g * WORDS + i], q[g * WORDS + i], dot);
-                sums[r] = fused(d * w[r].scale[g], (float)dot, sums[r]);
+                const int products = dot(g, [&](int i) { return w[r].q[g * (F::RUN / 4) + i]; });
+                sums[r] = fused(step * w[r].scale[g], (float)products, sums[r]);
                 if constexpr (F::MIN && F::RUN < 32) {
-                    sums[r] = fused(-d * w[r].min[g], (float)own, sums[r]);
+                    sums[r] = fused(-step * w[r].min[g], (float)own, sums[r]);
                 } else if constexpr (F::MIN) {
                     sums[r] = fused(-w[r].min[g], s, sums[r]);
                 }
@@ -71,75 +83,11 @@ struct Meets {
 
     // Those of `N` tokens, one after another. Tokens from `tokens` on repeat the first.
     template <int R, int N>
-    static DEVICE void add_products_of(const typename F::Chunk (&w)[R], Quantised<TOKENS, K> x, int token, int tokens, int first, int part,
+    static DEVICE void add_products_of(const typename F::Chunk (&w)[R], Quantised<TOKENS, K, BYTES> x, int token, int tokens, int first, int part,
                                        float (&sums)[N][R]) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
             Meets meets;
-            meets.load(x, token + (token + n < tokens ? n : 0), first, part);
-            meets.template add_products<R>(w, sums[n]);
-        }
-    }
-};
-
-// The same of activations in two bytes: a sum of both is one number.
-template <class F, int TOKENS, int K>
-struct MeetsTwice {
-    u32 q[F::SPAN / 4], r[F::SPAN / 4];
-    Pair scales[F::GROUPS];
-
-    DEVICE void load(QuantisedTwice<TOKENS, K> x, int token, int first, int part) {
-        const u8 *bytes = x.bytes(token) + first, *fine = x.fine(token) + first;
-        const float* of_blocks = x.scales(token) + first / 32 * 2;
-#pragma unroll
-        for (int g = 0; g < F::GROUPS; g++) {
-            const int column = F::column(part, g);
-#pragma unroll
-            for (int i = 0; i < F::RUN / 16; i++) {
-                const Words a = *(const Words*)(bytes + column + 16 * i), b = *(const Words*)(fine + column + 16 * i);
-                for (int j = 0; j < 4; j++) q[g * (F::RUN / 4) + 4 * i + j] = a.x[j], r[g * (F::RUN / 4) + 4 * i + j] = b.x[j];
-            }
-            scales[g] = *(const Pair*)(of_blocks + column / 32 * 2);
-        }
-    }
-
-    template <int R>
-    DEVICE void add_products(const typename F::Chunk (&w)[R], float (&sums)[R]) const {
-        constexpr int WORDS = F::RUN / 4;
-#pragma unroll
-        for (int g = 0; g < F::GROUPS; g++) {
-            const float step = float_of(scales[g].x[0]) / (float)FINE_STEPS, s = float_of(scales[g].x[1]);
-            int own = 0;
-            if constexpr (F::MIN && F::RUN < 32) {
-                int fine = 0;
-                for (int i = 0; i < WORDS; i++) {
-                    own = dot4(0x01010101, q[g * WORDS + i], own), fine = dot4(0x01010101, r[g * WORDS + i], fine);
-                }
-                own = FINE_STEPS * own + fine;
-            }
-#pragma unroll
-            for (int row = 0; row < R; row++) {
-                int dot = 0, fine = 0;
-                for (int i = 0; i < WORDS; i++) {
-                    const u32 bytes = w[row].q[g * WORDS + i];
-                    dot = dot4(bytes, q[g * WORDS + i], dot), fine = dot4(bytes, r[g * WORDS + i], fine);
-                }
-                sums[row] = fused(step * w[row].scale[g], (float)(FINE_STEPS * dot + fine), sums[row]);
-                if constexpr (F::MIN && F::RUN < 32) {
-                    sums[row] = fused(-step * w[row].min[g], (float)own, sums[row]);
-                } else if constexpr (F::MIN) {
-                    sums[row] = fused(-w[row].min[g], s, sums[row]);
-                }
-            }
-        }
-    }
-
-    template <int R, int N>
-    static DEVICE void add_products_of(const typename F::Chunk (&w)[R], QuantisedTwice<TOKENS, K> x, int token, int tokens, int first, int part,
-                                       float (&sums)[N][R]) {
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            MeetsTwice meets;
             meets.load(x, token + (token + n < tokens ? n : 0), first, part);
             meets.template add_products<R>(w, sums[n]);
         }
@@ -215,13 +163,9 @@ struct MeetsFloats {
 // Which of these it is.
 template <class F, class X>
 struct MeetsOf;
-template <class F, int TOKENS, int K>
-struct MeetsOf<F, Quantised<TOKENS, K>> {
-    typedef Meets<F, TOKENS, K> Type;
-};
-template <class F, int TOKENS, int K>
-struct MeetsOf<F, QuantisedTwice<TOKENS, K>> {
-    typedef MeetsTwice<F, TOKENS, K> Type;
+template <class F, int TOKENS, int K, int BYTES>
+struct MeetsOf<F, Quantised<TOKENS, K, BYTES>> {
+    typedef Meets<F, TOKENS, K, BYTES> Type;
 };
 template <class F, int K>
 struct MeetsOf<F, Floats<K>> {

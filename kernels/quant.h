@@ -1,4 +1,4 @@
-// The block formats of GGUF, in the file's order or with each field of all blocks in a plane of its own, and activations in 8 bits.
+// The block formats of GGUF, in the file's order or with each field of all blocks in a plane of its own, and activations in bytes.
 //
 // A lane holds a chunk of a row, `SPAN` columns in `GROUPS` runs of neighbours that share a scale. Of what it loads it makes bytes,
 // signed as the format allows, so that `scale * byte - min` is the weight.
@@ -468,31 +468,34 @@ struct BF16 {
     static DEVICE float value(const Words& words, int i) { return float_of(words.x[i / 2] >> (i % 2 * 16) << 16); }
 };
 
-// Activations `[TOKENS, K]` in 8 bits: the bytes of all tokens, then, of each 32, d and d times the sum of its bytes.
-template <int TOKENS, int K>
+// Activations `[TOKENS, K]` in `BYTES` bytes each: the first ones of all tokens, then the second ones, d * (q + r / 254); then, of each 32,
+// d and their sum.
+template <int TOKENS, int K, int BYTES = 1>
 struct Quantised {
-    static constexpr int WIDTH = K;
+    static constexpr int WIDTH = K, OF_EACH = BYTES;
     u8* base;
-    DEVICE u8* bytes(int token) const { return base + (u64)token * K; }
-    DEVICE float* scales(int token) const { return (float*)(base + (u64)TOKENS * K) + (u64)token * (K / 32 * 2); }
+    DEVICE u8* bytes(int token, int byte = 0) const { return base + ((u64)byte * TOKENS + token) * K; }
+    DEVICE float* scales(int token) const { return (float*)(base + (u64)BYTES * TOKENS * K) + (u64)token * (K / 32 * 2); }
 };
 
-// The same in two bytes, d * (q + r / 254): of each token a row of q, then one of r; the sums are of both.
+// Steps of a second byte in one of the first.
 constexpr int FINE_STEPS = 254;
-template <int TOKENS, int K>
-struct QuantisedTwice {
-    static constexpr int WIDTH = K;
-    u8* base;
-    DEVICE u8* bytes(int token) const { return base + (u64)token * (2 * K); }
-    DEVICE u8* fine(int token) const { return bytes(token) + K; }
-    DEVICE float* scales(int token) const { return (float*)(base + (u64)TOKENS * (2 * K)) + (u64)token * (K / 32 * 2); }
-};
+// What the last byte counts in.
+template <int BYTES>
+DEVICE float step_of(float d) {
+    return BYTES == 1 ? d : d / (float)FINE_STEPS;
+}
+// Numbers, or sums of products of them, in steps of the last byte.
+template <int BYTES>
+DEVICE int in_steps(const int (&of)[BYTES]) {
+    return BYTES == 1 ? of[0] : FINE_STEPS * of[0] + of[BYTES - 1];
+}
 
-// Lanes that have `V` neighbouring columns each of 32 quantise them together: 127 steps to the largest, halves away from zero. Numbers
-// that are not finite leave d so, and zeros. All lanes of a warp come here, though not all of them store. What that leaves goes to `fine` in steps of
-// d / 254, if there is such.
-template <int V, bool TWICE>
-DEVICE void quantise_lanes(const float (&x)[V], u8* bytes, u8* fine, float* scales, bool is_there) {
+// Lanes that have `V` neighbouring columns each of 32 quantise them together: 127 steps to the largest, halves away from zero, and what
+// that leaves to a second byte, if there is one. Numbers that are not finite leave d so, and zeros. All lanes of a warp come here, though
+// not all of them store.
+template <int V, int TOKENS, int K, int BYTES>
+DEVICE void quantise_lanes(const float (&x)[V], Quantised<TOKENS, K, BYTES> to, int token, int column, bool is_there) {
     constexpr int LANES = 32 / V;
     u32 most = 0;
     // Magnitudes are ordered as their bits are, with infinity and then NaN above all else.
@@ -501,37 +504,37 @@ DEVICE void quantise_lanes(const float (&x)[V], u8* bytes, u8* fine, float* scal
 #pragma unroll
     for (int mask = LANES / 2; mask > 0; mask /= 2) most = larger(most, exchange(most, mask));
     const float d = float_of(most) / 127.0f;
-    const bool is_scale = d > 0 && d < INFINITE;
-    const float step = d / (float)FINE_STEPS;
-    const bool is_step = is_scale && step > 0;
     int sum = 0;
-    u32 packed = 0, left = 0;
+    u32 packed[BYTES] = {};
 #pragma unroll
     for (int v = 0; v < V; v++) {
-        float exact = is_scale ? x[v] / d : 0.0f;
-        exact = exact > 127 ? 127.0f : exact < -127 ? -127.0f : exact;
-        const int q = (int)rounded(exact);
-        sum += TWICE ? FINE_STEPS * q : q;
-        packed |= (u32)(q & 255) << (8 * v);
-        if constexpr (TWICE) {
-            float rest = is_step ? (x[v] - d * (float)q) / step : 0.0f;
-            rest = rest > 127 ? 127.0f : rest < -127 ? -127.0f : rest;
-            const int r = (int)rounded(rest);
-            sum += r;
-            left |= (u32)(r & 255) << (8 * v);
+        int q[BYTES];
+        float rest = x[v];
+#pragma unroll
+        for (int byte = 0; byte < BYTES; byte++) {
+            const float step = byte == 0 ? d : step_of<BYTES>(d);
+            float exact = step > 0 && d < INFINITE ? rest / step : 0.0f;
+            exact = exact > 127 ? 127.0f : exact < -127 ? -127.0f : exact;
+            q[byte] = (int)rounded(exact);
+            rest -= d * (float)q[byte];
+            packed[byte] |= (u32)(q[byte] & 255) << (8 * v);
         }
+        sum += in_steps(q);
     }
 #pragma unroll
     for (int mask = LANES / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
     if (!is_there) return;
-    if constexpr (V == 4) {
-        *(u32*)bytes = packed;
-        if constexpr (TWICE) *(u32*)fine = left;
-    } else {
-        *bytes = (u8)packed;
-        if constexpr (TWICE) *fine = (u8)left;
+#pragma unroll
+    for (int byte = 0; byte < BYTES; byte++) {
+        u8* bytes = to.bytes(token, byte) + column;
+        if constexpr (V == 4) {
+            *(u32*)bytes = packed[byte];
+        } else {
+            *bytes = (u8)packed[byte];
+        }
     }
-    if (lane() % LANES == 0) scales[0] = d, scales[1] = (TWICE ? step : d) * (float)sum;
+    float* scales = to.scales(token) + column / 32 * 2;
+    if (lane() % LANES == 0) scales[0] = d, scales[1] = step_of<BYTES>(d) * (float)sum;
 }
 
 // Where numbers of a row go, `V` neighbouring columns at a time.
@@ -549,20 +552,12 @@ struct StoreFloats {
         }
     }
 };
-template <int TOKENS, int K>
+template <int TOKENS, int K, int BYTES = 1>
 struct StoreQuantised {
-    Quantised<TOKENS, K> to;
+    Quantised<TOKENS, K, BYTES> to;
     template <int V>
     DEVICE void store(int token, int column, const float (&x)[V], bool is_there = true) const {
-        quantise_lanes<V, false>(x, to.bytes(token) + column, nullptr, to.scales(token) + column / 32 * 2, is_there);
-    }
-};
-template <int TOKENS, int K>
-struct StoreQuantisedTwice {
-    QuantisedTwice<TOKENS, K> to;
-    template <int V>
-    DEVICE void store(int token, int column, const float (&x)[V], bool is_there = true) const {
-        quantise_lanes<V, true>(x, to.bytes(token) + column, to.fine(token) + column, to.scales(token) + column / 32 * 2, is_there);
+        quantise_lanes(x, to, token, column, is_there);
     }
 };
 // Nowhere.

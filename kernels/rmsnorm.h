@@ -1,5 +1,5 @@
-// RMSNorm of rows of `K`: y = x / sqrt(mean(x²) + eps) * weight, of a sum, of dequantised embedding rows or of floats; to floats, to 8
-// bits, or to both. A block takes a row, which its threads keep in registers, `V` neighbouring columns at a time.
+// RMSNorm of rows of `K`: y = x / sqrt(mean(x²) + eps) * weight, of a sum, of dequantised embedding rows or of floats; to floats, to
+// bytes, or to both. A block takes a row, which its threads keep in registers, `V` neighbouring columns at a time.
 #pragma once
 #include "embed.h"
 #include "reduce.h"

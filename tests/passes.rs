@@ -4,7 +4,7 @@ mod common;
 
 use common::{fuse, input, line, parse, rejections};
 use sinter::ir::fused::Computation;
-use sinter::ir::{DType, Decision, Graph, Kernel, Op, Outcome, Why, verify};
+use sinter::ir::{DType, Decision, Kernel, Op, Outcome, Why, verify};
 use sinter::passes::{Pipeline, names};
 use sinter::target::Target;
 
@@ -269,19 +269,6 @@ fn activations_of_the_first_layers_are_in_two_bytes() {
     ] {
         assert_eq!(of(layer, tokens, &target), found, "layer {layer}, {tokens} tokens, {}", target.name);
     }
-    // Rows stay, as a GPU has two of bytes for each.
-    let seen = |ty: &str| {
-        let text = format!(
-            "graph @g(%x: f32[T,64]) sym T<=2, R<=1 {{
-              %q = quant_act %x : q16_act[T,64]
-              %r = reshape %q : {ty}
-              return %r
-            }}"
-        );
-        Graph::parse(&text).map(|_| ()).map_err(|e| e.to_string())
-    };
-    assert_eq!(seen("q16_act[T,1,64]"), Ok(()));
-    assert!(seen("q16_act[T,2,32]").unwrap_err().contains("its rows stay"));
 }
 
 /// Of more than a few tokens, where the target has matrix units that take such rows; not twice, and nothing of it is told to a reader of another format.

@@ -203,7 +203,7 @@ pub struct AttentionSpec {
     pub sequences: ArgId,
     /// i32 `[T]`: the position of each query.
     pub positions: ArgId,
-    /// f32 or q8_act `[T,heads·head_dim]` (or with heads apart), or q16_act.
+    /// f32, q8_act or q16_act `[T,heads·head_dim]` (or with heads apart).
     pub out: ArgId,
     pub heads: u64,
     pub kv_heads: u64,

@@ -351,12 +351,12 @@ impl LaneDevice {
     }
 
     /// How many bytes a buffer has whose activations lie in planes.
-    fn planes(&self, program: usize, place: BufRef) -> Option<(usize, DType, usize)> {
+    fn planes(&self, program: usize, place: BufRef) -> Option<(usize, DType)> {
         let BufRef::Arena(i) = place else { return None };
         let program = &self.plan.programs[program];
         let ty = &program.buffers[i as usize].ty;
         let bytes = || ty.bytes(&program.bounds) as usize;
-        ty.dtype.is_activations().then(|| (bytes(), ty.dtype, ty.last().eval(&program.bounds) as usize))
+        ty.dtype.is_activations().then(|| (bytes(), ty.dtype))
     }
 
     /// Makes one call of a program. What its kernel only reads is as before.
@@ -520,8 +520,8 @@ impl Device for LaneDevice {
     fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
         let planes = self.planes(program, to);
         let block = self.block(program, to).bytes();
-        if let Some((len, dtype, columns)) = planes {
-            activations_to_planes(bytes, dtype, columns, &mut block[..len]);
+        if let Some((len, dtype)) = planes {
+            activations_to_planes(bytes, dtype, &mut block[..len]);
         } else {
             block[..bytes.len()].copy_from_slice(bytes);
         }
@@ -538,8 +538,8 @@ impl Device for LaneDevice {
         let planes = self.planes(program, from);
         let block = self.block(program, from).bytes();
         let mut all = block.to_vec();
-        if let Some((len, dtype, columns)) = planes {
-            activations_from_planes(&block[..len], dtype, columns, &mut all);
+        if let Some((len, dtype)) = planes {
+            activations_from_planes(&block[..len], dtype, &mut all[..len]);
         }
         bytes.copy_from_slice(&all[first as usize..][..bytes.len()]);
         Ok(())

@@ -220,9 +220,7 @@ impl Unit<'_> {
         match ty.dtype {
             DType::F32 => Ok(format!("StoreFloats<{width}>{{(float*)a{id}}}")),
             DType::Q8Act | DType::Q16Act => {
-                let rows = self.rows(id, width)?;
-                let twice = if ty.dtype == DType::Q16Act { "Twice" } else { "" };
-                Ok(format!("StoreQuantised{twice}<{rows}, {width}>{{{{a{id}}}}}"))
+                Ok(format!("StoreQuantised<{}>{{{{a{id}}}}}", self.quantised(id, width)?))
             }
             other => Err(format!("results are f32, q8_act or q16_act, not {other}")),
         }
@@ -232,13 +230,21 @@ impl Unit<'_> {
     fn activations(&self, id: ArgId, width: u64) -> Result<String, String> {
         match self.ty(id)?.dtype {
             DType::F32 => Ok(format!("Floats<{width}>{{(const float*)a{id}}}")),
-            DType::Q8Act => Ok(format!("Quantised<{}, {width}>{{(u8*)a{id}}}", self.rows(id, width)?)),
-            DType::Q16Act => Ok(format!("QuantisedTwice<{}, {width}>{{(u8*)a{id}}}", self.rows(id, width)?)),
+            DType::Q8Act | DType::Q16Act => {
+                Ok(format!("Quantised<{}>{{(u8*)a{id}}}", self.quantised(id, width)?))
+            }
             other => Err(format!("activations are f32, q8_act or q16_act, not {other}")),
         }
     }
 
-    /// Rows of `width` that an argument has at the bounds: those of all the program's steps have their scales after as many.
+    /// The parameters of `Quantised` for an argument's rows of `width`: as many as at the bounds, as those of all the program's steps have their scales
+    /// after these.
+    fn quantised(&self, id: ArgId, width: u64) -> Result<String, String> {
+        let bytes = if self.ty(id)?.dtype == DType::Q16Act { ", 2" } else { "" };
+        Ok(format!("{}, {width}{bytes}", self.rows(id, width)?))
+    }
+
+    /// Rows of `width` that an argument has at the bounds.
     fn rows(&self, id: ArgId, width: u64) -> Result<u64, String> {
         Ok(self.ty(id)?.elements(self.bounds) / width.max(1))
     }

@@ -47,9 +47,8 @@ impl Unit<'_> {
                 let height = super::symbol(self.dim(0, 0)?)?;
                 let body = if ty.dtype.is_activations() {
                     let [from, to] = [self.activations(0, width)?, self.activations(2, width)?];
-                    let bytes = if ty.dtype == DType::Q16Act { 2 } else { 1 };
                     format!(
-                        "{WAIT}get_activations<{THREADS}, {bytes}>({from}, (const i32*)a1, {height}, {to}, block_x());\n"
+                        "{WAIT}get_activations<{THREADS}>({from}, (const i32*)a1, {height}, {to}, block_x());\n"
                     )
                 } else {
                     format!(

@@ -4,7 +4,7 @@ use super::{
     ArgId, AttentionSpec, CacheRows, Computation, Epilogue, GatedScanSpec, HeadNorm, MatmulPart, MatmulSpec,
     NormSource, NormSpec, RopeAttentionSpec, RopeK, RopeKvSpec, RopeQ, SwigluSpec,
 };
-use crate::ir::{DType, Dim, Fused, Graph, Kernel, Op, TensorType, Value};
+use crate::ir::{Dim, Fused, Graph, Kernel, Op, TensorType, Value};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -319,10 +319,6 @@ impl Body<'_> {
     /// Attention whose result is `sum`.
     fn attended(&self, mut sum: Value) -> Parsed<Attended> {
         if matches!(self.op(sum), Op::QuantAct) {
-            let ty = self.ty(sum);
-            if ty.dtype == DType::Q16Act && ty.shape.len() != 2 {
-                return Err(format!("attention to {ty}, whose heads are apart"));
-            }
             sum = self.skip_reshape(self.operand(sum, 0)?)?;
         }
         self.expect(sum, "weighted_sum")?;

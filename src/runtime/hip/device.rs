@@ -523,13 +523,12 @@ impl Device for HipDevice {
 
     fn write(&mut self, program: usize, to: BufRef, bytes: &[u8]) -> Result<(), DeviceError> {
         let (at, ty, bounds) = self.place(program, to);
-        let room = ty.bytes(&bounds);
+        let (dtype, room) = (ty.dtype, ty.bytes(&bounds));
         assert!(bytes.len() as u64 <= room, "{to:?} has {room} bytes, not {}", bytes.len());
-        if ty.dtype.is_activations() {
-            let (dtype, columns) = (ty.dtype, ty.last().eval(&bounds) as usize);
+        if dtype.is_activations() {
             let mut planes = vec![0; room as usize];
             self.read_at(at, &mut planes).map_err(|e| self.in_step(e))?;
-            activations_to_planes(bytes, dtype, columns, &mut planes);
+            activations_to_planes(bytes, dtype, &mut planes);
             return self.write_at(at, &planes).map_err(|e| self.in_step(e).into());
         }
         if !self.eager && bounds.t <= FEW_TOKENS {
@@ -546,15 +545,14 @@ impl Device for HipDevice {
         bytes: &mut [u8],
     ) -> Result<(), DeviceError> {
         let (at, ty, bounds) = self.place(program, from);
-        let room = ty.bytes(&bounds);
+        let (dtype, room) = (ty.dtype, ty.bytes(&bounds));
         let end = first.checked_add(bytes.len() as u64).filter(|end| *end <= room);
         let end =
             end.unwrap_or_else(|| panic!("{from:?} has {room} bytes, so none at {first}..+{}", bytes.len()));
-        if ty.dtype.is_activations() {
-            let (dtype, columns) = (ty.dtype, ty.last().eval(&bounds) as usize);
+        if dtype.is_activations() {
             let (mut planes, mut all) = (vec![0; room as usize], vec![0; room as usize]);
             self.read_at(at, &mut planes).map_err(|e| self.in_step(e))?;
-            activations_from_planes(&planes, dtype, columns, &mut all);
+            activations_from_planes(&planes, dtype, &mut all);
             bytes.copy_from_slice(&all[first as usize..end as usize]);
             return Ok(());
         }

@@ -31,38 +31,29 @@ pub fn gather(blocks: &[u8], block_bytes: usize, (first, bytes): Field, to: &mut
     }
 }
 
-/// Rows of bytes that a GPU has of a row of activations.
-const fn bytes_of_row(dtype: DType) -> usize {
-    if matches!(dtype, DType::Q16Act) { 2 } else { 1 }
-}
-
-/// Where the bytes of block `i` lie, rows of `columns`: `32` of each row that it has a part in.
-fn places(i: usize, dtype: DType, columns: usize) -> impl Iterator<Item = usize> {
-    let (rows, blocks) = (bytes_of_row(dtype), columns / 32);
-    (0..rows).map(move |row| (i / blocks * rows + row) * columns + i % blocks * 32)
-}
-
-/// Activations as graphs have them, rows of `columns` in blocks of d, s and bytes, from those of a GPU: rows of bytes, of which the first
-/// `out.len()` bytes' worth are wanted, then d and s of each block. Of [`DType::Q16Act`] a row of first bytes is followed by one of second ones.
-pub fn activations_from_planes(planes: &[u8], dtype: DType, columns: usize, out: &mut [u8]) {
+/// Activations as graphs have them, in blocks of d, s and bytes, from those of a GPU: the first bytes of all, then any second ones, then d and s of
+/// each block. The first `out.len()` bytes' worth are wanted.
+pub fn activations_from_planes(planes: &[u8], dtype: DType, out: &mut [u8]) {
     let size = dtype.block_bytes();
-    let scales = planes.len() / size * (size - 8);
+    let plane = planes.len() / size * 32;
     for (i, block) in out.chunks_exact_mut(size).enumerate() {
-        block[..8].copy_from_slice(&planes[scales + 8 * i..][..8]);
-        for (to, at) in block[8..].chunks_exact_mut(32).zip(places(i, dtype, columns)) {
-            to.copy_from_slice(&planes[at..][..32]);
+        let (scales, bytes) = block.split_at_mut(8);
+        scales.copy_from_slice(&planes[plane * (bytes.len() / 32) + 8 * i..][..8]);
+        for (bytes, plane) in bytes.chunks_exact_mut(32).zip(planes.chunks_exact(plane)) {
+            bytes.copy_from_slice(&plane[32 * i..][..32]);
         }
     }
 }
 
 /// The inverse of [`activations_from_planes`]: leaves what it is not given.
-pub fn activations_to_planes(given: &[u8], dtype: DType, columns: usize, planes: &mut [u8]) {
+pub fn activations_to_planes(given: &[u8], dtype: DType, planes: &mut [u8]) {
     let size = dtype.block_bytes();
-    let scales = planes.len() / size * (size - 8);
+    let plane = planes.len() / size * 32;
     for (i, block) in given.chunks_exact(size).enumerate() {
-        planes[scales + 8 * i..][..8].copy_from_slice(&block[..8]);
-        for (from, at) in block[8..].chunks_exact(32).zip(places(i, dtype, columns)) {
-            planes[at..][..32].copy_from_slice(from);
+        let (scales, bytes) = block.split_at(8);
+        planes[plane * (bytes.len() / 32) + 8 * i..][..8].copy_from_slice(scales);
+        for (bytes, plane) in bytes.chunks_exact(32).zip(planes.chunks_exact_mut(plane)) {
+            plane[32 * i..][..32].copy_from_slice(bytes);
         }
     }
 }
@@ -91,21 +82,22 @@ mod tests {
 
     #[test]
     fn activations_go_and_come_back() {
-        for (dtype, columns) in
-            [(DType::Q8Act, 32), (DType::Q8Act, 64), (DType::Q16Act, 32), (DType::Q16Act, 96)]
-        {
-            let row = columns / 32 * dtype.block_bytes();
-            let given: Vec<u8> = (0..3 * row).map(|i| (i * 37 % 251) as u8).collect();
-            // Another row is there and not given.
-            let mut planes = vec![0xff; 4 * row];
-            activations_to_planes(&given, dtype, columns, &mut planes);
-            // The second bytes of a row come after its first ones.
-            let second = if dtype == DType::Q16Act { columns } else { 32 };
-            let from = if dtype == DType::Q16Act { 40 } else { 48 };
-            assert_eq!(planes[..32], given[8..40], "{dtype}");
-            assert_eq!(planes[second..][..32], given[from..][..32], "{dtype}");
+        for (dtype, bytes) in [(DType::Q8Act, 1), (DType::Q16Act, 2)] {
+            let size = dtype.block_bytes();
+            let given: Vec<u8> = (0..3 * size).map(|i| (i * 37 % 251) as u8).collect();
+            // A fourth block is there and not given.
+            let mut planes = vec![0xff; 4 * size];
+            activations_to_planes(&given, dtype, &mut planes);
+            for byte in 0..bytes {
+                let plane = &planes[byte * 4 * 32..][..4 * 32];
+                assert_eq!(plane[32..64], given[size + 8 + 32 * byte..][..32], "{dtype}");
+                assert_eq!(plane[96..], [0xff; 32], "{dtype}");
+            }
+            let scales = &planes[bytes * 4 * 32..];
+            assert_eq!(scales[8..16], given[size..][..8], "{dtype}");
+            assert_eq!(scales[24..], [0xff; 8], "{dtype}");
             let mut back = vec![0; given.len()];
-            activations_from_planes(&planes, dtype, columns, &mut back);
+            activations_from_planes(&planes, dtype, &mut back);
             assert_eq!(back, given, "{dtype}");
         }
     }
