@@ -35,6 +35,30 @@ fn what_may_round_runs_at_the_rate_of_matrix_units() {
     assert_eq!([us("{round=f16} ", None), us("{round=f16} ", Some(4e3))], [float, float / 4.0]);
 }
 
+/// Each byte of an activation meets the weights.
+#[test]
+fn activations_in_two_bytes_are_multiplied_twice() {
+    let of = |x: &str| {
+        let text = format!(
+            "graph @g(%x: f32[T,256]) sym T<=4, R<=1 {{
+              %w = weight \"w\" : q8_0[32,256]
+              %q = quant_act %x : {x}[T,256]
+              %a = dequant %q : f32[T,256]
+              %f = dequant %w : f32[32,256]
+              %y = matmul %a, %f : f32[T,32]
+              return %y
+            }}"
+        );
+        let mut graph = common::parse(&text);
+        let target = Target { dot4_gops: Some(1e3), ..Target::test_wave32() };
+        let before = cost::of_graph(&graph, &target).operations;
+        fuse(&mut graph, &["dequant_matmul"], &target);
+        before - cost::of_graph(&graph, &target).operations
+    };
+    // Of 4 tokens and 32 rows of 256, two operations each.
+    assert_eq!(of("q8_act") - of("q16_act"), 4 * 32 * 256 * 2);
+}
+
 /// A fusion on a frozen target, all of it bound by memory: `launch + bytes / bandwidth / efficiency` for each launch.
 struct Case {
     input: &'static str,

@@ -27,7 +27,8 @@ fn of_fired(pass: &str, gain: &Gain, target: &Target) -> String {
     let Gain { fused_us, unfused_us, launches_saved, .. } = *gain;
     let deny = format!("--deny {pass}");
     if launches_saved <= 0 {
-        return format!("{deny}; no cost of a launch, as it takes as many");
+        let many = if launches_saved < 0 { "more" } else { "as many" };
+        return format!("{deny}; no cost of a launch, as it takes {many}");
     }
     // By how much longer the work alone takes when it is fused.
     let longer_us = launches_saved as f64 * target.launch_us - (unfused_us - fused_us);

@@ -25,11 +25,12 @@ impl fmt::Display for Decision {
         match &self.outcome {
             Outcome::Fired { kernel, replaced, gain } => write!(
                 f,
-                "{pass}: {at} -> {} replaces {}; {}, {} less",
+                "{pass}: {at} -> {} replaces {}; {}, {} {}",
                 kernel.name(),
                 replaced.join(", "),
                 Micros(gain.fused_us),
-                Micros(gain.unfused_us - gain.fused_us)
+                Micros((gain.unfused_us - gain.fused_us).abs()),
+                if gain.unfused_us < gain.fused_us { "more" } else { "less" }
             ),
             Outcome::Rewritten { replaced, added } if added.is_empty() => match &replaced[..] {
                 [_] => write!(f, "{pass}: {at} is gone"),

@@ -7,7 +7,7 @@
 
 use super::dequant_matmul::has_residual;
 use crate::ir::fused::Computation;
-use crate::ir::{Dim, Fused, Graph, Kernel, Limit, NodeId, Op, Syms, TensorType, Value};
+use crate::ir::{DType, Dim, Fused, Graph, Kernel, Limit, NodeId, Op, Syms, TensorType, Value};
 use crate::target::{Target, TargetKind, attends_at_once};
 use std::iter::Sum;
 
@@ -83,13 +83,8 @@ pub fn of_op(op: &Op, x: &[&TensorType], y: &[TensorType], bounds: &Syms, target
             (body_bytes(&fused.body, bounds), work, target.efficiency_of(fused.kernel) * residual)
         }
         _ => {
-            let n = operations(op, x, y, bounds);
-            let rounds = matches!(op, Op::MatMul { round: Some(_) });
-            let work = if rounds {
-                Operations { half: n, ..Default::default() }
-            } else {
-                Operations { float: n, ..Default::default() }
-            };
+            // Floats meet floats, which no matrix unit takes, whatever they may be rounded to.
+            let work = Operations { float: operations(op, x, y, bounds), ..Default::default() };
             (op_bytes(op, x, y, bounds), work, 1.0)
         }
     };
@@ -281,17 +276,21 @@ fn body_operations(fused: &Fused, bounds: &Syms) -> Operations {
         let operands = body.operands(id);
         let types: Vec<&TensorType> = operands.iter().map(|v| body.ty(*v)).collect();
         let n = operations(&node.op, &types, &node.outs, bounds);
-        let of_quantised = matches!(node.op, Op::MatMul { .. } | Op::MatMulId)
-            && matches!(body.op(operands[0].node), Op::Dequant)
-            && body.operand(operands[0].node, 0).is_some_and(|v| body.ty(v).dtype.is_activations());
+        let activations = (matches!(node.op, Op::MatMul { .. } | Op::MatMulId)
+            && matches!(body.op(operands[0].node), Op::Dequant))
+        .then(|| body.operand(operands[0].node, 0).map(|v| body.ty(v).dtype))
+        .flatten()
+        .filter(|dtype| dtype.is_activations());
         // What dequantises on the way to a dot product is part of that product.
         if matches!(node.op, Op::Dequant) {
             continue;
         }
-        let of = match node.op {
-            Op::MatMul { round: Some(_) } => &mut work.half,
-            _ if of_quantised => &mut work.integer,
-            _ => &mut work.float,
+        let (of, n) = match (&node.op, activations) {
+            (Op::MatMul { round: Some(_) }, _) => (&mut work.half, n),
+            // Each byte meets the weights.
+            (_, Some(DType::Q16Act)) => (&mut work.integer, n.saturating_mul(2)),
+            (_, Some(_)) => (&mut work.integer, n),
+            (_, None) => (&mut work.float, n),
         };
         *of = of.saturating_add(n);
     }

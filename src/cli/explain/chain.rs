@@ -3,7 +3,7 @@
 use super::super::units;
 use super::{Error, filter};
 use sinter::explain::{Row, chains, flip};
-use sinter::ir::{Micros, Outcome, Report};
+use sinter::ir::{Gain, Micros, Outcome, Report};
 use sinter::passes::Place;
 use sinter::target::Target;
 
@@ -59,19 +59,31 @@ fn one(report: &Report, i: usize, row: &Row, place: Option<&Place>, target: Opti
     for (n, d) in chain.iter().enumerate() {
         text += &format!("    {}. {d}\n", n + 1);
         if let Outcome::Fired { gain, .. } = &d.outcome {
-            text += &format!(
-                "       runner-up: unfused, {} longer ({}), {} and {} more\n",
-                Micros(gain.unfused_us - gain.fused_us),
-                share(gain.unfused_us, gain.fused_us),
-                units::bytes(gain.bytes_saved),
-                units::launches(gain.launches_saved)
-            );
+            text += &format!("       runner-up: unfused, {}\n", unfused(gain));
         }
         if let Some(target) = target {
             text += &format!("       would turn over with: {}\n", flip(d, target));
         }
     }
     text
+}
+
+/// What it takes where a fusion is not made, beside what it takes with it.
+fn unfused(gain: &Gain) -> String {
+    let Gain { fused_us, unfused_us, bytes_saved, launches_saved } = *gain;
+    let (time, share) = match unfused_us >= fused_us {
+        true => ("longer", share(unfused_us, fused_us)),
+        false => ("shorter", share(fused_us, unfused_us)),
+    };
+    let bytes = units::bytes(bytes_saved.abs());
+    let launches = units::launches(launches_saved.abs());
+    let work = match (bytes_saved < 0, launches_saved < 0) {
+        (false, false) => format!("{bytes} and {launches} more"),
+        (true, true) => format!("{bytes} and {launches} less"),
+        (false, true) => format!("{bytes} more and {launches} less"),
+        (true, false) => format!("{bytes} less and {launches} more"),
+    };
+    format!("{} {time} ({share}), {work}", Micros((unfused_us - fused_us).abs()))
 }
 
 /// By how much one time is longer than another, as people compare them.
