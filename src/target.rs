@@ -160,6 +160,10 @@ fn default_wave() -> u32 {
 /// The targets that `--target` knows by name.
 pub const NAMES: [&str; 3] = ["cpu", "test-cpu", "test-wave32"];
 
+/// AMD's architectures that [`Target::gpu`] knows; of NVIDIA's it takes `sm_80` and all later ones.
+pub const AMD: [&str; 8] =
+    ["gfx900", "gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"];
+
 impl Target {
     /// A built-in target, by name.
     pub fn named(name: &str) -> Option<Target> {
@@ -413,7 +417,7 @@ mod tests {
 
     #[test]
     fn every_rate_must_make_sense() {
-        for name in NAMES {
+        for name in NAMES.into_iter().chain(AMD).chain(["sm_80"]) {
             let target = Target::named(name).unwrap();
             assert_eq!((target.name.as_str(), target.validate()), (name, Ok(())));
         }

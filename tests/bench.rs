@@ -258,6 +258,7 @@ fn the_device_that_ran_is_named() {
         for args in [&args[..], &["profile", "--device", "hip", "-p", "2"]] {
             command::fails(args, "--device hip is what is to be measured: ");
         }
+        command::fails(&["check", "--device", "hip"], "--device hip is what is to be checked: ");
     }
 }
 

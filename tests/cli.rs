@@ -546,7 +546,7 @@ fn a_file_of_plans_for_several_targets() {
         stdout(&[&["run", &plan], &run_it[..]].concat()),
         stdout(&[&["run", "-c", "64"], &run_it[..]].concat())
     );
-    let dump = ["dump", &plan, "--stage", "plan"];
+    let dump = ["dump", &plan];
     let (shown, said) = command::said(&run(&dump));
     assert!(shown.contains("\ntarget  test-cpu (cpu)\n"), "{shown}");
     assert!(
@@ -561,7 +561,9 @@ fn a_file_of_plans_for_several_targets() {
         let both = [command, &["--target", "sm_90", "--exact"]].concat();
         fails(&both, "is compiled already: --exact does not apply");
     }
-    fails(&["dump", &plan], "of which there is --stage plan alone");
+    assert_eq!(stdout(&["dump", &plan, "--stage", "plan"]), stdout(&dump));
+    fails(&["dump", &plan, "--stage", "fused"], "of which there is --stage plan alone");
+    fails(&["dump", &plan, "--after", "merge"], "of which there is --stage plan alone");
     fails(&["dump", &plan, "--format", "html"], "of which there is --stage plan alone");
     fails(&["dump", &plan, "--all", "x"], "of which there is --stage plan alone");
     let (explained, said) = command::said(&run(&["explain", &plan, "--target", "sm_90"]));

@@ -216,10 +216,10 @@ impl CompileArgs {
         Ok(options)
     }
 
-    /// The same where the device is what is measured: no CPU stands in for a GPU that is not here.
-    pub fn options_measured_on(&self, device: &DeviceArgs) -> Result<Options, Error> {
+    /// The same where the device itself is measured or checked, says `done`: no CPU stands in for a GPU that is not here.
+    pub fn options_of(&self, device: &DeviceArgs, done: &str) -> Result<Options, Error> {
         if self.target() == "cpu" {
-            device.must_be_here()?;
+            device.must_be_here(done)?;
         }
         self.options_on(device, false)
     }
@@ -416,10 +416,10 @@ impl DeviceArgs {
     }
 
     /// # Errors
-    /// If it is a GPU that is not here.
-    pub fn must_be_here(&self) -> Result<(), Error> {
+    /// If it is a GPU that is not here. It is to be measured or checked, says `done`.
+    pub fn must_be_here(&self, done: &str) -> Result<(), Error> {
         if let Some(device @ Device::Hip(number)) = self.device {
-            gpu(number).map_err(|e| format!("--device {device} is what is to be measured: {e}"))?;
+            gpu(number).map_err(|e| format!("--device {device} is what is to be {done}: {e}"))?;
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ pub fn run(args: Args) -> super::Outcome {
     if tokens.len() < 2 {
         return Err("check needs two tokens at least: one to read first, one to decode".into());
     }
-    let options = args.compile.options_on(&args.device, false)?;
+    let options = args.compile.options_of(&args.device, "checked")?;
     let context = options.context.unwrap_or(tokens.len() as u64);
     let options = Options { context: Some(context), chunk: tokens.len() as u64, ..options };
     if (tokens.len() as u64) > context {

@@ -24,9 +24,9 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     compile: CompileArgs,
-    /// What to print.
-    #[arg(long, value_enum, default_value = "fused")]
-    stage: Stage,
+    /// What to print [default: fused; of a compiled plan plan, which is all there is of one].
+    #[arg(long, value_enum)]
+    stage: Option<Stage>,
     /// The graph after this pass instead of after the last.
     #[arg(long, value_name = "PASS")]
     after: Option<String>,
@@ -80,10 +80,11 @@ impl Args {
 }
 
 pub fn run(args: Args) -> super::Outcome {
-    if args.after.is_some() && args.stage != Stage::Fused {
+    let stage = args.stage.unwrap_or(Stage::Fused);
+    if args.after.is_some() && stage != Stage::Fused {
         return Err("--after is of the passes, whose graph is --stage fused".into());
     }
-    if args.format == Format::Html && (args.stage != Stage::Fused || args.after.is_some()) {
+    if args.format == Format::Html && (stage != Stage::Fused || args.after.is_some()) {
         return Err("--format html shows all stages at once: it takes neither --stage nor --after".into());
     }
     if args.format != Format::Html && args.compile.targets() > 1 {
@@ -106,20 +107,16 @@ pub fn run(args: Args) -> super::Outcome {
     let options = args.compile.options(args.greedy)?;
     let config = Config::from_gguf(gguf)?;
     let lowered_step = step.step(&config, &options)?;
-    let text = match args.stage {
+    let text = match stage {
         Stage::Lowered | Stage::Fused => {
             let mut graph = lower::lower(gguf, &config, &lowered_step)?;
-            if args.format == Format::Svg
-                && args.stage == Stage::Fused
-                && args.after.is_none()
-                && !args.unfold
-            {
+            if args.format == Format::Svg && stage == Stage::Fused && args.after.is_none() && !args.unfold {
                 let plan = page::plan(&file, &args, &options, step)?;
                 let view = page::view(&file, &config, &graph, step, &options, plan.as_ref())?;
                 std::io::stdout().lock().write_all(view.to_svg().as_bytes())?;
                 return Ok(());
             }
-            if args.stage == Stage::Fused {
+            if stage == Stage::Fused {
                 graph = fused(graph, &args, &options)?;
             }
             match args.format {
@@ -170,7 +167,8 @@ fn shown(plan: &Plan, args: &Args) -> Result<String, Box<dyn std::error::Error +
 /// A plan from a file: of several, the one for --target, else the first.
 fn of_plan(path: &Path, args: &Args) -> super::Outcome {
     let name = path.display();
-    if args.stage != Stage::Plan || args.format == Format::Html || args.all.is_some() {
+    let another = args.stage.is_some_and(|stage| stage != Stage::Plan) || args.after.is_some();
+    if another || args.format == Format::Html || args.all.is_some() {
         return Err(format!("{name} is a compiled plan, of which there is --stage plan alone").into());
     }
     let plan = args.compile.plan_in(path, args.greedy)?;

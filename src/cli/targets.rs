@@ -28,9 +28,9 @@ fn named(name: &str) -> Result<Target, Error> {
     }
     if !name.ends_with(".json") {
         return Err(format!(
-            "there is no target {name:?}; there are {}, hip and hip:NUMBER for a GPU here, architectures of GPUs as gfx1100 and sm_90, \
-             or a .json file",
-            target::NAMES.join(", ")
+            "there is no target {name:?}; there are {}, {}, sm_80 and later, hip and hip:NUMBER for a GPU here, or a .json file",
+            target::NAMES.join(", "),
+            target::AMD.join(", ")
         )
         .into());
     }

@@ -94,7 +94,7 @@ pub fn run(args: Args) -> super::Outcome {
     };
     let file = args.model.open()?;
     let device = |threads| DeviceArgs { device: Some(args.device), threads, no_graph: args.no_graph };
-    let options = args.compile.options_measured_on(&device(None))?;
+    let options = args.compile.options_of(&device(None), "measured")?;
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
     let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);

@@ -111,7 +111,7 @@ type Parts = (Arc<GgufFile>, LoadedPlan, WorkToDo);
 
 /// The plan of a file that runs on the device.
 fn of_plan(args: &Args, path: &Path, model: Option<&Path>, timer: &Timer) -> Result<Parts, Error> {
-    args.device.must_be_here()?;
+    args.device.must_be_here("measured")?;
     let plan = timer.time("plan", || model::read_plan(path, args.device.on(), &args.device.options()))?;
     // Opening takes samples of the file already.
     let file = timer.time("open", || model::open_weights(&plan, path, model))?;
@@ -134,7 +134,7 @@ fn of_model(args: &Args, source: &ModelArgs, timer: &Timer) -> Result<Parts, Err
     let file = timer.time("open", || source.open())?;
     timer.time("identify", || file.identity());
     let tokens = tokens(args, &file, timer)?;
-    let options = args.compile.options_measured_on(&args.device)?;
+    let options = args.compile.options_of(&args.device, "measured")?;
     let (work, plan) = compiled(args, &file, source.path(), options, tokens, timer)?;
     let plan = timer.time("plan", || plan.to_bytes().and_then(|bytes| LoadedPlan::from_bytes(&bytes)))?;
     Ok((file, plan, work))
