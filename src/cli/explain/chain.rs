@@ -93,3 +93,20 @@ fn share(longer: f64, than: f64) -> String {
         ratio => format!("{ratio:.1} times"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is less than nothing.
+    #[test]
+    fn what_is_not_fused_takes_more_or_less() {
+        let of = |fused_us, unfused_us, bytes_saved, launches_saved| {
+            unfused(&Gain { fused_us, unfused_us, bytes_saved, launches_saved })
+        };
+        assert_eq!(of(2.0, 3.0, 1000, 1), "1.0 µs longer (50.0 %), 1.0 kB and 1 launch more");
+        assert_eq!(of(2.0, 3.0, 1000, -2), "1.0 µs longer (50.0 %), 1.0 kB more and 2 launches less");
+        assert_eq!(of(3.0, 2.0, -1000, 1), "1.0 µs shorter (50.0 %), 1.0 kB less and 1 launch more");
+        assert_eq!(of(3.0, 2.0, -1000, -1), "1.0 µs shorter (50.0 %), 1.0 kB and 1 launch less");
+    }
+}
