@@ -58,7 +58,8 @@ run() {
   if [[ -n ${SANITIZE:-} ]] && command -v compute-sanitizer >/dev/null; then
     export SINTER_TEST_ON=gpu SINTER_TEST_CASES=1
     for test in 'hip several_streams_on_a_gpu_compute_what_one_does' 'hip kernels_on_a_gpu_compute_what_their_bodies_say' \
-      'hip steps_of_some_sizes_of_all_formats_on_a_gpu' 'oracle every_kernel_computes_its_body' \
+      'hip steps_of_some_sizes_of_all_formats_on_a_gpu' 'hip large_tiles_on_a_gpu' 'hip warps_that_share_rows_on_a_gpu' \
+      'oracle every_kernel_computes_its_body' \
       'oracle every_subset_of_the_fusions_computes_the_same' 'sequences scheduled_texts_are_those_of_sessions'; do
       for tool in memcheck racecheck; do
         # shellcheck disable=SC2086

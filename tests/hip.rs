@@ -200,25 +200,19 @@ fn is_quick(tokens: u64, depth: u64) -> bool {
 fn steps_of_all_sizes_at_all_depths_on_a_gpu() {
     let Some((target, device)) = here() else { return };
     let options = Options::new(target);
-    let all = |file: &Arc<GgufFile>, options: &Options| {
+    // The interpreter takes the time, and one thread.
+    let of_each: Vec<_> =
+        uneven_models().into_iter().flat_map(|file| ways(&options).map(|way| (file.clone(), way))).collect();
+    everywhere::at_once(&of_each, |(file, options)| {
         for (tokens, depth) in TOKENS.into_iter().flat_map(|t| DEPTHS.map(|d| (t, d))) {
             if is_quick(tokens, depth) {
                 check_at(file, options, &device, tokens, depth);
             }
         }
-    };
-    // The interpreter takes the time, and one thread.
-    let (files, all) = (uneven_models(), &all);
-    std::thread::scope(|scope| {
-        for file in &files {
-            for options in ways(&options) {
-                scope.spawn(move || all(file, &options));
-            }
-        }
     });
 }
 
-/// Of each format: what a few tokens have, a tile, several and a part of one.
+/// Of each format: what a few tokens have, a tile, several and a part of one. Those of which a sanitizer has the time for one or two come first.
 #[test]
 fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
     let Some((target, device)) = here() else { return };
@@ -234,19 +228,19 @@ fn steps_of_some_sizes_of_all_formats_on_a_gpu() {
         ..shape("tiny-llama")
     };
     let options = Options::new(target);
-    let formats = DType::WEIGHTS.map(|dtype| (dtype, Model::new(&wide, uniform(dtype)).file()));
-    let all = |file: &Arc<GgufFile>, options: &Options| {
-        for (tokens, depth) in [(2, 511), (3, 40), (5, 1), (8, 100), (17, 33), (64, 0), (65, 7), (130, 511)] {
-            check_at(file, options, &device, tokens, depth);
-        }
-    };
-    let all = &all;
-    std::thread::scope(|scope| {
-        for (dtype, file) in &formats {
+    let of_each: Vec<_> = DType::WEIGHTS
+        .into_iter()
+        .flat_map(|dtype| {
+            let file = Model::new(&wide, uniform(dtype)).file();
             // Weights that are no bytes have one way beside the exact.
-            for options in ways(&options).into_iter().skip(usize::from(!dtype.is_quantised())) {
-                scope.spawn(move || all(file, &options));
-            }
+            let ways = ways(&options).into_iter().skip(usize::from(!dtype.is_quantised()));
+            ways.map(move |way| (file.clone(), way))
+        })
+        .collect();
+    let steps = [(5, 1), (65, 7), (2, 511), (3, 40), (8, 100), (17, 33), (64, 0), (130, 511)];
+    everywhere::at_once(&of_each, |(file, options)| {
+        for &(tokens, depth) in &steps[..everywhere::cases(steps.len())] {
+            check_at(file, options, &device, tokens, depth);
         }
     });
 }
@@ -281,19 +275,15 @@ fn large_tiles_on_a_gpu() {
         ..shape("tiny-llama")
     };
     let whole = Shape { width: 1024, ffn: 1280, heads: 32, kv_heads: 4, ..shape };
-    let check = |dtype: DType| {
+    let formats = [DType::F16, DType::BF16, DType::Q4_K, DType::Q6_K, DType::Q8_0];
+    everywhere::at_once(&formats, |&dtype| {
         let shape = if dtype.is_quantised() { whole } else { shape };
         let format = |name: &str| if name.ends_with("bias") { DType::F32 } else { dtype };
         let (file, options) =
             (Model::new(&shape, format).file(), with(&Options::new(target.clone()), DType::F16, 2));
-        for tokens in [650, 257, 128, 70, 9] {
+        let steps = [650, 257, 128, 70, 9];
+        for &tokens in &steps[..everywhere::cases(steps.len())] {
             check_in(&file, &options, &device, tokens, 0, 650);
-        }
-    };
-    let check = &check;
-    std::thread::scope(|scope| {
-        for dtype in [DType::F16, DType::BF16, DType::Q4_K, DType::Q6_K, DType::Q8_0] {
-            scope.spawn(move || check(dtype));
         }
     });
 }

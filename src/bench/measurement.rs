@@ -80,7 +80,7 @@ fn mean(x: &[f64]) -> f64 {
 }
 
 /// The middle of these, or the mean of the two in the middle; 0 of nothing.
-fn median(mut x: Vec<f64>) -> f64 {
+pub(crate) fn median(mut x: Vec<f64>) -> f64 {
     x.sort_unstable_by(f64::total_cmp);
     let middle = |back: usize| x.get((x.len() - back) / 2).copied().unwrap_or(0.0);
     if x.is_empty() { 0.0 } else { middle(1).midpoint(middle(0)) }

@@ -8,7 +8,7 @@ mod bandwidth;
 pub mod compare;
 mod first_token;
 mod machine;
-mod measurement;
+pub(crate) mod measurement;
 mod profile;
 pub mod recorded;
 pub mod run;

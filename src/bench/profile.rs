@@ -1,5 +1,6 @@
 //! Where the time of a step goes, kernel by kernel and node by node.
 
+use super::measurement;
 use super::{Bench, BenchError, Output, Test, Work, check_context};
 use crate::codegen::spec::{Computation, KernelSpec};
 use crate::ir::layers::{layer, rename, runs};
@@ -287,7 +288,5 @@ fn arithmetic(spec: &KernelSpec) -> Arithmetic {
 }
 
 fn median(values: impl Iterator<Item = u64>) -> u64 {
-    let mut values: Vec<u64> = values.collect();
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
+    measurement::median(values.map(|ns| ns as f64).collect()).round() as u64
 }

@@ -2,6 +2,7 @@
 //! prompts rounded to other numbers.
 
 use super::{Step, TuneError, TuneOptions, TunedActivations, TunedFusion, TunedShape};
+use crate::bench::measurement::median;
 use crate::bench::{Bench, Profile, Test};
 use crate::compile::{self, CompileError, Options, Purpose};
 use crate::gguf::GgufFile;
@@ -166,17 +167,12 @@ impl Turns {
         }
         let (best, worst) = (least(&these), those.iter().copied().fold(0.0, f64::max));
         let other_wins = worst < best * (1.0 - how.margin);
-        Ok(Turns { us: median(&mut these), other_us: median(&mut those), other_wins })
+        Ok(Turns { us: median(these), other_us: median(those), other_wins })
     }
 }
 
 fn step_us(profile: Profile) -> f64 {
     profile.step_ns.unwrap_or_else(|| profile.kernels_ns()) as f64 / 1e3
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn least(values: &[f64]) -> f64 {

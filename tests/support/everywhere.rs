@@ -34,6 +34,19 @@ pub fn cases(all: usize) -> usize {
     all.min(most.unwrap_or(usize::MAX))
 }
 
+/// Does all of this at once; one by one where `SINTER_TEST_CASES` says how many, as then a sanitizer looks on, which loses its way between launches
+/// of several threads.
+pub fn at_once<T: Sync>(these: &[T], of_each: impl Fn(&T) + Sync) {
+    if std::env::var_os("SINTER_TEST_CASES").is_some() {
+        return these.iter().for_each(of_each);
+    }
+    std::thread::scope(|scope| {
+        for this in these {
+            scope.spawn(|| of_each(this));
+        }
+    });
+}
+
 /// Runs a test on the CPU, then on a GPU; with `SINTER_TEST_ON=gpu` there alone, as a sanitizer of GPUs has nothing to see on the CPU.
 pub fn everywhere(test: impl Fn()) {
     if std::env::var("SINTER_TEST_ON").as_deref() != Ok("gpu") {
