@@ -112,7 +112,7 @@ def main():
     try:
         found = shutil.which(args.sinter)
         if not found:
-            raise Failure(f"{args.sinter} is not a program that can be run; is it built?")
+            raise Failure(f"{args.sinter} is not a program that can be run; is it built? --sinter says where it is")
         args.sinter = found
         on = machine(args)
         if args.update:

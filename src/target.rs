@@ -164,6 +164,23 @@ pub const NAMES: [&str; 3] = ["cpu", "test-cpu", "test-wave32"];
 pub const AMD: [&str; 8] =
     ["gfx900", "gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"];
 
+/// Architectures that differ from one of [`AMD`] by what a card has of everything, or by an instruction that `kernels/device.h` knows of: they are
+/// targets with the rates and the choices of that one.
+pub const AMD_RELATIVES: [(&str, &str); 12] = [
+    ("gfx908", "gfx90a"),
+    ("gfx1031", "gfx1030"),
+    ("gfx1032", "gfx1030"),
+    ("gfx1034", "gfx1030"),
+    ("gfx1035", "gfx1030"),
+    ("gfx1036", "gfx1030"),
+    ("gfx1101", "gfx1100"),
+    ("gfx1102", "gfx1100"),
+    ("gfx1103", "gfx1100"),
+    ("gfx1150", "gfx1151"),
+    ("gfx1152", "gfx1151"),
+    ("gfx1200", "gfx1201"),
+];
+
 impl Target {
     /// A built-in target, by name.
     pub fn named(name: &str) -> Option<Target> {
@@ -202,7 +219,8 @@ impl Target {
             };
             Some(target)
         };
-        match arch {
+        let relative = AMD_RELATIVES.iter().find(|(name, _)| *name == arch);
+        match relative.map_or(arch, |(_, of)| *of) {
             "gfx900" => amd(64, 480.0, 12_000.0, None),
             "gfx906" => amd(64, 1_000.0, 13_000.0, Some(53_000.0)),
             "gfx90a" => amd(64, 1_600.0, 23_000.0, Some(90_000.0)),
@@ -417,7 +435,8 @@ mod tests {
 
     #[test]
     fn every_rate_must_make_sense() {
-        for name in NAMES.into_iter().chain(AMD).chain(["sm_80"]) {
+        let relatives = AMD_RELATIVES.map(|(arch, _)| arch);
+        for name in NAMES.into_iter().chain(AMD).chain(relatives).chain(["sm_80"]) {
             let target = Target::named(name).unwrap();
             assert_eq!((target.name.as_str(), target.validate()), (name, Ok(())));
         }

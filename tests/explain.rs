@@ -228,7 +228,7 @@ fn filters_narrow_tables_and_json() {
     let rows: Vec<&str> = text.lines().filter(|line| line.contains(" blk.") && line.contains('%')).collect();
     assert!(rows.len() > 4 && rows.iter().all(|row| whole.contains(row)), "{text}");
     assert!(!text.contains("left unfused") && text.contains("  merge: "), "{text}");
-    let none = stdout(&[&explain[..], &["--layer", "blk.99"]].concat());
+    let none = stdout(&[&explain[..], &["--layer", "blk.2", "--reason", "denied"]].concat());
     assert!(none.contains("t1: no such decision"), "{none}");
     // A weight may be named without its layer.
     let named = stdout(&["explain", "--kernel", "ffn_down"]);
@@ -484,6 +484,10 @@ fn decisions_are_filtered() {
     }
     fails(&["explain", "--all", "--pass", "fuse"], "there is no pass \"fuse\"");
     fails(&["explain", "--all", "--reason", "fuse"], "there is no reason \"fuse\"");
+    fails(
+        &["explain", "--layer", "blk.9"],
+        "there is no weight or state whose name begins with blk.9; one is",
+    );
 }
 
 /// Remarks have the keys that LLVM's have, one document each.

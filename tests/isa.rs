@@ -9,19 +9,19 @@ mod common;
 #[path = "support/synthetic.rs"]
 mod synthetic;
 
-use sinter::codegen::spec::{Code, HipCode, Program};
+use sinter::codegen::spec::{Code, HipCode, LaunchSpec, Program};
 use sinter::codegen::{self, Layouts};
 use sinter::compile::{Options, Purpose, compile};
 use sinter::ir::{DType, verify};
 use sinter::runtime::hip::{HEADERS, clang_flags};
-use sinter::target::Target;
+use sinter::target::{AMD_RELATIVES, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use synthetic::{Model, shape, uniform};
+use synthetic::{Model, Shape, q4_k_m, shape, uniform};
 
 /// Architectures, and how a load ends there that goes past the caches of a compute unit.
 const ARCHS: [(&str, &str); 8] = [
@@ -223,6 +223,38 @@ fn step_data_is_never_a_scalar_load() {
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(total.into_inner() > 100 * ARCHS.len(), "few loads are seen");
+}
+
+/// A prompt's kernels for the last relative of each of the architectures all of whose kernels are in the table, as LLVM knows few differences between the others.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "compiles the same as in an optimised build")]
+fn kernels_compile_for_relatives() {
+    if !has_clang() {
+        return;
+    }
+    let folder = headers(|_, text| text.into());
+    let shape = Shape { layers: 3, width: 256, ffn: 512, ..shape("tiny-llama") };
+    let format = |name: &str| if name == "output.weight" { DType::BF16 } else { q4_k_m(name) };
+    let model = Model::new(&shape, format).description();
+    let sources = |arch: &'static str| {
+        let options = Options { chunk: 64, ..Options::new(Target::gpu(arch).unwrap()) };
+        let compiled = compile(&model, &options, Purpose::Score).unwrap();
+        let prompt = compiled.iter().find(|c| c.program.bounds.t == 64).unwrap();
+        let of = |launch: &LaunchSpec| match &launch.code {
+            Code::Hip(code) => (arch, code.source.clone()),
+            _ => panic!("a kernel of another device"),
+        };
+        prompt.program.kernels.iter().flat_map(|kernel| &kernel.launches).map(of).collect::<BTreeSet<_>>()
+    };
+    let last: BTreeMap<_, _> = AMD_RELATIVES.map(|(arch, of)| (of, arch)).into();
+    let all: Vec<_> = last.values().flat_map(|arch| sources(arch)).collect();
+    assert!(all.len() > 8 * last.len(), "{}", all.len());
+    on_all_cores(all.len(), |i| {
+        let (arch, source) = &all[i];
+        let file = format!("{i}.hip");
+        std::fs::write(folder.path().join(&file), source).unwrap();
+        clang(folder.path(), &clang_flags(arch), &file);
+    });
 }
 
 /// Whether a file includes a header.

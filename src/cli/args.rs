@@ -395,7 +395,7 @@ impl std::fmt::Display for Device {
 /// Where to run.
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// Device to run on: cpu, hip (the first GPU that there are kernels for) or hip:NUMBER [default: cpu, or what a plan is for].
+    /// Device to run on: cpu, hip (the first GPU that there are kernels for) or hip:NUMBER [default: cpu; of a plan, what it is for].
     #[arg(long)]
     pub device: Option<Device>,
     /// Threads of the CPU device [default: all cores].

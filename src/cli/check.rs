@@ -47,6 +47,11 @@ pub fn run(args: Args) -> super::Outcome {
         return Err(format!("{} tokens do not fit a context of {context}", tokens.len()).into());
     }
     let config = Config::from_gguf(file.gguf())?;
+    // Before anything is printed of those that are there.
+    let vocabulary = file.gguf().tensor("token_embd.weight")?.shape.first().copied().unwrap_or(0);
+    if let Some(id) = tokens.iter().find(|id| u64::try_from(**id).map_or(true, |id| id >= vocabulary)) {
+        return Err(format!("input \"tokens\" must lie in 0..{vocabulary}, not {id}").into());
+    }
     let (last, first) = tokens.split_last().ok_or("no tokens")?;
     let mut out = std::io::stdout().lock();
     let mut caches = Caches::new();

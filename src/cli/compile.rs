@@ -90,7 +90,7 @@ fn of_kernels(plan: &Plan) -> String {
     if kernels == sources {
         return String::new();
     }
-    format!(", one for each launch and equal ones once, of the {kernels} of the plan")
+    format!(" for the launches of the {kernels} of the plan, equal ones once")
 }
 
 /// Compiles the kernels of a plan into it: in words, what was compiled.

@@ -49,19 +49,19 @@ struct SamplingArgs {
     #[arg(short, long, default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
     seed: Seed,
     /// Temperature; 0 always takes the best token.
-    #[arg(long, default_value_t = Sampling::default().temperature, value_name = "X")]
+    #[arg(long, default_value_t = Sampling::default().temperature, value_name = "X", allow_negative_numbers = true)]
     temp: f32,
     /// Only the K best tokens; 0 for all.
     #[arg(long, default_value_t = Sampling::default().top_k, value_name = "K")]
     top_k: usize,
     /// Only the best tokens that together have probability X.
-    #[arg(long, default_value_t = Sampling::default().top_p, value_name = "X")]
+    #[arg(long, default_value_t = Sampling::default().top_p, value_name = "X", allow_negative_numbers = true)]
     top_p: f32,
     /// Only tokens with at least X times the probability of the best.
-    #[arg(long, default_value_t = Sampling::default().min_p, value_name = "X")]
+    #[arg(long, default_value_t = Sampling::default().min_p, value_name = "X", allow_negative_numbers = true)]
     min_p: f32,
     /// Divides the logits of recent tokens; 1 is off.
-    #[arg(long, default_value_t = Sampling::default().repeat_penalty, value_name = "X")]
+    #[arg(long, default_value_t = Sampling::default().repeat_penalty, value_name = "X", allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// How many recent tokens that concerns; -1 for all.
     #[arg(long, default_value_t = Sampling::default().repeat_last_n, value_name = "N", value_parser = count, allow_negative_numbers = true)]
@@ -77,8 +77,9 @@ fn seed(text: &str) -> Result<Seed, std::num::ParseIntError> {
 }
 
 /// A number, or -1 for all there are.
-fn count(text: &str) -> Result<usize, std::num::ParseIntError> {
-    if text == "-1" { Ok(usize::MAX) } else { text.parse() }
+fn count(text: &str) -> Result<usize, String> {
+    let number = || text.parse().map_err(|_| "it must be -1 for all, or a number from 0 on".to_string());
+    if text == "-1" { Ok(usize::MAX) } else { number() }
 }
 
 impl SamplingArgs {

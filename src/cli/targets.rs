@@ -28,9 +28,10 @@ fn named(name: &str) -> Result<Target, Error> {
     }
     if !name.ends_with(".json") {
         return Err(format!(
-            "there is no target {name:?}; there are {}, {}, sm_80 and later, hip and hip:NUMBER for a GPU here, or a .json file",
+            "there is no target {name:?}; there are {}, {}, their relatives {}, sm_80 and later, hip and hip:NUMBER for a GPU here, or a .json file",
             target::NAMES.join(", "),
-            target::AMD.join(", ")
+            target::AMD.join(", "),
+            target::AMD_RELATIVES.map(|(arch, _)| arch).join(", ")
         )
         .into());
     }

@@ -22,7 +22,9 @@ pub enum GgufError {
     HeaderTooLarge { limit: usize },
     #[error("the file ends in the middle of {place}, at byte {at}")]
     Truncated { place: String, at: u64 },
-    #[error("{place} claims {count} entries, which do not fit the {remaining} bytes left")]
+    #[error(
+        "{place} claims {count} entries, which do not fit the {remaining} bytes left; the file is cut off or damaged"
+    )]
     Count { place: String, count: u64, remaining: u64 },
     #[error("{place} is not valid UTF-8")]
     Utf8 { place: String },

@@ -28,6 +28,19 @@ impl Filter {
         Ok(Filter { pass, place, reason })
     }
 
+    /// # Errors
+    /// If none of the steps has anything where it looks, as then a name is misspelt.
+    pub fn looks_somewhere(&self, steps: &[Report]) -> Result<(), Error> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let reads = || steps.iter().flat_map(|step| &step.kernels).flat_map(|kernel| &kernel.reads);
+        let decided = || steps.iter().flat_map(|step| &step.decisions).any(|d| is_at(d, place));
+        if reads().any(|name| place.is_in(name)) || decided() {
+            return Ok(());
+        }
+        let one = reads().next().map_or("blk.0", String::as_str);
+        Err(format!("there is no weight or state whose name begins with {place}; one is {one}").into())
+    }
+
     /// Whether it lets everything through.
     pub fn is_empty(&self) -> bool {
         self.pass.is_none() && self.place.is_none() && self.reason.is_none()
@@ -39,9 +52,8 @@ impl Filter {
             Outcome::Rejected { why } => Some(why.name()),
             Outcome::Fired { .. } | Outcome::Rewritten { .. } => None,
         };
-        let here = |place: &Place| d.at.split_once(' ').is_some_and(|(_, name)| place.is_in(name));
         self.pass.as_ref().is_none_or(|pass| d.pass == *pass)
-            && self.place.as_ref().is_none_or(here)
+            && self.place.as_ref().is_none_or(|place| is_at(d, place))
             && self.reason.as_deref().is_none_or(|reason| why == Some(reason))
     }
 
@@ -62,6 +74,11 @@ impl Filter {
         };
         numbered.filter(|(_, row)| fits(row)).collect()
     }
+}
+
+/// Whether a decision is about what has a name there.
+fn is_at(d: &Decision, place: &Place) -> bool {
+    d.at.split_once(' ').is_some_and(|(_, name)| place.is_in(name))
 }
 
 /// Rows of the table with their numbers, and the place by which they were found, if by one.

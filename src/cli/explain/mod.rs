@@ -92,6 +92,7 @@ pub fn run(args: Args) -> super::Outcome {
         Some(path) => Explanation::of_plan(&*args.compile.plan_in(path, args.greedy)?, &args)?,
         None => Explanation::of_model(&args.model, &args, args.compile.target.as_deref())?,
     };
+    filter.looks_somewhere(&explanation.steps)?;
     if let Some(path) = &args.remarks {
         let yaml = explain::remarks(&explanation.steps);
         files::write_whole(path, |to| to.write_all(yaml.as_bytes()))?;
