@@ -18,7 +18,7 @@ use sinter::gguf::Gguf;
 use sinter::ir::DType;
 use sinter::runtime::Progress;
 use sinter::runtime::hip::{Compiler, HEADERS, Platform, clang_flags};
-use sinter::target::Target;
+use sinter::target::{AMD, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write;
@@ -29,18 +29,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use synthetic::{Model, Shape, q4_k_m, shape, uniform};
 
-/// The architectures that are targets. NVIDIA's is compiled for with all that it has.
-const ARCHS: [(&str, &str); 9] = [
-    ("gfx900", "gfx900"),
-    ("gfx906", "gfx906"),
-    ("gfx90a", "gfx90a"),
-    ("gfx942", "gfx942"),
-    ("gfx1030", "gfx1030"),
-    ("gfx1100", "gfx1100"),
-    ("gfx1151", "gfx1151"),
-    ("gfx1201", "gfx1201"),
-    ("sm_90", "sm_90a"),
-];
+/// The architectures that are targets, and what kernels are compiled for: NVIDIA's with all that it has.
+fn archs() -> impl Iterator<Item = (&'static str, &'static str)> {
+    AMD.into_iter().map(|arch| (arch, arch)).chain([("sm_90", "sm_90a")])
+}
 
 /// Kernels that may take scratch memory, and spill registers to it. Those of a single token never may.
 struct Spills {
@@ -147,7 +139,7 @@ fn kernels() -> Vec<Kernel> {
         |dtype| Model::new(&Shape { layers: 2, ..shape("llama-3.2-1b") }, uniform(dtype)).description();
     let (halves, bfloats) = (of_1b(DType::F16), of_1b(DType::BF16));
     let (mut seen, mut all) = (BTreeSet::new(), vec![]);
-    for (target, arch) in ARCHS {
+    for (target, arch) in archs() {
         let options = Options::new(Target::named(target).unwrap());
         let greedy = Options { greedy: true, ..options.clone() };
         let several = Options { sequences: 8, ..options.clone() };
@@ -464,7 +456,7 @@ fn sample<'a>(of_arch: &[&'a Kernel]) -> Vec<&'a Kernel> {
 #[cfg_attr(debug_assertions, ignore = "compiles the same as in an optimised build")]
 fn kernels_take_what_the_table_says() {
     let (table, kernels, compilers) = (Table::read(), kernels(), Compilers::here());
-    for (_, arch) in ARCHS {
+    for (_, arch) in archs() {
         let Some(name) = compilers.name(arch) else {
             say(&format!("skipped: there is no compiler for {arch} here"));
             continue;
@@ -505,7 +497,7 @@ fn make_the_table() {
         "ssp",
         "code"
     );
-    for (_, arch) in ARCHS {
+    for (_, arch) in archs() {
         let name = compilers.name(arch).unwrap_or_else(|| panic!("there is no compiler for {arch} here"));
         let start = std::time::Instant::now();
         let same = !all_anew() && old.compilers.get(arch).is_some_and(|made_by| made_by == name);

@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sinter::check::{Caches, Open, check_step_on};
 use sinter::codegen::spec::HipCode;
-use sinter::target::Target;
+use sinter::target::{AMD, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::Command;
@@ -33,9 +33,6 @@ fn say(what: &str) {
 
 /// Names an architecture and a seed in the environment of a process of this test that has the sanitizers' library.
 const LANES: &str = "SINTER_TEST_LANES";
-
-/// AMD's architectures that are targets.
-const ARCHS: [&str; 8] = ["gfx1100", "gfx1030", "gfx942", "gfx900", "gfx90a", "gfx1201", "gfx906", "gfx1151"];
 
 /// Runs `cases` in a process with sanitizers.
 fn under_sanitizers(cases: &str, arch: &str, seed: u64) {
@@ -108,7 +105,7 @@ fn every_kind_of_kernel_of_a_model_runs_on_the_host() {
         .flat_map(|arch| host_cases::kinds_of_cases(&host_cases::some(&target(arch))))
         .collect();
     let mut models = BTreeMap::new();
-    for arch in ARCHS {
+    for arch in AMD {
         // Of all formats in both waves.
         let kinds = host_cases::kinds_of_models(&target(arch), ["gfx1100", "gfx942"].contains(&arch));
         kinds.into_iter().for_each(|(kind, place)| _ = models.entry(kind).or_insert(place));
@@ -356,7 +353,7 @@ fn kernels_compute_what_their_bodies_say_without_a_matrix_unit() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "kernels are the same as in an optimised build")]
 fn fragments_multiply_as_plain_sums_on_each_architecture() {
-    for (seed, arch) in ARCHS.iter().enumerate() {
+    for (seed, arch) in AMD.iter().enumerate() {
         under_sanitizers("fragments", arch, seed as u64);
     }
 }
@@ -364,7 +361,7 @@ fn fragments_multiply_as_plain_sums_on_each_architecture() {
 #[test]
 #[ignore = "takes minutes"]
 fn all_kernels_compute_what_their_bodies_say_in_any_order_of_lanes() {
-    for (seed, arch) in ARCHS.iter().enumerate() {
+    for (seed, arch) in AMD.iter().enumerate() {
         under_sanitizers("all", arch, 3 + seed as u64);
     }
 }
