@@ -8,7 +8,7 @@
 # SANITIZE=SECONDS lets compute-sanitizer look at some of them for so long each; DEVICE is where models are measured (hip unless told).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests=(hip oracle sequences)
+tests=(hip oracle sequences states differential)
 
 usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 
@@ -55,7 +55,7 @@ run() {
   for test in "${tests[@]}"; do
     timed "test $test" "$passed" "$folder/$test" --test-threads 4
   done
-  if [[ -n ${SANITIZE:-} ]] && command -v compute-sanitizer >/dev/null; then
+  if [[ -n ${SANITIZE:-} ]]; then
     export SINTER_TEST_ON=gpu SINTER_TEST_CASES=1
     for test in 'hip several_streams_on_a_gpu_compute_what_one_does' 'hip kernels_on_a_gpu_compute_what_their_bodies_say' \
       'hip steps_of_some_sizes_of_all_formats_on_a_gpu' 'hip large_tiles_on_a_gpu' 'hip warps_that_share_rows_on_a_gpu' \
@@ -63,13 +63,13 @@ run() {
       'oracle every_subset_of_the_fusions_computes_the_same' 'sequences scheduled_texts_are_those_of_sessions'; do
       for tool in memcheck racecheck; do
         # shellcheck disable=SC2086
-        timed "$tool $test" 's/^=+ ((ERROR|RACECHECK) SUMMARY: .*)/\1/p' timeout "$SANITIZE" compute-sanitizer --tool $tool \
+        timed "$tool $test" 's/^=+ ((ERROR|RACECHECK) SUMMARY: .*)/\1/p' timeout "$SANITIZE" compute-sanitizer --error-exitcode 9 --tool $tool \
           "$folder/${test% *}" --exact "${test#* }" --test-threads 1
       done
     done
   fi
   for model in "$@"; do
-    for what in '-p 512 -n 0' '-p 0 -n 128' '-p 0 -n 128 -d 4096' '-p 0 -n 64 -b 8'; do
+    for what in '-p 512 -n 0' '-p 0 -n 128' '-p 0 -n 128 -d 4096' '-p 0 -n 128 -d 16384' '-p 0 -n 64 -b 8'; do
       # shellcheck disable=SC2086
       timed "bench $(basename "$model") $what" 's/.*"median_ts": ?([0-9]+\.?[0-9]?).*/\1 t\/s/p' "$sinter" bench "$model" --device "$device" -r 3 -o jsonl $what
     done

@@ -14,10 +14,10 @@ use sinter::generate::{EncodeOptions, Tokenizer};
 use sinter::gguf::GgufFile;
 use sinter::ir::{DType, Graph, Op, StateRole, Syms};
 use sinter::lower::Config;
-use sinter::plan::LoadedPlan;
+use sinter::plan::{LoadedPlan, Output};
 use sinter::runtime::interp::Tensor;
 use sinter::runtime::{DeviceOptions, StepRows};
-use sinter::target::{MatvecShape, Target};
+use sinter::target::{MatvecShape, Target, TargetKind};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -443,14 +443,29 @@ fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|x| f64::from(*x) - most - sum.ln()).collect()
 }
 
-/// The logits of a token at some depths of a cache that is full of what nobody computed, after the step was captured elsewhere, and from
-/// another thread half of the times; where the pages of the sequence move between, if they do.
-fn at_depths(file: &Arc<GgufFile>, options: &Options, eager: bool, moves: bool) -> Vec<f32> {
+/// How steps are made of which graphs are captured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Way {
+    /// Tokens of a step.
+    tokens: u64,
+    /// Launch by launch, not as a graph.
+    eager: bool,
+    /// The pages of the sequence move between steps.
+    moves: bool,
+}
+
+/// The logits of steps at some depths of a cache that is full of what nobody computed, after the step was captured elsewhere, and from
+/// another thread half of the times.
+fn at_depths(file: &Arc<GgufFile>, options: &Options, way: Way) -> Vec<f32> {
+    let Way { tokens, eager, moves } = way;
     let pages = CONTEXT / PAGE;
     let device = DeviceOptions { eager, ..DeviceOptions::default() };
-    let mut executor = sinter::model::executor(file, None, options, Purpose::Score, &device).unwrap();
+    let options = Options { chunk: tokens, context: Some(CONTEXT), sequences: 2, ..options.clone() };
+    let mut executor = sinter::model::executor(file, None, &options, Purpose::Score, &device).unwrap();
+    let program = executor.plan().program_for(tokens, tokens, Output::Logits).unwrap();
     let mut all = vec![];
-    for (i, depth) in [7, 0, 1, 511, CONTEXT - 1, 511, 0].into_iter().enumerate() {
+    let depths = [7, 0, 1, 511, CONTEXT - tokens, 511, 0];
+    for (i, depth) in depths.into_iter().enumerate() {
         let first = if moves { pages * (i as u64 % 2) } else { 0 };
         let mut tables = vec![0; 2 * pages as usize];
         for page in 0..pages {
@@ -461,19 +476,21 @@ fn at_depths(file: &Arc<GgufFile>, options: &Options, eager: bool, moves: bool) 
             let other = (at + pages) % (2 * pages);
             executor.fill_rows(StateRole::Appended, other * PAGE, PAGE, 0).unwrap();
         }
+        let positions = depth..depth + tokens;
+        let row = |position: u64| tables[(position / PAGE) as usize] * PAGE as i32 + (position % PAGE) as i32;
         let step = StepRows {
-            tokens: vec![depth as i32 * 37 % 61],
-            positions: vec![depth as i32],
-            sequences: vec![0],
-            rows: vec![tables[(depth / PAGE) as usize] * PAGE as i32 + (depth % PAGE) as i32],
+            tokens: positions.clone().map(|position| position as i32 * 37 % 61).collect(),
+            positions: positions.clone().map(|position| position as i32).collect(),
+            sequences: vec![0; tokens as usize],
+            rows: positions.clone().map(row).collect(),
             tables,
-            lengths: vec![depth as i32 + 1, 0],
-            wanted: vec![0],
+            lengths: vec![positions.end as i32, 0],
+            wanted: (0..tokens as i32).collect(),
         };
         let mut one = vec![];
         let mut make = || {
-            executor.forward(0, &step).unwrap();
-            executor.read_f32(0, 0..1, &mut one).unwrap();
+            executor.forward(program, &step).unwrap();
+            executor.read_f32(0, 0..tokens, &mut one).unwrap();
         };
         match i % 2 {
             0 => make(),
@@ -481,27 +498,35 @@ fn at_depths(file: &Arc<GgufFile>, options: &Options, eager: bool, moves: bool) 
         }
         all.extend_from_slice(&one);
     }
+    // The first is launched, and the second compared with what its graph does.
+    let has_graphs = options.target.kind != TargetKind::Cpu && !eager;
+    assert_eq!(executor.replays(), if has_graphs { depths.len() as u64 - 2 } else { 0 }, "{way:?}");
     all
+}
+
+/// Other ways to make what steps make launch by launch on pages that stay.
+fn other_ways(tokens: u64) -> [Way; 3] {
+    [(true, true), (false, false), (false, true)].map(|(eager, moves)| Way { tokens, eager, moves })
 }
 
 /// Positions of a sequence, and of a page.
 const CONTEXT: u64 = 1024;
 const PAGE: u64 = sinter::ir::PAGE as u64;
 
-/// One captured graph at the first, a middle and the last position, with pages that lie here and there, is what launches are. On the CPU,
-/// where there is no GPU, calls are calls.
+/// One captured graph at the first, a middle and the last position, with pages that lie here and there, is what launches are, bit for bit: of each
+/// program that has a graph. On the CPU, where there is no GPU, calls are calls.
 #[test]
 fn graphs_are_their_launches_at_every_depth() {
     let target = here().map_or_else(Target::cpu, |(target, _)| target);
-    for exact in [false, true] {
-        for file in uneven_models() {
-            let options =
-                Options { chunk: 1, context: Some(CONTEXT), sequences: 2, ..Options::new(target.clone()) };
-            let options = if exact { options.exact() } else { options };
-            let expected = at_depths(&file, &options, true, false);
+    for (file, options) in uneven_models().iter().flat_map(|file| {
+        let options = Options::new(target.clone());
+        [(file, options.clone()), (file, options.exact())]
+    }) {
+        for tokens in [1, 2, 4, 8] {
+            let expected = at_depths(file, &options, Way { tokens, eager: true, moves: false });
             assert!(expected.iter().all(|x| x.is_finite()));
-            for (eager, moves) in [(true, true), (false, false), (false, true)] {
-                assert!(at_depths(&file, &options, eager, moves) == expected, "eager {eager}, moves {moves}");
+            for way in other_ways(tokens) {
+                assert!(at_depths(file, &options, way) == expected, "{way:?}");
             }
         }
     }
@@ -513,13 +538,12 @@ fn several_streams_on_a_gpu_compute_what_one_does() {
     let Some((target, _)) = here() else { return };
     for file in uneven_models() {
         let spread = |streams| {
-            let target = Target { streams, ..target.clone() };
-            let options = Options { chunk: 1, context: Some(CONTEXT), sequences: 2, ..Options::new(target) };
+            let options = Options::new(Target { streams, ..target.clone() });
             Options { pipeline: options.pipeline.clone().without_fusions(), ..options }
         };
-        let expected = at_depths(&file, &spread(1), true, false);
-        for (eager, moves) in [(true, true), (false, false), (false, true)] {
-            assert!(at_depths(&file, &spread(4), eager, moves) == expected, "eager {eager}, moves {moves}");
+        let expected = at_depths(&file, &spread(1), Way { tokens: 1, eager: true, moves: false });
+        for way in other_ways(1) {
+            assert!(at_depths(&file, &spread(4), way) == expected, "{way:?}");
         }
     }
 }

@@ -75,7 +75,7 @@ const MAY_SPILL: [Spills; 4] = [
     Spills {
         archs: &["sm_90a"],
         tokens: 64..=512,
-        labels: "",
+        labels: "8b in bytes",
         names: &["matmul_swiglu", "dequant_matmul", "merge"],
         most: 48,
         why: "prompts: three blocks of a multiprocessor measured faster than two, which spill nothing",
@@ -383,6 +383,30 @@ impl Table {
 
     fn row(&self, kernel: &Kernel) -> Option<&Row> {
         self.rows.get(&(kernel.arch.to_string(), kernel.hash.clone()))
+    }
+}
+
+/// NVIDIA's other architectures, of which the first lacks what Hopper has, and the last is newer: kernels of a prompt and of a few tokens.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "compiles the same as in an optimised build")]
+fn kernels_compile_for_other_gpus_of_nvidia() {
+    let Some(nvrtc) = Compilers::here().nvrtc else { return say("skipped: there is no nvrtc here") };
+    let shape = Shape { layers: 3, width: 256, ffn: 512, ..shape("tiny-llama") };
+    let format = |name: &str| if name == "output.weight" { DType::BF16 } else { q4_k_m(name) };
+    let model = Model::new(&shape, format).description();
+    for arch in ["sm_80", "sm_89", "sm_120"] {
+        let options = Options { chunk: 64, ..Options::new(Target::gpu(arch).unwrap()) };
+        let compiled = compile(&model, &options, Purpose::Score).unwrap();
+        let some = compiled.iter().filter(|c| [4, 64].contains(&c.program.bounds.t));
+        let launches = some.flat_map(|c| c.program.kernels.iter().flat_map(|kernel| &kernel.launches));
+        let codes: Vec<&HipCode> = launches
+            .map(|launch| match &launch.code {
+                Code::Hip(code) => code,
+                _ => panic!("a kernel of another device"),
+            })
+            .collect();
+        let made = nvrtc.compile(arch, codes, &Progress::default()).unwrap_or_else(|e| panic!("{arch}: {e}"));
+        assert!(made.len() > 12, "{arch}: {}", made.len());
     }
 }
 

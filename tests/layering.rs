@@ -220,6 +220,36 @@ fn imports_go_one_way() {
     }
 }
 
+/// Kernels say what differs between vendors and architectures in one header alone, and sources that are made say nothing of it.
+#[test]
+fn only_one_header_has_conditions_of_vendors() {
+    const VENDORS: [&str; 9] = [
+        "SINTER_AMD",
+        "SINTER_NVIDIA",
+        "__gfx",
+        "__GFX",
+        "__CUDA",
+        "__HIP",
+        "__NVCC",
+        "__builtin_amdgcn",
+        "asm(",
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(root.join("kernels")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    sources(&root.join("src/codegen"), &mut files);
+    let names = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        VENDORS.into_iter().filter(|word| text.contains(word)).collect::<Vec<_>>()
+    };
+    let (device, others): (Vec<_>, Vec<_>) =
+        files.iter().partition(|path| path.ends_with("kernels/device.h"));
+    assert!(device.iter().all(|path| names(path).len() > 5) && device.len() == 1 && others.len() > 20);
+    for path in others {
+        assert_eq!(names(path), [""; 0], "{}", path.display());
+    }
+}
+
 /// What runs never calls the interpreter: only the checks and tests of kernels do.
 #[test]
 fn nothing_that_runs_names_the_interpreter() {

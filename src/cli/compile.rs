@@ -90,7 +90,7 @@ fn of_kernels(plan: &Plan) -> String {
     if kernels == sources {
         return String::new();
     }
-    format!(" for the launches of the {kernels} of the plan, equal ones once")
+    format!(" for the launches of the plan's {kernels} kernels, equal ones once")
 }
 
 /// Compiles the kernels of a plan into it: in words, what was compiled.
@@ -100,10 +100,10 @@ fn machine_code(plan: &mut Plan, compiler: &Compiler) -> Result<String, HipError
     let compiler = compiler.name();
     let bytes = objects.iter().map(|object| object.code.len() as u64).sum();
     let said = format!(
-        "{target}: {} kernels compiled{}, {} of code, by {compiler}",
+        "{target}: {} kernels compiled, {} of code{}, by {compiler}",
         objects.len(),
-        of_kernels(plan),
-        Size(bytes)
+        Size(bytes),
+        of_kernels(plan)
     );
     plan.objects = objects;
     Ok(said)

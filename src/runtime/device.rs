@@ -83,6 +83,11 @@ pub trait Device: Send {
     /// How often each kernel of the plan was launched: counted as launches end, whatever was asked for.
     fn launch_counts(&self) -> Vec<u64>;
 
+    /// How many steps were replayed as a graph so far, of a device that has those.
+    fn replays(&self) -> u64 {
+        0
+    }
+
     /// How long each launch took of the last work that was submitted as timed, in order.
     ///
     /// # Errors

@@ -337,6 +337,11 @@ impl Executor {
         self.device.isa()
     }
 
+    /// How many steps were replayed as a graph since the executor was made.
+    pub fn replays(&self) -> u64 {
+        self.device.replays()
+    }
+
     /// How often each kernel was launched since the executor was made, by name; only those that were.
     pub fn launch_counts(&self) -> IndexMap<&'static str, u64> {
         let mut counts = IndexMap::new();

@@ -55,6 +55,7 @@ pub struct HipDevice {
     /// Small writes that are not on the stream yet: those of a step go together.
     pending: Vec<(u64, Vec<u8>)>,
     launches: Vec<u64>,
+    replays: u64,
     submitted: u64,
     /// The step that was given to the GPU last.
     last: Option<(usize, Syms)>,
@@ -169,6 +170,7 @@ impl HipDevice {
             parts_read,
             pending: vec![],
             launches: vec![0; plan.kernels.len()],
+            replays: 0,
             submitted: 0,
             last: None,
             eager: options.eager,
@@ -242,14 +244,16 @@ impl HipDevice {
         Ok(())
     }
 
-    /// Gives up on graphs, and says why.
-    fn launch_from_here_on(&mut self, work: &Submission, why: &str) {
+    /// Gives up on graphs, and says why. One of another program may still run.
+    fn launch_from_here_on(&mut self, work: &Submission, why: &str) -> Result<(), HipError> {
         let (gpu, program) = (&self.context.name, &self.plan.programs[work.program].name);
         tracing::warn!(
             "on {gpu} a graph of {program} {why}, so from here on each launch is made by itself (as with --no-graph)"
         );
         self.eager = true;
+        self.stream.wait()?;
         self.graphs.clear();
+        Ok(())
     }
 
     /// Counts the launches of some calls.
@@ -618,6 +622,10 @@ impl Device for HipDevice {
         self.launches.clone()
     }
 
+    fn replays(&self) -> u64 {
+        self.replays
+    }
+
     fn timings(&mut self) -> Result<Vec<Timing>, DeviceError> {
         self.wait_for_all().map_err(|e| self.in_step(e))?;
         let mut before = self.began.as_ref();
@@ -652,6 +660,7 @@ impl HipDevice {
                 }
                 Some(Captured::Graph(graph)) => {
                     self.stream.replay(&graph)?;
+                    self.replays += 1;
                     self.graphs.insert(key, Captured::Graph(graph));
                 }
                 Some(Captured::Seen) => match self.capture(work) {
@@ -661,9 +670,9 @@ impl HipDevice {
                     Ok(_) => self.launch_from_here_on(
                         work,
                         "replayed with other results than its launches have one by one",
-                    ),
+                    )?,
                     Err(e) => {
-                        self.launch_from_here_on(work, &format!("could not be made ({e})"));
+                        self.launch_from_here_on(work, &format!("could not be made ({e})"))?;
                         self.launch(work, &mut vec![])?;
                     }
                 },
