@@ -275,13 +275,15 @@ fn large_tiles_on_a_gpu() {
         ..shape("tiny-llama")
     };
     let whole = Shape { width: 1024, ffn: 1280, heads: 32, kv_heads: 4, ..shape };
-    let formats = [DType::F16, DType::BF16, DType::Q4_K, DType::Q6_K, DType::Q8_0];
+    let formats: Vec<DType> = DType::WEIGHTS.into_iter().filter(|dtype| *dtype != DType::F32).collect();
     everywhere::at_once(&formats, |&dtype| {
         let shape = if dtype.is_quantised() { whole } else { shape };
         let format = |name: &str| if name.ends_with("bias") { DType::F32 } else { dtype };
         let (file, options) =
             (Model::new(&shape, format).file(), with(&Options::new(target.clone()), DType::F16, 2));
-        let steps = [650, 257, 128, 70, 9];
+        // Of the other formats tiles differ by how a share of a row is unpacked alone.
+        let all = [DType::F16, DType::BF16, DType::Q4_K, DType::Q6_K, DType::Q8_0].contains(&dtype);
+        let steps: &[u64] = if all { &[650, 257, 128, 70, 9] } else { &[650, 70] };
         for &tokens in &steps[..everywhere::cases(steps.len())] {
             check_in(&file, &options, &device, tokens, 0, 650);
         }

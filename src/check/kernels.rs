@@ -177,8 +177,8 @@ impl Calls<'_> {
         .collect()
     }
 
-    /// Where a call writes or works, and what lies on both sides of it in the arena: buffers with the bytes of each, from one to
-    /// another, that no kernel of this step may touch.
+    /// Where a call writes or works, and what lies on both sides of it in the arena, and of the states that it writes to: buffers with the
+    /// bytes of each, from one to another, that no kernel of this step may touch.
     fn beside(&self, call: &PlannedCall, syms: &Syms) -> Vec<(BufRef, u64, u64)> {
         let program = &self.plan.programs[0];
         let args = self.in_arena(call);
@@ -199,15 +199,34 @@ impl Calls<'_> {
             if used.iter().any(|other| meet(&whole, other)) {
                 continue;
             }
-            let room = whole.end - whole.start;
-            if written.iter().any(|it| (whole.end..whole.end + ALIGN).contains(&it.start)) {
-                beside.push((BufRef::Arena(b), room - room.min(BESIDE), room));
-            }
-            if written.iter().any(|it| (it.end..it.end + ALIGN).contains(&whole.start)) {
-                beside.push((BufRef::Arena(b), 0, room.min(BESIDE)));
+            beside.extend(ends_beside(BufRef::Arena(b), &whole, &written));
+        }
+        let states = self.in_states(call);
+        let is_written =
+            |(access, i): &(Access, u32)| (*access != Access::Read).then(|| self.state_range(*i));
+        let updated: Vec<Range<u64>> = states.iter().filter_map(is_written).collect();
+        for i in 0..self.plan.states.len() as u32 {
+            if states.iter().all(|(_, used)| i != *used) {
+                beside.extend(ends_beside(BufRef::State(i), &self.state_range(i), &updated));
             }
         }
         beside
+    }
+
+    /// The arguments of a call that are states: how each is accessed, its number.
+    fn in_states(&self, call: &PlannedCall) -> Vec<(Access, u32)> {
+        let args = self.plan.kernels[call.kernel as usize].args().zip(&call.args);
+        args.filter_map(|(arg, place)| match *place {
+            BufRef::State(i) => Some((arg.access, i)),
+            BufRef::Arena(_) | BufRef::Weight(_) => None,
+        })
+        .collect()
+    }
+
+    /// Where a state lies.
+    fn state_range(&self, state: u32) -> Range<u64> {
+        let state = &self.plan.states[state as usize];
+        state.offset..state.offset + state.ty.bytes(&self.plan.programs[0].bounds)
     }
 
     /// Operands that a call only reads and that no result lies on: these it leaves as they are.
@@ -219,6 +238,19 @@ impl Calls<'_> {
         let kept = read.into_iter().filter(|(.., b)| is_kept(*b));
         kept.map(|(_, slot, b)| (slot, BufRef::Arena(b))).collect()
     }
+}
+
+/// The ends of a buffer that lie beside one of these places: bytes from one to another.
+fn ends_beside(
+    buffer: BufRef,
+    whole: &Range<u64>,
+    places: &[Range<u64>],
+) -> impl Iterator<Item = (BufRef, u64, u64)> + use<> {
+    let room = whole.end - whole.start;
+    let behind = places.iter().any(|it| (whole.end..whole.end + ALIGN).contains(&it.start));
+    let before = places.iter().any(|it| (it.end..it.end + ALIGN).contains(&whole.start));
+    let behind = behind.then_some((buffer, room - room.min(BESIDE), room));
+    behind.into_iter().chain(before.then_some((buffer, 0, room.min(BESIDE))))
 }
 
 fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -352,7 +384,7 @@ pub(super) fn rounding_of(kernel: &Implementation) -> f64 {
 }
 
 /// Error and tolerance of the result, beside what it should be, that is furthest off for its element type, where they may be off by `rounding`
-/// at least.
+/// at least. A row of one may be off by [`OF_ROWS`] times as much.
 pub(super) fn furthest(
     results: &[(Tensor, &Tensor)],
     rounding: f64,
@@ -360,7 +392,9 @@ pub(super) fn furthest(
     let mut worst: Option<(f64, f64)> = None;
     for (found, wanted) in results {
         let rounding = if wanted.dtype() == DType::I32 { 0.0 } else { rounding };
-        let (error, tolerance) = (distance(found, wanted)?, tolerance_of(wanted.dtype()).max(rounding));
+        let tolerance = tolerance_of(wanted.dtype()).max(rounding);
+        let (error, of_rows) = (distance(found, wanted)?, largest_of_rows(found, wanted)? / OF_ROWS);
+        let error = if error.is_nan() || of_rows <= error { error } else { of_rows };
         // Multiplied, as a tolerance may be zero; false if an error is not a number.
         let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;
         if !worst.is_some_and(less) {
@@ -378,6 +412,32 @@ pub(super) fn largest_distance(results: &[Tensor], wanted: &[Tensor]) -> Result<
         largest = if far.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(far) };
     }
     Ok(largest)
+}
+
+/// How many times the error of a whole result that of one of its rows may be: roundings differ between rows. What is wrong in one of
+/// thousands is lost in the sum over all.
+const OF_ROWS: f64 = 4.0;
+
+/// The largest `‖a − b‖ / ‖b‖` of the rows of two results, where a row is at least as long as one of the mean, as its error may be that of
+/// longer ones; zero of integers.
+fn largest_of_rows(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
+    let width = b.dims().last().copied().unwrap_or(1).max(1);
+    if b.dtype() == DType::I32 {
+        return Ok(0.0);
+    }
+    let (a, b) = (a.to_f32()?, b.to_f32()?);
+    // A masked score is -inf, and equal to another.
+    let of_row = |(a, b): (&[f32], &[f32])| {
+        let pairs = || a.iter().zip(b).filter(|(a, b)| a.is_finite() || a != b);
+        let difference = pairs().map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum::<f64>();
+        (difference, pairs().map(|(_, &b)| f64::from(b).powi(2)).sum::<f64>())
+    };
+    let rows: Vec<(f64, f64)> = a.chunks(width).zip(b.chunks(width)).map(of_row).collect();
+    let mean = rows.iter().map(|(_, norm)| norm).sum::<f64>() / rows.len().max(1) as f64;
+    let furthest = |(difference, norm): &(f64, f64)| {
+        if *difference == 0.0 { 0.0 } else { (difference / norm.max(mean)).sqrt() }
+    };
+    Ok(rows.iter().map(furthest).fold(0.0, |most, far| if far.is_nan() || far > most { far } else { most }))
 }
 
 /// `‖a − b‖ / ‖b‖`; for integers the share that differs.

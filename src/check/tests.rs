@@ -1,6 +1,6 @@
 use super::kernels::{BESIDE, distance, furthest, rounding_of};
 use super::*;
-use crate::codegen::spec::{Computation, Implementation, NormSource};
+use crate::codegen::spec::{Access, Computation, Implementation, NormSource};
 use crate::compile::fuse;
 use crate::ir::{DType, StateRole};
 use crate::passes::Pipeline;
@@ -19,6 +19,27 @@ fn infinities_are_as_far_as_they_differ() {
     assert_eq!(of([3.0, 9.0, f32::NEG_INFINITY], masked), 1.0);
     assert!(of([3.0, 4.0, 5.0], masked).is_nan() && of(masked, [3.0, 4.0, 5.0]).is_infinite());
     assert!(of([f32::NAN; 3], [f32::NAN; 3]).is_nan());
+}
+
+/// Columns of one row that are not computed are lost in the error of a long prompt, even beside what a kernel rounds; and what is off everywhere
+/// passes as before.
+#[test]
+fn a_wrong_part_of_one_row_is_found() {
+    let result = |change: &dyn Fn(usize, f32) -> f32| {
+        let number = |i: usize| (i * 7919 % 1009) as f32 / 504.5 - 1.0;
+        let data: Vec<f32> = (0..2048 * 256).map(|i| change(i, number(i))).collect();
+        Tensor::new(DType::F32, vec![2048, 256], bytemuck::cast_slice(&data).to_vec()).unwrap()
+    };
+    let right = result(&|_, x| x);
+    let off = |change: &dyn Fn(usize, f32) -> f32| {
+        let found = [(result(change), &right)];
+        (distance(&found[0].0, &right).unwrap(), furthest(&found, 6e-3).unwrap().unwrap().0)
+    };
+    let (whole, found) = off(&|i, x| if (77 * 256..77 * 256 + 16).contains(&i) { 0.0 } else { x });
+    assert!(whole < 6e-3 && found > 2e-2, "{whole} {found}");
+    let (whole, found) = off(&|i, x| x * if i % 3 == 0 { 1.005 } else { 0.995 });
+    assert!(whole == found && (4.9e-3..5.1e-3).contains(&whole), "{whole} {found}");
+    assert!(off(&|i, x| if i == 300_000 { f32::NAN } else { x }).1.is_nan());
 }
 
 /// Eleven bits or eight, and twice as much where weights are rounded too.
@@ -214,6 +235,54 @@ fn what_is_written_beside_a_result_is_seen() {
     for (call, buffer, byte) in [(call, own, rows), (call, next, 0), (call, next, 100), before] {
         let found = on(Some(Defect::Strays(call, BufRef::Arena(buffer), byte))).0;
         assert!(matches!(found, Err(CheckError::Strays { .. })), "{buffer}, {byte}: {found:?}");
+    }
+}
+
+/// Rows that are appended past the end of a cache, or before it, lie in another, and are seen there.
+#[test]
+fn what_is_written_beside_a_state_is_seen() {
+    let (file, options) = (Arc::new(model::embedded().unwrap()), default_path());
+    let step = Step { tokens: 2, wanted: 1, greedy: false, kv: options.kv, context: 8, sequences: 1 };
+    let plans = std::cell::RefCell::new(vec![]);
+    let on = |defect: Option<Defect>| {
+        let here: Open<'_> = &|plan, file| {
+            plans.borrow_mut().push(Arc::clone(plan));
+            let device = open(plan, file, &DeviceOptions::default())?;
+            Ok(match defect {
+                Some(defect) => Box::new(Defective { device, defect }),
+                None => device,
+            })
+        };
+        check_step_on(here, &file, &options, &step, &[0, 33], 0, &mut Caches::new())
+    };
+    assert!(on(None).unwrap().passes());
+    let plan = plans.borrow()[0].clone();
+    let (states, bounds) = (&plan.states, &plan.programs[0].bounds);
+    let room = |i: usize| states[i].ty.bytes(bounds);
+    let follows =
+        |i: usize, j: usize| (states[i].offset + room(i)).next_multiple_of(ALIGN) == states[j].offset;
+    let (mut behind, mut before) = (None, None);
+    for (index, call) in plan.programs[0].calls.iter().enumerate() {
+        let args: Vec<_> = plan.kernels[call.kernel as usize].args().zip(&call.args).collect();
+        let updates = |i: usize| {
+            args.iter().any(|(arg, at)| arg.access == Access::Update && **at == BufRef::State(i as u32))
+        };
+        let others =
+            (0..states.len()).filter(|i| args.iter().all(|(_, at)| **at != BufRef::State(*i as u32)));
+        for other in others {
+            for own in (0..states.len()).filter(|i| updates(*i)) {
+                let place = BufRef::State(other as u32);
+                behind = behind.or(follows(own, other).then_some(Defect::Strays(index, place, 0)));
+                let last = room(other) as usize - 1;
+                before = before.or(follows(other, own).then_some(Defect::Strays(index, place, last)));
+            }
+        }
+    }
+    for defect in
+        [behind.expect("a cache that is not the last"), before.expect("a cache that is not the first")]
+    {
+        let found = on(Some(defect));
+        assert!(matches!(found, Err(CheckError::Strays { .. })), "{found:?}");
     }
 }
 
