@@ -397,7 +397,15 @@ fn what_a_machine_lacks_is_said() {
     let Some(folder) = stubs() else { return };
     let args = thirteen_tokens(folder);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    fails(folder, &[("SINTER_STUB_MEMORY", "300000")], &["beside", "of weights, but 300.0 kB are free"]);
+    let little = [("SINTER_STUB_MEMORY", "300000")];
+    fails(folder, &little, &["beside", "of weights, but 300.0 kB are free"]);
+    // That is known before anything is compiled, loaded or copied.
+    let ran = sinter(folder, &args, &little);
+    for name in
+        ["hiprtcCompileProgram", "hipModuleLoadData", "hipMalloc", "hipHostMalloc", "hipMemcpyHtoDAsync"]
+    {
+        assert_eq!(ran.calls(name), 0, "{name}");
+    }
     fails(folder, &[("SINTER_STUB_ARCH", "gfx803")], &["is gfx803, for which there are no kernels"]);
     // The compiler's log has errors of its own.
     let ran = sinter(folder, &args, &[("SINTER_STUB_BREAK", "#error broken")]);
@@ -411,16 +419,35 @@ fn what_a_machine_lacks_is_said() {
     let ran = sinter(folder, &args, &[("SINTER_STUB_DEVICES", "0")]);
     assert!(ran.output.status.success());
     assert!(text(&ran.output.stderr).contains("no GPU is used, but the CPU: there is no GPU 0: there are 0"));
-    build(folder, "without_replay", "hip.cpp", &["-DhipGraphLaunch=hipGraphLaunchOfLater"]);
-    fails_on(
-        folder,
-        "without_replay",
-        &["without_replay/lib/libamdhip64.so has no hipGraphLaunch: it is too old"],
-    );
     let [from, to] = ["rocm", "without_compiler"].map(|name| folder.join(name).join("lib"));
     std::fs::create_dir_all(&to).unwrap();
     std::fs::copy(from.join("libamdhip64.so"), to.join("libamdhip64.so")).unwrap();
     fails_on(folder, "without_compiler", &["libamdhip64.so has no hiprtcCreateProgram"]);
+}
+
+/// Each function that a driver, or its compiler, is too old to have.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "the driver's calls are the same as in an optimised build")]
+fn each_function_that_is_not_there_is_named() {
+    let Some(folder) = stubs() else { return };
+    // Before ROCm 6 properties had another name, which does as well.
+    for name in functions().into_iter().filter(|name| *name != "hipGetDevicePropertiesR0600") {
+        let lacking = format!("without_{name}");
+        let [from, to] = ["rocm", &lacking].map(|name| folder.join(name).join("lib"));
+        std::fs::create_dir_all(&to).unwrap();
+        let of_library = if name.starts_with("hiprtc") { "libhiprtc.so" } else { "libamdhip64.so" };
+        for library in ["libamdhip64.so", "libhiprtc.so"] {
+            let mut bytes = std::fs::read(from.join(library)).unwrap();
+            // Under another name it is not found.
+            let named = [b"\0", name.as_bytes(), b"\0"].concat();
+            let places: Vec<usize> =
+                (0..bytes.len() - named.len()).filter(|at| bytes[*at..].starts_with(&named)).collect();
+            assert_eq!(places.is_empty(), library != of_library, "{library}: {name}");
+            places.into_iter().for_each(|at| bytes[at + 1] = b'X');
+            std::fs::write(to.join(library), bytes).unwrap();
+        }
+        fails_on(folder, &lacking, &[&format!("{lacking}/lib/{of_library} has no {name}: it is too old")]);
+    }
 }
 
 /// Memory that was free when it was looked at, and is not there when it is asked for.
