@@ -313,11 +313,12 @@ fn warps_that_share_rows_on_a_gpu() {
 fn large_steps_on_a_gpu() {
     let Some((target, device)) = here() else { return };
     let options = Options::new(target);
-    let [fives, threes, ..] = uneven_models();
+    let [fives, threes, wide, ..] = uneven_models();
     for (tokens, depth) in [(128, 16000), (513, 4095), (4096, 0)] {
         assert!(!is_quick(tokens, depth));
         check_at(&threes, &options, &device, tokens, depth);
     }
+    check_at(&wide, &options, &device, 4096, 0);
     check_at(&fives, &options.exact(), &device, 4096, 0);
 }
 
@@ -349,8 +350,8 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     apart / norm(&mut b.iter().map(|x| f64::from(*x)))
 }
 
-/// Whole models, fused and not, a token at a time and in chunks, against the CPU.
-fn families(target: &Target, device: &DeviceOptions) {
+/// A small model of each family, and the trained one in two formats.
+fn models() -> impl Iterator<Item = (&'static str, Arc<GgufFile>)> {
     let tiny = TINY.into_iter().map(|shape| {
         let model = match shape.allows(DType::Q4_K) {
             true => Model::new(&shape, q4_k_m),
@@ -362,7 +363,12 @@ fn families(target: &Target, device: &DeviceOptions) {
         let path = format!("{}/models/rustdoc-13m-{format}.gguf", env!("CARGO_MANIFEST_DIR"));
         (format, Arc::new(sinter::model::open(Some(Path::new(&path))).unwrap()))
     });
-    for (name, file) in tiny.chain(trained) {
+    tiny.chain(trained)
+}
+
+/// Whole models, fused and not, a token at a time and in chunks, against the CPU.
+fn families(target: &Target, device: &DeviceOptions) {
+    for (name, file) in models() {
         let tokens: Vec<u32> = (0..43).map(|i| (i * 37 + 5) % 301).collect();
         let context = Some(tokens.len() as u64);
         let exact =
@@ -387,6 +393,26 @@ fn families(target: &Target, device: &DeviceOptions) {
 fn exact_logits_of_every_family_on_a_gpu_are_those_of_the_cpu() {
     let Some((target, device)) = here() else { return };
     families(&target, &device);
+}
+
+/// The same by default, which rounds activations and the cache.
+#[test]
+fn default_logits_of_every_family_on_a_gpu_are_close_to_exact_ones_of_the_cpu() {
+    let Some((target, device)) = here() else { return };
+    let tokens: Vec<u32> = (0..43).map(|i| (i * 37 + 5) % 301).collect();
+    for (name, file) in models() {
+        let options =
+            |target: &Target, chunk| Options { chunk, context: Some(43), ..Options::new(target.clone()) };
+        let expected = logits(&file, &options(&Target::cpu(), 16).exact(), &device, &tokens).concat();
+        for chunk in [1, 5, 16, 43] {
+            let fused = options(&target, chunk);
+            let plain = Options { pipeline: fused.pipeline.clone().without_fusions(), ..fused.clone() };
+            for (what, options) in [("fused", fused), ("--no-fuse", plain)] {
+                let apart = distance(&logits(&file, &options, &device, &tokens).concat(), &expected);
+                assert!(apart < 4e-2, "{name}, {what}, chunks of {chunk}: {apart:e}");
+            }
+        }
+    }
 }
 
 /// By default, which rounds activations and the cache, on a text that the model knows: at once, and in steps of few tokens, which are nearer where the
