@@ -23,7 +23,7 @@ pub fn rates(target: &Target) -> Option<String> {
         }
         target if target.is_unmeasured() => {
             let (name, whose) = (&target.name, target.whose_rates());
-            Some(format!("nobody measured {name}: rates are {whose}, kernels as they are portable"))
+            Some(format!("nobody measured {name}: rates are {whose}, shapes of matvecs portable ones, and tiles those of an H200"))
         }
         target if target.name == "cpu" => Some(
             "rates are those of two cores of a server with AVX2, not of this machine (sinter tune measures it)"
