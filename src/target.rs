@@ -160,7 +160,7 @@ fn default_wave() -> u32 {
 /// The targets that `--target` knows by name.
 pub const NAMES: [&str; 3] = ["cpu", "test-cpu", "test-wave32"];
 
-/// AMD's architectures that [`Target::gpu`] knows; of NVIDIA's it takes `sm_80` and all later ones.
+/// AMD's architectures that [`Target::gpu`] knows, beside their [`AMD_RELATIVES`]; of NVIDIA's it takes `sm_80` and all later ones.
 pub const AMD: [&str; 8] =
     ["gfx900", "gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"];
 

@@ -20,7 +20,7 @@ pub struct NodeCheck {
     pub at: String,
     /// The name of its kernel.
     pub kernel: &'static str,
-    /// `‖kernel − body‖ / ‖body‖` of the result that is furthest off for its element type.
+    /// `‖kernel − body‖ / ‖body‖` of the result that is furthest off for its element type, or a quarter of that of its furthest row if it is more.
     pub error: f64,
     /// What that may be at most.
     pub tolerance: f64,
@@ -393,8 +393,8 @@ pub(super) fn furthest(
     for (found, wanted) in results {
         let rounding = if wanted.dtype() == DType::I32 { 0.0 } else { rounding };
         let tolerance = tolerance_of(wanted.dtype()).max(rounding);
-        let (error, of_rows) = (distance(found, wanted)?, largest_of_rows(found, wanted)? / OF_ROWS);
-        let error = if error.is_nan() || of_rows <= error { error } else { of_rows };
+        let (whole, row) = apart(found, wanted)?;
+        let error = if whole.is_nan() || row / OF_ROWS <= whole { whole } else { row / OF_ROWS };
         // Multiplied, as a tolerance may be zero; false if an error is not a number.
         let less = |(e, t): (f64, f64)| e.is_nan() || error * t <= e * tolerance && error <= e;
         if !worst.is_some_and(less) {
@@ -418,41 +418,35 @@ pub(super) fn largest_distance(results: &[Tensor], wanted: &[Tensor]) -> Result<
 /// thousands is lost in the sum over all.
 const OF_ROWS: f64 = 4.0;
 
-/// The largest `‖a − b‖ / ‖b‖` of the rows of two results, where a row is at least as long as one of the mean, as its error may be that of
-/// longer ones; zero of integers.
-fn largest_of_rows(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
-    let width = b.dims().last().copied().unwrap_or(1).max(1);
-    if b.dtype() == DType::I32 {
-        return Ok(0.0);
-    }
-    let (a, b) = (a.to_f32()?, b.to_f32()?);
-    // A masked score is -inf, and equal to another.
-    let of_row = |(a, b): (&[f32], &[f32])| {
-        let pairs = || a.iter().zip(b).filter(|(a, b)| a.is_finite() || a != b);
-        let difference = pairs().map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum::<f64>();
-        (difference, pairs().map(|(_, &b)| f64::from(b).powi(2)).sum::<f64>())
-    };
-    let rows: Vec<(f64, f64)> = a.chunks(width).zip(b.chunks(width)).map(of_row).collect();
-    let mean = rows.iter().map(|(_, norm)| norm).sum::<f64>() / rows.len().max(1) as f64;
-    let furthest = |(difference, norm): &(f64, f64)| {
-        if *difference == 0.0 { 0.0 } else { (difference / norm.max(mean)).sqrt() }
-    };
-    Ok(rows.iter().map(furthest).fold(0.0, |most, far| if far.is_nan() || far > most { far } else { most }))
-}
-
 /// `‖a − b‖ / ‖b‖`; for integers the share that differs.
 pub(super) fn distance(a: &Tensor, b: &Tensor) -> Result<f64, InterpError> {
+    Ok(apart(a, b)?.0)
+}
+
+/// `‖a − b‖ / ‖b‖` of two results, and that of the rows that are furthest apart, where a row counts as one of the mean length at least, as its error
+/// may be that of longer ones. Of integers the share that differs, and no rows.
+fn apart(a: &Tensor, b: &Tensor) -> Result<(f64, f64), InterpError> {
     if b.dtype() == DType::I32 {
         let (a, b) = (a.to_i32()?, b.to_i32()?);
         let wrong = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-        return Ok(wrong as f64 / b.len().max(1) as f64);
+        return Ok((wrong as f64 / b.len().max(1) as f64, 0.0));
     }
+    let width = b.dims().last().copied().unwrap_or(1).max(1);
     let (a, b) = (a.to_f32()?, b.to_f32()?);
-    let (mut difference, mut norm) = (0.0f64, 0.0f64);
-    // A masked score is -inf, and equal to another.
-    for (&a, &b) in a.iter().zip(&b).filter(|(a, b)| a.is_finite() || a != b) {
-        difference += (f64::from(a) - f64::from(b)).powi(2);
-        norm += f64::from(b).powi(2);
-    }
-    Ok(if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() })
+    let squares = |(a, b): (&[f32], &[f32])| {
+        let (mut difference, mut norm) = (0.0f64, 0.0f64);
+        // A masked score is -inf, and equal to another.
+        for (&a, &b) in a.iter().zip(b).filter(|(a, b)| a.is_finite() || a != b) {
+            difference += (f64::from(a) - f64::from(b)).powi(2);
+            norm += f64::from(b).powi(2);
+        }
+        (difference, norm)
+    };
+    let rows: Vec<(f64, f64)> = a.chunks(width).zip(b.chunks(width)).map(squares).collect();
+    let ratio = |difference: f64, norm: f64| if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() };
+    let (difference, norm) = rows.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
+    let mean = norm / rows.len().max(1) as f64;
+    let of_rows = rows.iter().map(|(difference, norm)| ratio(*difference, norm.max(mean)));
+    let furthest = of_rows.fold(0.0, |most, far| if far.is_nan() || far > most { far } else { most });
+    Ok((ratio(difference, norm), furthest))
 }
