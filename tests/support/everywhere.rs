@@ -35,16 +35,24 @@ pub fn cases(all: usize) -> usize {
 }
 
 /// Does all of this at once; one by one where `SINTER_TEST_CASES` says how many, as then a sanitizer looks on, which loses its way between launches
-/// of several threads.
+/// of several threads. Several processes share such work: `SINTER_TEST_PART=2/8` is what the third of eight does.
 pub fn at_once<T: Sync>(these: &[T], of_each: impl Fn(&T) + Sync) {
     if std::env::var_os("SINTER_TEST_CASES").is_some() {
-        return these.iter().for_each(of_each);
+        let (part, parts) = part();
+        return these.iter().skip(part).step_by(parts).for_each(of_each);
     }
     std::thread::scope(|scope| {
         for this in these {
             scope.spawn(|| of_each(this));
         }
     });
+}
+
+/// The part of `SINTER_TEST_PART`, from 0, and how many there are.
+fn part() -> (usize, usize) {
+    let Ok(part) = std::env::var("SINTER_TEST_PART") else { return (0, 1) };
+    let numbers = part.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+    numbers.filter(|(part, parts)| part < parts).expect("SINTER_TEST_PART is as 2/8")
 }
 
 /// Runs a test on the CPU, then on a GPU; with `SINTER_TEST_ON=gpu` there alone, as a sanitizer of GPUs has nothing to see on the CPU.
