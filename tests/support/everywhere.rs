@@ -51,7 +51,8 @@ pub fn at_once<T: Sync>(these: &[T], of_each: impl Fn(&T) + Sync) {
 /// The part of `SINTER_TEST_PART`, from 0, and how many there are.
 fn part() -> (usize, usize) {
     let Ok(part) = std::env::var("SINTER_TEST_PART") else { return (0, 1) };
-    let numbers = part.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+    let numbers =
+        part.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
     numbers.filter(|(part, parts)| part < parts).expect("SINTER_TEST_PART is as 2/8")
 }
 
