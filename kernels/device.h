@@ -285,6 +285,17 @@ DEVICE Words load_once(const void* from) {
 #endif
 }
 
+// The same of eight.
+DEVICE Pair load_once_pair(const void* from) {
+#if SINTER_NVIDIA
+    Pair w;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(w.x[0]), "=r"(w.x[1]) : "l"(from));
+    return w;
+#else
+    return *(const Pair*)from;
+#endif
+}
+
 // A value that the host writes before each step. On AMD a plain load of it may become a scalar load, whose cache keeps what was
 // there in the step before when a graph is replayed; this one goes past it.
 DEVICE i32 load_step(const i32* from) {
@@ -535,6 +546,26 @@ DEVICE void multiply_rows(const Left<K>& a, const Right<K>& b, float (&sums)[SUM
     }
 #endif
 }
+
+#if SINTER_NVIDIA || SINTER_HOST
+// The lanes of a warp multiply 16 rows by 8 others, of 32 bytes each. Lane `4 g + t` has two words of rows `g` (`a[0]`, `a[2]`)
+// and `g + 8` of the left, and of right row `g`, of whichever columns, as all rows of a `t` have the same; and of the products those of
+// left row `g + i / 2 * 8` and right row `2 t + i % 2`.
+DEVICE void multiply_eight(const u32 (&a)[4], const u32 (&b)[2], float (&sums)[4]) {
+    // Sums begin at a float that has a unit for its last bit, so that they are floats already.
+    constexpr u32 BEGIN = 0x4b400000;
+    u32 d[4];
+#if SINTER_NVIDIA
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(BEGIN));
+#else
+    for (int i = 0; i < 4; i++) d[i] = BEGIN;
+    lanes_multiply_eight(a, b, d);
+#endif
+    for (int i = 0; i < 4; i++) sums[i] = float_of(d[i]) - float_of(BEGIN);
+}
+#endif
 
 // Adds the products of rows of 16 halves to the lane's sums.
 DEVICE void multiply_halves(const Left<32>& a, const Right<32>& b, float (&sums)[SUMS]) {

@@ -245,10 +245,11 @@ struct MXFP4 : Blocks<32, 17, 32, 1, false> {
     static DEVICE Chunk unpack(const Raw& r, int) {
         Chunk w;
         for (int i = 0; i < 4; i++) w.q[i] = values(r.q[i] & NIBBLES), w.q[4 + i] = values(r.q[i] >> 4 & NIBBLES);
-        // 2^(e - 128), which is subnormal for the smallest two.
-        w.scale[0] = float_of(r.e < 2 ? 0x00200000u << r.e : (r.e - 1) << 23);
+        w.scale[0] = scale_of(r.e);
         return w;
     }
+    // 2^(e - 128), which is subnormal for the smallest two.
+    static DEVICE float scale_of(u32 e) { return float_of(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
 };
 
 // Byte `i` of 0 to 3 of a word.
@@ -427,13 +428,14 @@ struct Q3_K : Blocks<256, 110, 64, 4, false> {
                 const u32 third = r.h[i] >> (part / 2 * 4 + g) & 0x01010101;
                 w.q[4 * g + i] = ((r.q[i] >> (2 * g) & 0x03030303) << 5 | third << 7) ^ 0x80808080;
             }
-            // Scale s has its low four bits in byte s % 8, below or above, and its high two in byte 8 + s % 4.
-            const int s = part / 2 * 8 + 2 * g + part % 2;
-            const u32 low = byte_of(g < 2 ? r.scales[0] : r.scales[1], s % 4) >> (part / 2 * 4) & 15;
-            const u32 high = byte_of(r.scales[2], s % 4) >> (s / 4 * 2) & 3;
-            w.scale[g] = r.d * (float)((int)(low | high << 4) - 32);
+            w.scale[g] = r.d * (float)scale_of(r.scales, part / 2 * 8 + 2 * g + part % 2);
         }
         return w;
+    }
+    // Scale `s` of sixteen has its low four bits in byte s % 8, below or above, and its high two in byte 8 + s % 4.
+    static DEVICE int scale_of(const u32 (&scales)[3], int s) {
+        const u32 low = byte_of(s % 8 < 4 ? scales[0] : scales[1], s % 4) >> (s / 8 * 4) & 15, high = byte_of(scales[2], s % 4) >> (s / 4 * 2) & 3;
+        return (int)(low | high << 4) - 32;
     }
 };
 

@@ -90,6 +90,10 @@ pub struct Target {
     /// [`DType::Q8Act`].
     #[serde(default)]
     pub fine_layers: u64,
+    /// Tokens of a step of up to [`FEW_TOKENS`] from which a GPU's matrix units multiply sixteen rows of a quantised weight with all of them; none where its
+    /// lanes do, row by row. Kernels of that are NVIDIA's.
+    #[serde(default)]
+    pub units_from: Option<u64>,
     /// How a GPU's matvecs go over weights of a format, where that was measured; elsewhere they are portable ([`Target::shape`]).
     #[serde(default)]
     pub shapes: BTreeMap<DType, MatvecShape>,
@@ -133,6 +137,9 @@ fn two_warps() -> u64 {
 fn measured_shapes() -> BTreeMap<DType, MatvecShape> {
     BTreeMap::from([(DType::Q8_0, MatvecShape { rows: 1, pairs: 2, warps: 2 })])
 }
+
+/// See [`Target::units_from`].
+const UNITS_FROM: u64 = 2;
 
 /// What the first layer rounds is in all that come after. (llama-3.2-1b of random weights, 24 tokens on a CPU: logits are 6.7e-2 from exact ones with all
 /// activations in 8 bits, 3.4e-2 with those of the first layer in float, 2.7e-2 of the first two; a 13M model's divergence is 8.7e-4, 5.0e-4 and less.)
@@ -212,6 +219,7 @@ impl Target {
                 f16_gflops: dot4_gops.filter(|_| halves::has_units(arch)),
                 prompt_activations: halves::prompt_activations(arch),
                 fine_layers: FINE_LAYERS,
+                units_from: None,
                 shapes: BTreeMap::new(),
                 efficiency: BTreeMap::new(),
                 residual_epilogue: 1.0,
@@ -247,6 +255,7 @@ impl Target {
                     f16_gflops: Some(260_000.0),
                     prompt_activations: halves::prompt_activations(&format!("sm_{capability}")),
                     fine_layers: FINE_LAYERS,
+                    units_from: Some(UNITS_FROM),
                     shapes: if capability == 90 { measured_shapes() } else { BTreeMap::new() },
                     efficiency: BTreeMap::new(),
                     residual_epilogue: 1.0,
@@ -290,6 +299,7 @@ impl Target {
             f16_gflops: None,
             prompt_activations: default_activations(),
             fine_layers: 0,
+            units_from: None,
             shapes: BTreeMap::new(),
             efficiency: BTreeMap::new(),
             residual_epilogue: 1.0,
@@ -313,6 +323,7 @@ impl Target {
             f16_gflops: None,
             prompt_activations: default_activations(),
             fine_layers: 0,
+            units_from: None,
             shapes: BTreeMap::new(),
             efficiency: BTreeMap::new(),
             residual_epilogue: 1.0,
@@ -339,6 +350,7 @@ impl Target {
             f16_gflops: None,
             prompt_activations: default_activations(),
             fine_layers: 0,
+            units_from: None,
             shapes: BTreeMap::new(),
             efficiency: BTreeMap::from([(Kernel::MatmulSwiglu, 0.31)]),
             residual_epilogue: 0.95,

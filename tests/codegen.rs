@@ -198,3 +198,21 @@ fn grids_are_held_to_what_gpus_take() {
     let refused = at(100_000).unwrap_err().to_string();
     assert!(refused.contains("a smaller chunk has fewer"), "{refused}");
 }
+
+/// What a layer costs beside its work: a token of an 8B goes through eight launches of each, on every GPU; unfused through many more.
+#[test]
+fn a_layer_takes_eight_launches_on_gpus() {
+    let launches = |layers: u64, options: &Options| {
+        let model = Model::new(&Shape { layers, ..shape("llama-3.1-8b") }, q4_k_m).description();
+        let compiled = compile(&model, options, Purpose::Generate).unwrap();
+        let program = &compiled.iter().find(|compiled| compiled.program.bounds.t == 1).unwrap().program;
+        program.calls.iter().map(|call| program.kernels[call.kernel as usize].launches.len()).sum::<usize>()
+    };
+    for arch in ["gfx900", "gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_90"] {
+        let options = Options::new(Target::gpu(arch).unwrap());
+        // Behind those whose activations are in two bytes.
+        assert_eq!(launches(6, &options) - launches(5, &options), 8, "{arch}");
+        let unfused = Options { pipeline: options.pipeline.clone().without_fusions(), ..options };
+        assert!(launches(6, &unfused) - launches(5, &unfused) > 20, "{arch}");
+    }
+}

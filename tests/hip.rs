@@ -12,7 +12,7 @@ use sinter::check::{Caches, NodeCheck, check_step};
 use sinter::compile::{Options, Purpose, fuse};
 use sinter::generate::{EncodeOptions, Tokenizer};
 use sinter::gguf::GgufFile;
-use sinter::ir::{DType, Graph, Op, StateRole, Syms};
+use sinter::ir::{DType, Graph, KvTypes, Op, StateRole, Syms};
 use sinter::lower::Config;
 use sinter::plan::{LoadedPlan, Output};
 use sinter::runtime::interp::Tensor;
@@ -304,6 +304,60 @@ fn warps_that_share_rows_on_a_gpu() {
             for options in ways(&options) {
                 check_at(&file, &options, &device, 1, 40);
             }
+        }
+    }
+}
+
+/// Heads as wide as those of an 8B, four of a group, after caches of all depths and of both types: what splits them, and what joins their parts.
+#[test]
+fn heads_of_128_at_all_depths_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let heads = Shape {
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 128,
+        rotated: 128,
+        width: 256,
+        ffn: 256,
+        layers: 1,
+        ..shape("tiny-llama")
+    };
+    let file = Model::new(&Shape { vocab: 61, ..heads }, uniform(DType::Q8_0)).file();
+    let options = Options::new(target);
+    let kinds = [
+        options.clone(),
+        Options { kv: KvTypes { k: DType::F16, v: DType::F32 }, ..options.clone() },
+        options.exact(),
+    ];
+    let of_each: Vec<_> = kinds.iter().flat_map(|options| DEPTHS.map(|depth| (options, depth))).collect();
+    everywhere::at_once(&of_each, |(options, depth)| {
+        let quick: Vec<u64> =
+            [3, 70, 1, 8, 9].into_iter().filter(|tokens| is_quick(*tokens, *depth)).collect();
+        for tokens in &quick[..everywhere::cases(quick.len())] {
+            check_at(&file, options, &device, *tokens, *depth);
+        }
+    });
+}
+
+/// Weights so large that they go to the GPU in several lots, as planes and as the file has them: the embedding's first rows, some in the middle, and its
+/// last; and all rows of the head.
+#[test]
+fn weights_of_several_lots_on_a_gpu() {
+    let Some((target, device)) = here() else { return };
+    let vocab = 150_001;
+    let shape = Shape { layers: 1, vocab, width: 256, ffn: 256, ..shape("tiny-llama") };
+    for dtype in [DType::F16, DType::Q8_0, DType::Q6_K] {
+        let file = Model::new(&shape, uniform(dtype)).file();
+        let head = file.gguf().tensor("output.weight").unwrap();
+        assert!(head.shape.iter().product::<u64>() > 2 << 24, "{:?}", head.shape);
+        let options = Options { context: Some(64), chunk: 8, ..Options::new(target.clone()) };
+        let steps = Purpose::Score.steps(&Config::from_gguf(file.gguf()).unwrap(), &options);
+        let step = steps.iter().find(|step| step.tokens >= 5).unwrap();
+        let last = vocab as i32 - 1;
+        let tokens = [0, last / 3, last / 2, last / 3 * 2, last];
+        let outcome = check_step(&file, &options, &device, step, &tokens, 0, &mut Caches::new()).unwrap();
+        for node in &outcome.nodes {
+            assert!(node.passes(), "{dtype}: {node:?}");
         }
     }
 }

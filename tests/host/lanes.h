@@ -164,6 +164,21 @@ static inline LanesInt4 __builtin_amdgcn_mfma_i32_16x16x32_i8(long a, long b, La
     return lanes_matrix(true, a, true, b, sums, 4, [=](int i) { return lane / 16 * 4 + i; });
 }
 
+// NVIDIA's mma.m16n8k32 of signed bytes, for `multiply_eight` of device.h, which says what a lane has.
+static inline void lanes_multiply_eight(const unsigned (&a)[4], const unsigned (&b)[2], unsigned (&sums)[4]) {
+    struct Both {
+        unsigned a[4], b[2];
+    } both = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    const Both* all = (const Both*)lanes_show(&both, sizeof both);
+    const int lane = lanes_now.thread % 32;
+    for (int i = 0; i < 4; i++) {
+        for (int t = 0; t < 4; t++) {
+            const Both &left = all[lane / 4 * 4 + t], &right = all[(lane % 4 * 2 + i % 2) * 4 + t];
+            for (int word = 0; word < 2; word++) sums[i] = (unsigned)lanes_dot4(true, (int)left.a[2 * word + i / 2], true, (int)right.b[word], (int)sums[i]);
+        }
+    }
+}
+
 // The same of halves, of which sums are floats.
 typedef float LanesFloat4 __attribute__((ext_vector_type(4)));
 typedef float LanesFloat8 __attribute__((ext_vector_type(8)));

@@ -1,6 +1,6 @@
 //! Where tests run that run kernels: on the CPU and, where there is one, on a GPU.
 
-use sinter::runtime::hip::gpu;
+use sinter::runtime::hip::{HipError, gpu};
 use sinter::target::Target;
 use std::cell::RefCell;
 use std::io::Write;
@@ -18,9 +18,15 @@ pub fn target() -> Target {
 /// The target of the first GPU here; where there is none, a line says so once.
 pub fn gpu_target() -> Option<Target> {
     static SAID: Once = Once::new();
-    let target = gpu(None).map_err(|e| e.to_string()).and_then(|gpu| {
-        Target::gpu(&gpu.arch).ok_or_else(|| format!("there are no kernels for {} ({})", gpu.name, gpu.arch))
-    });
+    let target = match gpu(None) {
+        Ok(gpu) => {
+            let none = || format!("there are no kernels for {} ({})", gpu.name, gpu.arch);
+            Target::gpu(&gpu.arch).ok_or_else(none)
+        }
+        Err(e @ (HipError::Library { .. } | HipError::NoDevice { count: 0, .. })) => Err(e.to_string()),
+        // One that is there and does not work is no reason to skip.
+        Err(e) => panic!("{e}"),
+    };
     if let Err(why) = &target {
         // Not println, which a test that passes keeps to itself.
         SAID.call_once(|| _ = writeln!(std::io::stderr(), "skipped on GPUs: {why}"));

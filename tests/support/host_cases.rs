@@ -8,7 +8,7 @@ use sinter::compile::{Options, Purpose, compile, fuse};
 use sinter::gguf::{Gguf, GgufFile};
 use sinter::ir::{DType, KvTypes, verify};
 use sinter::lower::{Config, Step};
-use sinter::target::{MatvecShape, Target};
+use sinter::target::{MatvecShape, Target, TargetKind};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -100,8 +100,14 @@ pub fn some(target: &Target) -> Vec<Case> {
     let bytes = &in_bytes(target);
     let all = &DType::WEIGHTS;
     match target.wave {
-        32 => [cases(bytes, all, &[Q2_K], &TINY), large(bytes), unpacked(target, all), fine(target, all)]
-            .concat(),
+        32 => [
+            cases(bytes, all, &[Q2_K], &TINY),
+            large(bytes),
+            unpacked(target, all),
+            fine(target, all),
+            units(target, all),
+        ]
+        .concat(),
         _ => {
             let shapes = [shape("tiny-odd"), shape("tiny-phi3"), WIDE];
             let formats = [Q4_0, Q4_K, Q8_0, F16, Q3_K];
@@ -136,7 +142,8 @@ pub fn all(target: &Target) -> Vec<Case> {
     let shapes = [&TINY[..], &[WIDE]].concat();
     let bytes = &in_bytes(target);
     let halves = [unpacked(target, formats), fine(target, formats)].concat();
-    [cases(bytes, formats, formats, &shapes), large(bytes), otherwise(bytes), halves].concat()
+    let units = if target.wave == 32 { units(target, formats) } else { vec![] };
+    [cases(bytes, formats, formats, &shapes), large(bytes), otherwise(bytes), halves, units].concat()
 }
 
 /// A layer of each format, and of some in float32 throughout; models of families and of an odd shape; and what options make.
@@ -299,6 +306,37 @@ fn fine(target: &Target, formats: &[DType]) -> Vec<Case> {
     let three = Model::new(&Shape { layers: 3, ..ONE }, q4_k_m).file();
     let case = Case::new("fine layers and another", three, &Options { chunk: 1, greedy: false, ..options });
     cases.push(Case { purpose: Purpose::Generate, prompt: 1, after: &[], ..case });
+    cases
+}
+
+/// Few tokens that NVIDIA's matrix units multiply, a layer of each format, with activations in one byte and in two; rows that more warps share, of more
+/// tiles, the last of them not full, with biases; and formats that are merged.
+fn units(target: &Target, formats: &[DType]) -> Vec<Case> {
+    let fine = Target { kind: TargetKind::HipNvidia, units_from: Some(2), ..target.clone() };
+    let coarse = Target { fine_layers: 0, ..fine.clone() };
+    let mut cases = vec![];
+    let mut add = |name: String, file: Arc<GgufFile>, target: &Target| {
+        let options = Options { context: Some(96), chunk: 8, ..Options::new(target.clone()) };
+        let case = Case::new(format!("{name} on units"), file, &options);
+        let case = Case { prompt: 5, after: &[8, 3, 2], ..case };
+        assert!(case.codes().iter().any(|code| code.source.contains("matvec_eight(")), "{}", case.name);
+        cases.push(case);
+    };
+    for dtype in formats.iter().copied().filter(|dtype| dtype.is_quantised() && *dtype != DType::Q2_K) {
+        add(dtype.to_string(), of(dtype), &coarse);
+        add(format!("{dtype} of a fine layer"), of(dtype), &fine);
+    }
+    let long =
+        Shape { architecture: "qwen2", biases: true, width: 1024, ffn: 4608, heads: 16, kv_heads: 4, ..ONE };
+    let long = Model::new(&Shape { vocab: 3275, ..long }, |name| match name {
+        name if name.ends_with("bias") => DType::F32,
+        name if name.contains("attn_k") => DType::Q6_K,
+        name if name.contains("ffn") => DType::Q4_K,
+        _ => DType::Q8_0,
+    });
+    let file = long.file();
+    add("long rows".into(), file.clone(), &coarse);
+    add("long rows of a fine layer".into(), file, &fine);
     cases
 }
 

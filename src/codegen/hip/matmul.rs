@@ -1,4 +1,4 @@
-//! Matmuls: of up to eight tokens `kernels/matvec.h`, of more in tiles (`tiles.rs`).
+//! Matmuls: of up to eight tokens `kernels/matvec.h`, or on matrix units (`units.rs`), of more in tiles (`tiles.rs`).
 
 use super::super::in_place::residuals;
 use super::super::spec::{ArgId, Epilogue, Extent, Layout, MatmulPart, MatmulSpec};
@@ -17,6 +17,9 @@ impl Unit<'_> {
         }
         let tokens = self.dim(m.x, 0)?;
         if tokens.eval(self.bounds) > FEW_TOKENS && self.tiles(m, tokens)? {
+            return Ok(());
+        }
+        if self.on_units(m, tokens)? {
             return Ok(());
         }
         // Activations in two bytes take twice the registers: half of the tokens at once, and of more than two a single row.

@@ -10,6 +10,7 @@ mod norm;
 mod primitive;
 mod rope_kv;
 mod tiles;
+mod units;
 
 use super::Backend;
 use super::spec::{

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The headers that sources include, by name.
-pub const HEADERS: [(&str, &str); 16] = [
+pub const HEADERS: [(&str, &str); 18] = [
     ("attention.h", include_str!("../../../kernels/attention.h")),
     ("device.h", include_str!("../../../kernels/device.h")),
     ("elementwise.h", include_str!("../../../kernels/elementwise.h")),
@@ -23,8 +23,10 @@ pub const HEADERS: [(&str, &str); 16] = [
     ("matmul_halves.h", include_str!("../../../kernels/matmul_halves.h")),
     ("matmul_unpacked.h", include_str!("../../../kernels/matmul_unpacked.h")),
     ("matvec.h", include_str!("../../../kernels/matvec.h")),
+    ("matvec_eight.h", include_str!("../../../kernels/matvec_eight.h")),
     ("prefill_attention.h", include_str!("../../../kernels/prefill_attention.h")),
     ("primitive.h", include_str!("../../../kernels/primitive.h")),
+    ("quads.h", include_str!("../../../kernels/quads.h")),
     ("quant.h", include_str!("../../../kernels/quant.h")),
     ("reduce.h", include_str!("../../../kernels/reduce.h")),
     ("rmsnorm.h", include_str!("../../../kernels/rmsnorm.h")),
