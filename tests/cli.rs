@@ -467,6 +467,8 @@ fn options_that_make_no_sense_are_refused() {
         (vec!["run", "-p", "x", "--temp", "NaN"], "temperature is NaN; it must be at least 0"),
         (vec!["run", "-p", "x", "--temp=-1"], "temperature is -1; it must be at least 0"),
         (vec!["run", "-p", "x", "--temp", "-1"], "temperature is -1; it must be at least 0"),
+        (vec!["run", "-p", "- x", "--top-k", "-1"], "invalid value '-1' for '--top-k <N>'"),
+        (vec!["bench", "-p", "-1"], "invalid value '-1' for '--n-prompt <N,…>'"),
         (vec!["run", "-p", "x", "--top-p", "2"], "top-p is 2; it must be 0 to 1"),
         (vec!["run", "-p", "x", "--log", "a=b=c"], "--log a=b=c: "),
         (vec!["run", "-p", "x", "--log", "nonsense"], "\"nonsense\" is no level"),

@@ -22,7 +22,7 @@ mod trend;
 mod tune;
 mod units;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
@@ -84,9 +84,19 @@ enum Command {
     Profile(profile::Args),
 }
 
+/// A number below zero is a value, which the option refuses by its name, and no unknown option.
+fn below_zero(arg: clap::Arg) -> clap::Arg {
+    let takes = arg.get_action().takes_values();
+    if takes { arg.allow_negative_numbers(true) } else { arg }
+}
+
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut command = Cli::command();
+    for subcommand in command.get_subcommands_mut() {
+        *subcommand = std::mem::take(subcommand).mut_args(below_zero);
+    }
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit());
     let filter = match log_filter(&cli.log) {
         Ok(filter) => filter,
         Err(e) => return fail(&*Box::<dyn std::error::Error>::from(format!("--log {}: {e}", cli.log))),

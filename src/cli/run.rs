@@ -21,7 +21,7 @@ pub struct Args {
     #[command(flatten)]
     source: SourceArgs,
     /// Text to continue; - or a pipe reads stdin.
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Reads the text to continue from a file; - from stdin.
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long)]
     special: bool,
     /// Tokens to generate at most; -1 for as many as fit the context.
-    #[arg(short = 'n', long = "n-predict", default_value = "200", value_name = "N", value_parser = count, allow_negative_numbers = true)]
+    #[arg(short = 'n', long = "n-predict", default_value = "200", value_name = "N", value_parser = count)]
     count: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -46,25 +46,25 @@ pub struct Args {
 #[derive(clap::Args)]
 struct SamplingArgs {
     /// Seed of the random choices; -1 draws one, and it is told on stderr.
-    #[arg(short, long, default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
+    #[arg(short, long, default_value = "-1", value_parser = seed)]
     seed: Seed,
     /// Temperature; 0 always takes the best token.
-    #[arg(long, default_value_t = Sampling::default().temperature, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = Sampling::default().temperature, value_name = "X")]
     temp: f32,
     /// Only the K best tokens; 0 for all.
     #[arg(long, default_value_t = Sampling::default().top_k, value_name = "K")]
     top_k: usize,
     /// Only the best tokens that together have probability X.
-    #[arg(long, default_value_t = Sampling::default().top_p, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = Sampling::default().top_p, value_name = "X")]
     top_p: f32,
     /// Only tokens with at least X times the probability of the best.
-    #[arg(long, default_value_t = Sampling::default().min_p, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = Sampling::default().min_p, value_name = "X")]
     min_p: f32,
     /// Divides the logits of recent tokens; 1 is off.
-    #[arg(long, default_value_t = Sampling::default().repeat_penalty, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = Sampling::default().repeat_penalty, value_name = "X")]
     repeat_penalty: f32,
     /// How many recent tokens that concerns; -1 for all.
-    #[arg(long, default_value_t = Sampling::default().repeat_last_n, value_name = "N", value_parser = count, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = Sampling::default().repeat_last_n, value_name = "N", value_parser = count)]
     repeat_last_n: usize,
 }
 

@@ -5,7 +5,7 @@ use super::{Plan, PlanError};
 use std::ops::Deref;
 
 /// Version of the byte form and of all types in it.
-pub const FORMAT: u32 = 14;
+pub const FORMAT: u32 = 15;
 
 const MAGIC: &[u8; 8] = b"SINTERPL";
 const HEADER: usize = 8 + 4 + 8 + 32;

@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(short = 'p', long, value_name = "N")]
     n_prompt: Option<u64>,
     /// The prompt as text, which is tokenised then.
-    #[arg(long, value_name = "TEXT", conflicts_with = "n_prompt")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "n_prompt", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Tokens that each sequence has before.
     #[arg(short = 'd', long, default_value_t = 0, value_name = "N")]

@@ -32,6 +32,7 @@ impl Unit<'_> {
             is_there && self.layout(part.weight) == Layout::Planes
         };
         let is_for = self.target.kind == TargetKind::HipNvidia
+            && self.target.wave == 32
             && (from..=FEW_TOKENS).contains(&most)
             && activations.is_activations()
             && m.k.is_multiple_of(SLICE)
