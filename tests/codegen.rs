@@ -6,9 +6,10 @@ mod common;
 mod synthetic;
 
 use common::{fuse, input, parse};
+use sinter::codegen::spec::Access;
 use sinter::codegen::{self, Layouts};
 use sinter::compile::{Options, Purpose, compile};
-use sinter::ir::{Op, Verified, verify};
+use sinter::ir::{Op, Syms, Verified, verify};
 use sinter::target::Target;
 use synthetic::{Model, Shape, q4_k_m, shape};
 
@@ -215,4 +216,30 @@ fn a_layer_takes_eight_launches_on_gpus() {
         let unfused = Options { pipeline: options.pipeline.clone().without_fusions(), ..options };
         assert!(launches(6, &unfused) - launches(5, &unfused) > 20, "{arch}");
     }
+}
+
+/// Of a step whose last tokens nobody wants the logits of, kernels of those rows have no blocks: such a launch is not made.
+#[test]
+fn kernels_of_no_rows_have_no_blocks() {
+    let model = Model::new(&Shape { layers: 2, ..shape("llama-3.1-8b") }, q4_k_m).description();
+    let mut kernels = 0;
+    for arch in ["gfx942", "gfx1100", "sm_90"] {
+        let options = Options { sequences: 8, ..Options::new(Target::gpu(arch).unwrap()) };
+        for options in [options.clone(), options.exact()] {
+            for compiled in compile(&model, &options, Purpose::Generate).unwrap() {
+                let at = Syms { r: 0, ..compiled.program.bounds };
+                for kernel in &compiled.program.kernels {
+                    let mut written = kernel.args().filter(|arg| arg.access != Access::Read);
+                    if written.any(|arg| arg.ty.bytes(&at) > 0) {
+                        continue;
+                    }
+                    kernels += 1;
+                    for launch in &kernel.launches {
+                        assert!(launch.grid.iter().any(|extent| extent.eval(&at) == 0), "{arch}: {launch:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(kernels > 50, "{kernels}");
 }

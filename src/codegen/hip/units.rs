@@ -95,7 +95,9 @@ impl Unit<'_> {
             // No tile finds the best of all rows.
             Epilogue::ArgMax { .. } => return Ok(false),
         };
-        self.file(&["matvec_eight.h"], warps as u32 * self.target.wave, vec![Extent::each(blocks)], body);
+        // No tokens, no blocks.
+        let grid = vec![Extent { dim: tokens, per: FEW_TOKENS as u32 }, Extent::each(blocks)];
+        self.file(&["matvec_eight.h"], warps as u32 * self.target.wave, grid, body);
         if let Some(file) = self.files.last_mut() {
             file.blocks = (WARPS / warps) as u32;
         }
