@@ -467,7 +467,7 @@ fn options_that_make_no_sense_are_refused() {
         (vec!["run", "-p", "x", "--temp", "NaN"], "temperature is NaN; it must be at least 0"),
         (vec!["run", "-p", "x", "--temp=-1"], "temperature is -1; it must be at least 0"),
         (vec!["run", "-p", "x", "--temp", "-1"], "temperature is -1; it must be at least 0"),
-        (vec!["run", "-p", "- x", "--top-k", "-1"], "invalid value '-1' for '--top-k <N>'"),
+        (vec!["run", "-p", "- x", "--top-k", "-1"], "invalid value '-1' for '--top-k <K>'"),
         (vec!["bench", "-p", "-1"], "invalid value '-1' for '--n-prompt <N,…>'"),
         (vec!["run", "-p", "x", "--top-p", "2"], "top-p is 2; it must be 0 to 1"),
         (vec!["run", "-p", "x", "--log", "a=b=c"], "--log a=b=c: "),

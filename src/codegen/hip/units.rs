@@ -6,7 +6,7 @@ use super::{Unit, floats, symbol};
 use crate::ir::{DType, Dim};
 use crate::target::{FEW_TOKENS, TargetKind};
 
-/// Rows of a tile, and columns of a slice, as `kernels/quads.h` has them.
+/// Rows of a tile, and columns of a slice, as `kernels/matvec_eight.h` and `kernels/quads.h` have them.
 const TILE: u64 = 16;
 const SLICE: u64 = 256;
 /// Blocks that an H200 runs at once, a multiprocessor each, and a few more.
@@ -26,7 +26,7 @@ impl Unit<'_> {
         let from = if m.parts.iter().any(is_small) { from.max(3) } else { from };
         let activations = self.ty(m.x)?.dtype;
         let fits = |part: &MatmulPart| {
-            // A quarter of 4 GiB of blocks, as offsets have 32 bits. (Q2_K has minima of 16 columns, of whose activations nobody has the sums.)
+            // A plane has a byte of each weight at most, and offsets in it 32 bits. (Q2_K has minima of 16 columns, of whose activations nobody has the sums.)
             let is_addressed = m.k.saturating_mul(part.rows) < 1 << 31;
             let is_there = part.format.is_quantised() && part.format != DType::Q2_K && is_addressed;
             is_there && self.layout(part.weight) == Layout::Planes
