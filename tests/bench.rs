@@ -180,6 +180,10 @@ fn the_table_is_markdown() {
 #[test]
 fn what_cannot_be_measured_is_one_clear_error() {
     fails(&["-p", "0", "-n", "0"], "nothing to measure");
+    fails(
+        &["-p", "4", "-n", "4", "-b", "1,600"],
+        "600 sequences are more than a step's 512 tokens; --chunk 600",
+    );
     fails(&["-p", "16", "-n", "0", "-d", "0,32", "-c", "40"], "pp16 @ d32 needs a context of 48, not 40");
     fails(&["-p", "12,x"], "invalid value 'x' for '--n-prompt");
     fails(&["-n", "4,,8"], "invalid value '' for '--n-gen");

@@ -98,6 +98,13 @@ pub fn run(args: Args) -> super::Outcome {
     let context = options.context.unwrap_or(needs);
     bench::check_context(&tests, context)?;
     let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
+    if sequences > options.chunk {
+        let most = options.chunk;
+        return Err(format!(
+            "{sequences} sequences are more than a step's {most} tokens; --chunk {sequences} makes it larger"
+        )
+        .into());
+    }
     let options = Options { context: Some(context), sequences, ..options };
     let repetitions = args.repetitions.or(kept.repetitions()).unwrap_or(REPETITIONS);
     let mut out: Option<Printer> = None;
