@@ -28,7 +28,7 @@ DEVICE const u8* in_plane(Field<FILE, BEFORE, SIZE>, const u8* base, u64 blocks,
 }
 #define PLANE(format, field) (in_plane(format::field{}, base, blocks, block))
 
-// Number `i` of halves, and of floats' worth of two halves.
+// Number `i` of eight halves.
 DEVICE float half_of(const Words& halves, int i) { return half_to_float((u16)(halves.x[i / 2] >> (i % 2 * 16))); }
 
 // Nibbles of eight blocks of 32 columns, whose low ones are of the first 16: two lanes have the same bytes.

@@ -52,11 +52,12 @@ sanitized() {
       "$folder/${test% *}" --exact "${test#* }" --test-threads 1 >"$folder/part-$part.log" 2>&1 &
     waits+=($!)
   done
+  local failed=0
   for ((part = 0; part < parts; part++)); do
-    wait "${waits[part]}" || { cat "$folder/part-$part.log"; return 1; }
+    wait "${waits[part]}" && grep -q ' 1 passed' "$folder/part-$part.log" || { failed=1; echo "part $part of $test did not pass"; }
     cat "$folder/part-$part.log"
-    grep -q ' 1 passed' "$folder/part-$part.log" || { echo "part $part of $test did not pass"; return 1; }
   done
+  return $failed
 }
 
 run() {

@@ -20,10 +20,12 @@ impl Unit<'_> {
     /// The matmul on matrix units, of all tokens at once; false where those are not for it.
     pub(super) fn on_units(&mut self, m: &MatmulSpec, tokens: Dim) -> Result<bool, String> {
         let most = tokens.eval(self.bounds);
-        // Of blocks of 32 nibbles each lane loads eight bytes, two of them the same: that pays for more than two tokens.
-        let is_small = |part: &MatmulPart| part.format.is_quantised() && part.format.block_bytes() <= 24;
+        // Two lanes load the same eight bytes of a block of 32 nibbles: that pays for more than two tokens.
+        let in_nibbles = |part: &MatmulPart| {
+            matches!(part.format, DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::MXFP4)
+        };
         let from = self.target.units_from.unwrap_or(u64::MAX);
-        let from = if m.parts.iter().any(is_small) { from.max(3) } else { from };
+        let from = if m.parts.iter().any(in_nibbles) { from.max(3) } else { from };
         let activations = self.ty(m.x)?.dtype;
         let fits = |part: &MatmulPart| {
             // A plane has a byte of each weight at most, and offsets in it 32 bits. (Q2_K has minima of 16 columns, of whose activations nobody has the sums.)
